@@ -1,0 +1,1 @@
+"""Benchmarks behind every claim of speed. Run as modules: `python -m bench.train --preset=digits`."""

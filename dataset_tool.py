@@ -1,0 +1,156 @@
+"""Turn public image data sets into one data set file: a zip or a folder of equal PNG images with labels.
+
+The format is the one published EDM code reads and writes; `docs/data.md` describes it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import warnings
+
+import click
+
+from torch_utils.cli import Command
+from training.dataset_sources import LAYOUTS, open_source
+from training.dataset_writer import Summary, check_destination, convert
+from training.transforms import FILTERS, TRANSFORMS, make_transform
+
+EPILOG = """\b
+Layouts (--layout):
+{layouts}
+
+\b
+Examples:
+  # 1797 real images, nothing to download
+  python dataset_tool.py --source=digits --dest=datasets/digits-8x8.zip
+\b
+  # CIFAR-10 as downloaded
+  python dataset_tool.py --source=downloads/cifar-10-python.tar.gz --dest=datasets/cifar10-32x32.zip
+\b
+  # FFHQ, AFHQv2 and ImageNet at 64x64
+  python dataset_tool.py --source=downloads/images1024x1024 --layout=ffhq \\
+      --dest=datasets/ffhq-64x64.zip --resolution=64x64
+  python dataset_tool.py --source=downloads/afhqv2 --layout=afhqv2 --split=all \\
+      --dest=datasets/afhqv2-64x64.zip --resolution=64x64
+  python dataset_tool.py --source=downloads/imagenet/ILSVRC/Data/CLS-LOC/train \\
+      --dest=datasets/imagenet-64x64.zip --resolution=64x64 --transform=center-crop
+\b
+  # any folder of pictures; folders below it become classes
+  python dataset_tool.py --source=pictures --dest=datasets/pictures.zip --resolution=32x32 --transform=center-crop
+""".format(
+    layouts="\n".join(
+        f"  {name:<9} {layout.help}" + (f" (--split={'|'.join(layout.splits)})" if layout.splits else "")
+        for name, layout in LAYOUTS.items()
+    )
+)
+
+
+class Size(click.ParamType):
+    """`64x64` or `64,64` -> (width, height) in pixels."""
+
+    name = "WxH"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+        match = re.fullmatch(r"\s*(\d{1,5})\s*[x,]\s*(\d{1,5})\s*", value) if isinstance(value, str) else None
+        if match is None or not (int(match[1]) and int(match[2])):
+            self.fail(f"'{value}' is not a size in pixels: write width x height, for example 64x64", param, ctx)
+        return int(match[1]), int(match[2])
+
+
+@click.command(cls=Command, epilog=EPILOG, context_settings={"max_content_width": 120, "show_default": True})
+@click.option("--source", required=True, metavar="PATH|digits", help="Folder or archive of images, or 'digits'.")
+@click.option(
+    "--dest", required=True, metavar="PATH",
+    help="File ending in .zip (an existing one is replaced at the end, in one step) or an empty or new folder.",
+)  # fmt: skip
+@click.option(
+    "--layout", type=click.Choice(["auto", *LAYOUTS]), default="auto",
+    help="How the source is arranged; auto goes by its name. The list is below.",
+)  # fmt: skip
+@click.option(
+    "--split", metavar="NAME", help="Part of the data, for layouts that name --split below.  [default: train]"
+)
+@click.option(
+    "--labels", type=click.Choice(["auto", "folders", "none"]), default="auto",
+    help="auto: what the layout has; folders: the top-level folder is the class, in zips too; none: no labels.",
+)  # fmt: skip
+@click.option("--max-images", type=click.IntRange(min=1), metavar="N", help="Read only the first N images.")
+@click.option("--resolution", type=Size(), help="Width and height of the images to write, in pixels.")
+@click.option(
+    "--transform", type=click.Choice(list(TRANSFORMS)),
+    help="Crop to --resolution; without it images are resized and their aspect ratio is not kept.",
+)  # fmt: skip
+@click.option("--resize-filter", type=click.Choice(list(FILTERS)), help="Filter for resizing.  [default: lanczos]")
+@click.option(
+    "--background", type=click.Choice(["white", "black"]),
+    help="Put this colour behind transparent images, which are otherwise refused.",
+)  # fmt: skip
+@click.option("--any-size", is_flag=True, help="Accept square images whose size is no power of two.")
+@click.option(
+    "--skip-broken", is_flag=True,
+    help="Leave out images that cannot be read or do not fit, with a notice each, instead of stopping. "
+    "Their numbers stay unused.",
+)  # fmt: skip
+@click.option(
+    "--workers", type=click.IntRange(1, 256), metavar="N", default=lambda: os.cpu_count() or 1,
+    show_default="number of cores", help="Threads; the output does not depend on it.",
+)  # fmt: skip
+def main(
+    source: str,
+    dest: str,
+    layout: str,
+    split: str | None,
+    labels: str,
+    max_images: int | None,
+    resolution: tuple[int, int] | None,
+    transform: str | None,
+    resize_filter: str | None,
+    background: str | None,
+    any_size: bool,
+    skip_broken: bool,
+    workers: int,
+) -> None:
+    """Convert images from SOURCE to a data set at DEST for training and FID.
+
+    All images of a data set are square, of one size (a power of two) and of one kind (gray or RGB). Palette, CMYK and
+    16 bit images are converted. The output is the same, byte for byte, on any number of cores, and appears whole or not
+    at all.
+    """
+    function = make_transform(transform, resolution, resize_filter)
+    target = check_destination(dest, source)
+    opened = open_source(source, layout=layout, split=split, labels=labels)
+    click.echo(opened.description)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter(
+                "ignore"
+            )  # PIL's remarks about damaged metadata name no file and tear the progress bar
+            summary = convert(
+                opened,
+                target,
+                function,
+                background=background,
+                max_images=max_images,
+                skip_broken=skip_broken,
+                any_size=any_size,
+                workers=workers,
+            )
+    finally:
+        opened.close()
+    click.echo(_report(summary, dest))
+
+
+def _report(summary: Summary, dest: str) -> str:
+    width, height, channels = summary.shape
+    parts = [f"Wrote {summary.written} images ({width}x{height}, {'RGB' if channels == 3 else 'gray'}) to {dest}"]
+    parts.append("with labels" if summary.labelled else "without labels")
+    if summary.dropped:
+        parts.append(f"{summary.dropped} were too small for the transform")
+    if summary.skipped:
+        parts.append(f"{summary.skipped} were skipped")
+    return ", ".join(parts)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,256 @@
+"""Save and load networks: our snapshots, .safetensors files, EDM-style pickles, web addresses, published checkpoints.
+
+Whatever the file, the result is one of our own classes, built from a class name and plain arguments, with tensors
+loaded strictly: nothing missing, nothing left over, every shape equal. The network is first built on the meta device,
+without memory, under a limit on its size, so that a file can not ask for more than it contains; constructors of
+NETWORKS must therefore work on the meta device. Nothing in a file is executed (see `torch_utils.foreign_pickle`).
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
+
+from networks.registry import NETWORKS, build
+from torch_utils import checkpoint
+from torch_utils.files import download, map_file
+from torch_utils.foreign_pickle import Record, naming, read_edm_pickle, to_network_spec
+from torch_utils.pickle_machine import shown
+
+__all__ = ["PUBLISHED", "load_network", "save_network"]
+
+_EDM = "https://nvlabs-fi-cdn.nvidia.com/edm/pretrained"
+
+# Checkpoints of Karras et al. 2022 (arXiv 2206.00364); weights under CC BY-NC-SA 4.0. alias -> address
+PUBLISHED: dict[str, str] = {
+    **{
+        f"edm-{data}-{arch}": f"{_EDM}/edm-{data}-{arch}.pkl"
+        for data in ("cifar10-32x32-cond", "cifar10-32x32-uncond", "ffhq-64x64-uncond", "afhqv2-64x64-uncond")
+        for arch in ("vp", "ve")
+    },
+    "edm-imagenet-64x64-cond-adm": f"{_EDM}/edm-imagenet-64x64-cond-adm.pkl",
+    **{
+        f"baseline-{name}": f"{_EDM}/baseline/baseline-{name}.pkl"
+        for name in ("cifar10-32x32-uncond-vp", "cifar10-32x32-uncond-ve", "imagenet-64x64-cond-adm")
+    },
+}
+
+MAX_NUMBER = 1 << 20  # largest integer in a constructor argument
+MAX_LIST = 256
+
+# Attributes that samplers read and that the arguments do not determine to the last digit, or that a user may have set.
+_FACTS: dict[str, Any] = {"path": str, "predicts": str, "sigma_min": int | float, "sigma_max": int | float}
+
+
+def save_network(
+    path: str | Path, net: nn.Module, info: dict[str, Any] | None = None, extra: dict[str, Any] | None = None
+) -> str:
+    """Write a snapshot of `net`, atomically; returns the SHA-256 of its tensors.
+
+    Args:
+        path: a name that ends in .safetensors gives that format.
+        net: a bare network made by `networks.build` (no DDP or compile wrapper: their prefix must not enter the keys).
+        info: JSON-able facts to keep: method, data set, training options, images seen.
+        extra: further parts of the payload beside "ema", for example {"encoder": state_dict}.
+
+    Raises:
+        ValueError: a network without `config`, or values that are not data.
+        OSError: the file cannot be written; one of that name is as it was.
+    """
+    config = getattr(net, "config", None)
+    if not isinstance(config, dict) or config.get("class_name") not in NETWORKS:
+        raise ValueError(
+            f"a {type(net).__name__} cannot be saved as a snapshot: it was not made by networks.build, "
+            "so its file could not say how to rebuild it"
+        )
+    facts = {name: getattr(net, name) for name in _FACTS if isinstance(getattr(net, name, None), str | int | float)}
+    facts = {"config": config, "path": "ve", "predicts": "data", **facts, **(info or {})}
+    if Path(path).suffix == ".safetensors":
+        if extra:
+            raise ValueError("a .safetensors file holds the network alone: give a name that ends in .pkl to save more")
+        return checkpoint.save_safetensors(path, facts, net.state_dict())
+    return checkpoint.save(path, "snapshot", facts, {"ema": net.state_dict(), **(extra or {})})
+
+
+def load_network(
+    source: str | Path, device: str | torch.device = "cpu", verbose: bool = False, sha256: str | None = None
+) -> nn.Module:
+    """Load a network in eval mode, with `requires_grad` off and the facts of its file in `net.info`.
+
+    Args:
+        source: a snapshot of ours, a .safetensors file written by `save_network`, an EDM-style .pkl, the address of one
+            (https://..., kept in $FEWSTEP_CACHE_DIR or ~/.cache/fewstep), or an alias of PUBLISHED.
+        device: where the network goes.
+        verbose: print what is loaded and show the progress of a download.
+        sha256: expected hash of a downloaded file.
+
+    Raises:
+        ValueError: no such file or alias, no connection, a damaged or hostile file, an unknown class; one sentence.
+    """
+    path = _locate(str(source), verbose, sha256)
+    if verbose:
+        print(f"Loading network from {path}", flush=True)
+    config, info, state = _read(path)
+    with naming(path):
+        net = _build(config, state)
+    for name, kind in _FACTS.items():
+        if isinstance(info.get(name), kind) and getattr(net, name, None) != info[name]:
+            setattr(net, name, info[name])
+    net.info = info
+    _warn_if_not_finite(path, net)
+    return net.eval().requires_grad_(False).to(device)
+
+
+def _locate(source: str, verbose: bool, sha256: str | None) -> Path:
+    url = PUBLISHED.get(source, source)
+    if not Path(source).exists() and url.startswith(("http://", "https://")):
+        return download(url, sha256=sha256, verbose=verbose)
+    if not Path(source).exists():
+        raise ValueError(
+            f"'{source}' is neither a file nor a known checkpoint: give the path of a .pkl or .safetensors file, "
+            f"an address that begins with https://, or one of {', '.join(PUBLISHED)}"
+        )
+    return Path(source)
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, Tensor]]:
+    """Class and arguments, facts, and state dict, from any of the three formats."""
+    view = map_file(path)
+    if not checkpoint.is_safetensors(view) and view[0] == 0x80:
+        return _read_edm(path)
+    if checkpoint.is_safetensors(view):
+        contents = checkpoint.load_safetensors(path)
+        state = contents.payload
+    else:
+        contents = checkpoint.load(path, "snapshot")
+        state = contents.payload.get("ema") if isinstance(contents.payload, dict) else None
+    config = contents.info.get("config")
+    if not isinstance(config, dict) or not _is_state(state):
+        raise ValueError(
+            f"{path} does not say how to rebuild its network: only files written by save_network can be loaded"
+        )
+    return config, contents.info, state
+
+
+def _read_edm(path: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, Tensor]]:
+    content = read_edm_pickle(path)
+    with naming(path):
+        class_name, kwargs, state = to_network_spec(content["ema"])
+    config = {"class_name": class_name, **kwargs}
+    parts = {key: content.get(key) for key in ("loss_fn", "augment_pipe", "dataset_kwargs")}
+    info = {"config": config, "path": "ve", "predicts": "data", "method": "edm", "source": "EDM-style pickle"}
+    info |= {name: value for name, value in content["ema"].state.items() if name in ("sigma_min", "sigma_max")}
+    return config, {**info, **{key: _facts(part) for key, part in parts.items()}}, state
+
+
+def _facts(value: Any) -> Any:
+    """JSON-able version of a part of a foreign file; what is not plain data becomes its type's name."""
+    if isinstance(value, Record):
+        plain = {k: v for k, v in value.state.items() if k[:1] != "_"}
+        return {"class_name": value.class_name, **_facts(plain)}
+    if isinstance(value, dict):
+        return {str(k): _facts(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_facts(v) for v in value]
+    return value if isinstance(value, str | int | float | None) else type(value).__name__
+
+
+def _is_state(state: Any) -> bool:
+    return isinstance(state, dict) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items())
+
+
+def _build(config: dict[str, Any], state: Mapping[str, Tensor]) -> nn.Module:
+    """A network of `config` that holds the tensors of `state`."""
+    class_name = config.get("class_name")
+    if not isinstance(class_name, str) or class_name not in NETWORKS:
+        raise ValueError(
+            f"it holds a network of class {shown(class_name)}, which is not part of this project "
+            f"({', '.join(NETWORKS)}); classes stored by value would execute code and are not loaded"
+        )
+    for name, value in config.items():
+        _check_argument(name, value)
+    with _limited(2 * len(state) + 64), torch.device("meta"):
+        net = build(**config)
+    expected = net.state_dict()
+    problems = [f"it lacks the tensor {name}" for name in expected if name not in state]
+    problems += [f"it holds the unknown tensor {shown(name)}" for name in state if name not in expected]
+    problems += [
+        f"its tensor {name} has shape {list(state[name].shape)}, the network needs {list(value.shape)}"
+        for name, value in expected.items()
+        if name in state and state[name].shape != value.shape
+    ]
+    problems += [
+        f"its tensor {name} has the element type {state[name].dtype}, the network needs {value.dtype}"
+        for name, value in expected.items()
+        if name in state and state[name].is_floating_point() != value.is_floating_point()
+    ]
+    if problems:
+        more = f" ({len(problems) - 1} further differences)" if len(problems) > 1 else ""
+        raise ValueError(problems[0] + more)
+    tensors = {name: _own(state[name].to(value.dtype)) for name, value in expected.items()}
+    net.load_state_dict(tensors, strict=True, assign=True)
+    if not _has_meta(net):
+        return net
+    with torch.random.fork_rng(devices=[]):  # tensors outside of the state dict: only the constructor knows them
+        net = build(**config)
+    net.load_state_dict(tensors, strict=True)
+    return net
+
+
+def _own(tensor: Tensor) -> Tensor:
+    """Contiguous and alone in its storage."""
+    tensor = tensor.contiguous()
+    return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
+
+
+def _has_meta(net: nn.Module) -> bool:
+    values = [v for m in net.modules() for v in (*vars(m).values(), *m._buffers.values(), *m._parameters.values())]
+    return any(isinstance(v, Tensor) and v.is_meta for v in values)
+
+
+def _check_argument(name: str, value: Any) -> None:
+    """Constructor arguments out of a file: numbers and lists of sizes that a network can have."""
+    if isinstance(value, list | tuple) and len(value) <= MAX_LIST:
+        for item in value:
+            _check_argument(name, item)
+    elif isinstance(value, dict) and len(value) <= MAX_LIST:
+        for key, item in value.items():
+            _check_argument(f"{name}.{key}", item)
+    elif not isinstance(value, bool | str | int | float | None) or (isinstance(value, int) and abs(value) > MAX_NUMBER):
+        raise ValueError(f"its network has the impossible argument {shown(name)}={shown(value)}")
+
+
+@contextmanager
+def _limited(count: int) -> Iterator[None]:
+    """Stop a constructor that makes more than `count` parameters, and turn what it raises into a ValueError."""
+    made = 0
+
+    def register(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        nonlocal made
+        made += parameter is not None
+        if made > count:
+            raise ValueError(f"its network has more than {count} parameters, many more than there are in the file")
+
+    handle = register_module_parameter_registration_hook(register)
+    try:
+        yield
+    except ValueError:
+        raise
+    except Exception as error:  # arguments of a file reach a constructor: anything may go wrong there
+        text = " ".join(str(error).split())[:200]
+        raise ValueError(f"its network cannot be built ({type(error).__name__}: {text})") from error
+    finally:
+        handle.remove()
+
+
+def _warn_if_not_finite(path: Path, net: nn.Module) -> None:
+    bad = [name for name, p in net.named_parameters() if not torch.isfinite(p).all()]
+    if bad:
+        warnings.warn(f"{path} holds values that are not finite, first in {bad[0]}", stacklevel=3)

@@ -1,0 +1,139 @@
+"""Interpolation paths x_t = alpha(t) * data + sigma(t) * noise between data (t = 0) and noise.
+
+Every member is a frozen dataclass of pure functions, element-wise in `t`; derivatives are analytic.
+
+- `VE`: alpha = 1, sigma = t: the coordinates of denoisers (Karras et al. 2022, arXiv 2206.00364), t in [0, inf).
+- `VP`: alpha = 1/sqrt(1 + s^2), sigma = s * alpha with s(t) = sqrt(exp(beta_d t^2 / 2 + beta_min t) - 1), t in [0, 1]
+  (Song et al. 2021, arXiv 2011.13456).
+- `Linear`: alpha = 1 - t, sigma = t, t in [0, 1] (Lipman et al. 2023, arXiv 2210.02747; Liu et al. 2023, 2209.03003).
+- `Trig`: alpha = cos(pi t / 2), sigma = sin(pi t / 2), t in [0, 1] (Albergo et al. 2023, arXiv 2303.08797, "GVP").
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from torch_utils.misc import expand_to
+
+__all__ = ["PATHS", "VE", "VP", "Kind", "Linear", "Path", "Trig"]
+
+Kind = Literal["data", "noise", "velocity"]
+
+
+@dataclass(frozen=True)
+class Path:
+    """The contract: four functions of time, and what follows from them."""
+
+    def alpha(self, t: Tensor) -> Tensor:
+        raise TypeError(f"{type(self).__name__} does not define alpha")
+
+    def sigma(self, t: Tensor) -> Tensor:
+        raise TypeError(f"{type(self).__name__} does not define sigma")
+
+    def d_alpha(self, t: Tensor) -> Tensor:
+        raise TypeError(f"{type(self).__name__} does not define d_alpha")
+
+    def d_sigma(self, t: Tensor) -> Tensor:
+        raise TypeError(f"{type(self).__name__} does not define d_sigma")
+
+    def time_of(self, s: Tensor) -> Tensor:
+        """The time at which sigma(t) / alpha(t) equals the VE noise level `s`."""
+        raise TypeError(f"{type(self).__name__} does not define time_of")
+
+    def mix(self, data: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """x_t; `t` follows the noise-level rule."""
+        t = expand_to(t, data)
+        return self.alpha(t) * data + self.sigma(t) * noise
+
+    def target(self, data: Tensor, noise: Tensor, t: Tensor, kind: Kind) -> Tensor:
+        """What a network that predicts `kind` should return at x_t."""
+        if kind == "velocity":
+            t = expand_to(t, data)
+            return self.d_alpha(t) * data + self.d_sigma(t) * noise
+        return data if kind == "data" else noise
+
+
+@dataclass(frozen=True)
+class VE(Path):
+    def alpha(self, t: Tensor) -> Tensor:
+        return torch.ones_like(t)
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return t
+
+    def d_alpha(self, t: Tensor) -> Tensor:
+        return torch.zeros_like(t)
+
+    def d_sigma(self, t: Tensor) -> Tensor:
+        return torch.ones_like(t)
+
+    def time_of(self, s: Tensor) -> Tensor:
+        return s
+
+
+@dataclass(frozen=True)
+class VP(Path):
+    beta_d: float = 19.9
+    beta_min: float = 0.1
+
+    def _exponent(self, t: Tensor) -> Tensor:  # log(1 + s^2)
+        return 0.5 * self.beta_d * t**2 + self.beta_min * t
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return torch.exp(-0.5 * self._exponent(t))
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return torch.sqrt(-torch.expm1(-self._exponent(t)))
+
+    def d_alpha(self, t: Tensor) -> Tensor:
+        return -0.5 * (self.beta_d * t + self.beta_min) * self.alpha(t)
+
+    def d_sigma(self, t: Tensor) -> Tensor:
+        return 0.5 * (self.beta_d * t + self.beta_min) * self.alpha(t) ** 2 / self.sigma(t)
+
+    def time_of(self, s: Tensor) -> Tensor:
+        return (torch.sqrt(self.beta_min**2 + 2 * self.beta_d * torch.log1p(s**2)) - self.beta_min) / self.beta_d
+
+
+@dataclass(frozen=True)
+class Linear(Path):
+    def alpha(self, t: Tensor) -> Tensor:
+        return 1 - t
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return t
+
+    def d_alpha(self, t: Tensor) -> Tensor:
+        return -torch.ones_like(t)
+
+    def d_sigma(self, t: Tensor) -> Tensor:
+        return torch.ones_like(t)
+
+    def time_of(self, s: Tensor) -> Tensor:
+        return s / (1 + s)
+
+
+@dataclass(frozen=True)
+class Trig(Path):
+    def alpha(self, t: Tensor) -> Tensor:
+        return torch.cos(0.5 * math.pi * t)
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return torch.sin(0.5 * math.pi * t)
+
+    def d_alpha(self, t: Tensor) -> Tensor:
+        return -0.5 * math.pi * self.sigma(t)
+
+    def d_sigma(self, t: Tensor) -> Tensor:
+        return 0.5 * math.pi * self.alpha(t)
+
+    def time_of(self, s: Tensor) -> Tensor:
+        return torch.atan(s) * (2 / math.pi)
+
+
+PATHS: dict[str, type[Path]] = {"ve": VE, "vp": VP, "linear": Linear, "trig": Trig}

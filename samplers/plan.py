@@ -1,0 +1,318 @@
+"""From options to a sampler: which solver, over which noise levels, at what cost, known before the first image.
+
+Two families count steps in their own way, and the options say which is meant. EDM's samplers (Karras et al. 2022, arXiv
+2206.00364): `steps` N means N noise levels and a last step to sigma = 0. Every solver of `SOLVERS` in the way of GITS
+(Chen et al. 2024, arXiv 2405.11326): `num_steps` N means N time stamps that end at sigma_min, no step to 0.
+
+    plan = build_plan(net, SamplerOptions(solver="ipndm", num_steps=7))
+    print(plan)
+    images = plan(net, noise, class_labels, rng=rng)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from samplers import SOLVERS, get_schedule, sample, validate_t_steps
+from samplers.field import Field
+from samplers.guidance import GUIDANCE, guide
+from samplers.schedules import FORMULAS
+from samplers.stochastic import (
+    DISCRETIZATIONS,
+    SCALINGS,
+    SCHEDULE_FORMS,
+    ablation_sampler,
+    edm_sampler,
+    general_levels,
+)
+from torch_utils.cli import NumberList
+from torch_utils.options import opt
+from torch_utils.rng import TorchRNG
+
+__all__ = ["Plan", "SamplerOptions", "build_plan"]
+
+
+def _number(text: str, **limits: Any) -> Any:
+    return opt(None, text, metavar="FLOAT", **limits)
+
+
+def _count(text: str, **limits: Any) -> Any:
+    return opt(None, text, metavar="INT", at_least=1, **limits)
+
+
+def _switch(text: str) -> Any:
+    return opt(None, text, metavar="BOOL", bare=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplerOptions:
+    """What can be asked of a sampler; None = not asked. Options that do not go together are refused by `build_plan`."""
+
+    # Both families
+    solver: str | None = opt(
+        None, f"euler or heun with EDM's options below, or one of {', '.join(SOLVERS)} [default: EDM's Heun]"
+    )
+    sigma_min: float | None = _number("Lowest noise level; narrowed to the network's range [default: 0.002]", above=0)
+    sigma_max: float | None = _number("Highest noise level; narrowed to the network's range [default: 80]", above=0)
+
+    # EDM's samplers
+    steps: int | None = opt(None, "EDM: noise levels, then a step to 0 [default: 18]", metavar="INT")
+    rho: float | None = _number("EDM: exponent of the time steps [default: 7]", above=0)
+    S_churn: float | None = _number("EDM: amount of added noise [default: 0]", at_least=0)
+    S_min: float | None = _number("EDM: lowest noise level that gets added noise [default: 0]", at_least=0)
+    S_max: float | None = _number("EDM: highest noise level that gets added noise [default: inf]", at_least=0)
+    S_noise: float | None = _number("EDM: inflation of the added noise [default: 1]", at_least=0)
+    disc: str | None = opt(None, "EDM, general: which time steps [default: edm]", choices=list(DISCRETIZATIONS))
+    schedule: str | None = opt(
+        None,
+        "EDM, general: sigma(t), vp, ve or linear [default: linear]. Or time stamps for any solver: a file that "
+        "--save-schedule wrote, or the name of a published list",
+        metavar="NAME|FILE",
+    )
+    scaling: str | None = opt(None, "EDM, general: s(t) [default: none]", choices=list(SCALINGS))
+
+    # Every solver: time stamps
+    num_steps: int | None = opt(None, "Time stamps, one more than steps [default: 7]", metavar="INT")
+    schedule_type: str | None = opt(
+        None, "How time stamps are spread [default: polynomial]",
+        choices=["polynomial", "logsnr", "time_uniform", "discrete"],
+    )  # fmt: skip
+    schedule_rho: float | None = _number("Exponent of the spread [default: 7]", above=0)
+    t_steps: tuple[float, ...] | None = opt(
+        None, "The time stamps themselves, e.g. [80,10.9,2.5,0.002]", metavar="LIST", type=NumberList()
+    )
+
+    # Every solver: how it steps
+    afs: bool | None = _switch("Analytical first step: one network evaluation less")
+    denoise_to_zero: bool | None = _switch("One more evaluation at the end: the clean estimate is the image")
+    max_order: int | None = _count("Order of a multi-step solver [default: the solver's]")
+    predict_x0: bool | None = _switch("dpmpp, unipc: step in the clean estimate, not the noise [default: True]")
+    thresholding: str | None = opt(
+        None, "dpmpp, unipc: dynamic thresholding of the clean estimate", choices=["none", "dynamic"]
+    )
+    lower_order_final: bool | None = _switch("dpmpp, unipc: lower order in the last steps [default: True]")
+    variant: str | None = opt(None, "unipc: [default: bh2]", choices=["bh1", "bh2"])
+    deis_mode: str | None = opt(None, "deis: [default: tab]", choices=["tab", "rhoab"])
+
+    # Every sampler: guidance
+    guidance_type: str | None = opt(
+        None,
+        "cfg: classifier-free, of a conditional network trained with label dropout; cg: by the classifier of a "
+        "published model; uncond: without condition [default: none]",
+        choices=list(GUIDANCE),
+    )
+    guidance_rate: float | None = _number(
+        "Strength of guidance: 1 is the conditional model, more is closer to the condition and less varied; cfg other "
+        "than 0 or 1 doubles the network evaluations"
+    )
+
+    def given(self) -> dict[str, Any]:
+        """The options that were asked for; a switch that is off because someone said so counts as not asked."""
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(SamplerOptions)}
+        off = ("afs", "denoise_to_zero")
+        return {k: v for k, v in values.items() if v is not None and not (k in off and v is False)}
+
+
+EDM_ONLY = ("steps", "rho", "S_churn", "S_min", "S_max", "S_noise", "disc", "form", "scaling")
+GENERAL = ("solver", "disc", "form", "scaling")  # any of these: EDM's general sampler
+CHURN = ("S_churn", "S_min", "S_max", "S_noise")
+SOLVER_OPTIONS = ("max_order", "predict_x0", "thresholding", "lower_order_final", "variant", "deis_mode", *CHURN)
+OVERRIDDEN = ("num_steps", "schedule_type", "schedule_rho", "sigma_min", "sigma_max")  # by explicit time stamps
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """A sampler with everything about it decided; called like `sampler(net, noise, class_labels, rng=...)`.
+
+    Attributes:
+        solver: its name, for file names.
+        sigmas: the noise levels, noisy to clean, float64 on the CPU.
+        nfe: network evaluations per image.
+        summary: what is said before sampling, as (name, value) pairs.
+        run: does it: `run(net, noise, class_labels, rng=..., trace=...)`.
+        stochastic: the sampler adds noise.
+    """
+
+    solver: str
+    sigmas: Tensor
+    nfe: int
+    summary: tuple[tuple[str, str], ...]
+    run: Callable[..., Tensor]
+    stochastic: bool = False
+
+    def __call__(
+        self,
+        net: Field | Callable[..., Tensor],
+        noise: Tensor,
+        class_labels: Tensor | None = None,
+        *,
+        rng: TorchRNG | None = None,
+        trace: Callable[[Any], Any] | None = None,
+    ) -> Tensor:
+        """`noise [B, ...]` of unit variance -> images `[B, ...]`, float64."""
+        return self.run(net, noise, class_labels, rng=rng if self.stochastic else None, trace=trace)
+
+    def __str__(self) -> str:
+        width = max(len(name) for name, _ in self.summary)
+        return "\n".join(f"{name + ':':{width + 2}}{value}" for name, value in self.summary)
+
+
+def build_plan(net: Field | Callable[..., Tensor], options: SamplerOptions) -> Plan:
+    """The sampler that `options` describe for this network.
+
+    Raises:
+        ValueError: options that contradict each other, that the sampler does not take, or out of range.
+    """
+    given = options.given()
+    guidance = {name: given.pop(name) for name in ("guidance_type", "guidance_rate") if name in given}
+    net = guide(net, **guidance)
+    if given.get("schedule") in SCHEDULE_FORMS:
+        given["form"] = given.pop("schedule")
+    solver = given.get("solver")
+    if solver is not None and solver not in SOLVERS:
+        raise ValueError(f"there is no solver '{solver}': choose from {', '.join(SOLVERS)}")
+    of_edm = [n for n in given if n in EDM_ONLY and not (solver and n in SOLVERS[solver].options)]
+    of_stamps = [n for n in given if n not in (*EDM_ONLY, "solver", "sigma_min", "sigma_max")]
+    if "steps" in given and "num_steps" in given:
+        raise ValueError(
+            "--steps=N means N noise levels and a step to 0, --num-steps=N means N time stamps that end at sigma_min: "
+            "give one of them"
+        )
+    if of_edm and of_stamps:
+        raise ValueError(
+            f"{_flag(of_edm[0])} belongs to EDM's samplers and {_flag(of_stamps[0])} to the solvers that take time "
+            "stamps: leave one of them out"
+        )
+    if of_edm and solver not in (None, "euler", "heun"):
+        raise ValueError(
+            f"{_flag(of_edm[0])} belongs to EDM's samplers, which know the solvers euler and heun: "
+            f"{'say --num-steps' if of_edm[0] == 'steps' else 'leave it out'} with --solver={solver}"
+        )
+    plan = (_edm_plan if of_edm or not (of_stamps or solver) else _stamps_plan)(net, given)
+    return _with_guidance(plan, net, guidance) if guidance else plan
+
+
+def _with_guidance(plan: Plan, guided: Field, guidance: dict[str, Any]) -> Plan:
+    """The plan made for a guided field, for the network that it will be given, which is not."""
+    each, calls = plan.nfe, guided.calls_per_evaluation
+    kinds = f" ({each} conditional, {each} unconditional)" if calls == 2 else ""
+    texts = dict(plan.summary)
+    rate = f", rate {guidance['guidance_rate']:g}" if "guidance_rate" in guidance else ""
+    texts["Guidance"] = guidance["guidance_type"] + rate
+    texts["NFE"] = _nfe(each * calls) + kinds
+
+    def run(net: Field | Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+        return plan.run(guide(net, **guidance), *args, **kwargs)
+
+    return dataclasses.replace(plan, nfe=each * calls, summary=tuple(texts.items()), run=run)
+
+
+def _edm_plan(net: Field | Callable[..., Tensor], given: dict[str, Any]) -> Plan:
+    """EDM's sampler, or its general form where that is asked for."""
+    general = any(name in given for name in GENERAL)
+    names = {"steps": "num_steps", "disc": "discretization", "form": "schedule"}
+    kwargs = {names.get(name, name): value for name, value in given.items()}
+    if any(kwargs.get(name) for name in ("S_min", "S_max", "S_noise")) and not kwargs.get("S_churn"):
+        name = next(n for n in ("S_min", "S_max", "S_noise") if n in kwargs)
+        raise ValueError(f"{_flag(name)} shapes the noise that --S_churn adds: give --S_churn as well")
+    if "rho" in kwargs and kwargs.get("discretization", "edm") != "edm":
+        raise ValueError(f"--rho shapes the time steps of --disc=edm, not of --disc={kwargs['discretization']}")
+    levels = general_levels(
+        net, **{k: kwargs[k] for k in ("num_steps", "sigma_min", "sigma_max", "rho", "discretization") if k in kwargs}
+    )
+    steps = len(levels) - 1
+    solver = kwargs.get("solver", "heun")
+    churn = {name: kwargs[name] for name in CHURN if name in kwargs}
+    name = "EDM" if not general else "EDM general"
+    forms = {k: kwargs.get(k, v) for k, v in (("discretization", "edm"), ("schedule", "linear"), ("scaling", "none"))}
+    return Plan(
+        solver=solver if general else "edm",
+        sigmas=levels,
+        nfe=2 * steps - 1 if solver == "heun" else steps,
+        summary=_summary(
+            f"{name}, {solver}, {_count_of(steps, 'step')}{_said(churn)}",
+            (_said(forms)[2:] + ": " if general else "") + _levels(levels),
+            2 * steps - 1 if solver == "heun" else steps,
+        ),
+        run=functools.partial(ablation_sampler if general else edm_sampler, **kwargs),
+        stochastic=kwargs.get("S_churn", 0) > 0,
+    )
+
+
+def _stamps_plan(net: Field | Callable[..., Tensor], given: dict[str, Any]) -> Plan:
+    """Any solver over time stamps that end above 0."""
+    solver = given.get("solver", "ipndm")
+    entry = SOLVERS[solver]
+    how = {name: given[name] for name in SOLVER_OPTIONS if name in given}
+    entry.resolve(how)
+    ends = {name: given[name] for name in ("afs", "denoise_to_zero") if name in given}
+    levels, about = _time_stamps(net, given)
+    nfe = entry.nfe(len(levels), **ends, **how)
+    return Plan(
+        solver=solver,
+        sigmas=levels,
+        nfe=nfe,
+        summary=_summary(
+            f"{solver}, {_count_of(len(levels) - 1, 'step')}{_said(how | ends)}", f"{about}: {_levels(levels)}", nfe
+        ),
+        run=functools.partial(_run_stamps, sigmas=levels, solver=solver, **ends, **how),
+        stochastic=entry.stochastic and how.get("S_churn", 0) > 0,
+    )
+
+
+def _run_stamps(
+    net: Field | Callable[..., Tensor], noise: Tensor, class_labels: Tensor | None, *, sigmas: Tensor, **options: Any
+) -> Tensor:
+    return sample(net, noise.double(), sigmas, class_labels=class_labels, **options)
+
+
+def _time_stamps(net: Field | Callable[..., Tensor], given: dict[str, Any]) -> tuple[Tensor, str]:
+    """The time stamps and what to say about them."""
+    inner = net.net if isinstance(net, Field) else net
+    sources = [n for n in ("t_steps", "schedule", "schedule_type") if n in given]
+    if "schedule" in given and len(sources) > 1:
+        raise ValueError(f"{' and '.join(map(_flag, sources))} both say which time stamps: leave one of them out")
+    if "t_steps" in given:
+        over = [_flag(n) for n in OVERRIDDEN if n in given]
+        note = f" (instead of {', '.join(over)})" if over else ""
+        return validate_t_steps(given["t_steps"]), f"as given{note}"
+    num_steps, rho = given.get("num_steps", 7), given.get("schedule_rho", 7)
+    kind = given.get("schedule") or given.get("schedule_type", "polynomial")
+    fixed = kind not in FORMULAS
+    unused = [n for n in ("schedule_rho", "sigma_min", "sigma_max") if n in given and fixed]
+    unused += ["schedule_rho"] if kind == "logsnr" and "schedule_rho" in given else []
+    if unused:
+        raise ValueError(f"schedule '{kind}' does not use {_flag(unused[0])}: leave it out")
+    levels = get_schedule(num_steps, given.get("sigma_min"), given.get("sigma_max"), kind, rho, net=inner)
+    return levels, kind if fixed or kind == "logsnr" else f"{kind}, rho {rho:g}"
+
+
+def _flag(name: str) -> str:
+    return "--schedule" if name == "form" else f"--{name}" if name in CHURN else f"--{name.replace('_', '-')}"
+
+
+def _count_of(n: int, noun: str) -> str:
+    return f"{n} {noun}{'' if n == 1 else 's'}"
+
+
+def _said(options: dict[str, Any]) -> str:
+    return "".join(f", {name} {value}" for name, value in options.items())
+
+
+def _levels(levels: Tensor) -> str:
+    shown = [f"{v:.4g}" for v in levels.tolist()]
+    return ", ".join(shown if len(shown) <= 24 else [*shown[:3], "...", *shown[-3:]])
+
+
+def _summary(solver: str, schedule: str, nfe: int) -> tuple[tuple[str, str], ...]:
+    return ("Solver", solver), ("Schedule", schedule), ("NFE", _nfe(nfe))
+
+
+def _nfe(count: int) -> str:
+    return f"{_count_of(count, 'network evaluation')} per image"

@@ -1,0 +1,223 @@
+"""From seeds to images: batches over processes, one random stream per seed, any sampler.
+
+The numbers of an image come from its own generator, seeded with its seed, in this order: latents (float32), a class
+(where the network has classes, drawn even if one is given), then whatever noise the sampler adds. So an image depends
+on its seed, the network and the sampler, and not on the batch it was made in or on the number of processes. Batches
+are those of EDM (Karras et al. 2022, arXiv 2206.00364): equal contiguous parts, dealt round-robin to the processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from samplers.field import Field
+from samplers.solver import Step
+from samplers.stochastic import edm_sampler
+from torch_utils import distributed as dist
+from torch_utils.images import make_grid, to_uint8
+from torch_utils.misc import split_evenly
+from torch_utils.rng import PerSampleRNG
+
+__all__ = [
+    "PRECISIONS",
+    "Recorder",
+    "Samples",
+    "check_class",
+    "generate",
+    "image_shape",
+    "prepare",
+    "sample_grid",
+    "seed_batches",
+]
+
+PRECISIONS = {"auto": None, "fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+class Samples(NamedTuple):
+    """One batch: seeds, floating point images `[B, ...]` on the sampling device, labels `[B, label_dim]` or None."""
+
+    seeds: list[int]
+    images: Tensor
+    labels: Tensor | None
+
+
+def seed_batches(seeds: Sequence[int], max_batch: int, rank: int = 0, world: int = 1) -> list[list[int]]:
+    """The batches of process `rank` of `world`: nearly equal contiguous parts of at most `max_batch` seeds."""
+    if max_batch < 1:
+        raise ValueError(f"the batch size is {max_batch}: give 1 or more")
+    if not seeds:
+        return []
+    parts = split_evenly(len(seeds), -(-len(seeds) // (max_batch * world)) * world)
+    return [list(seeds[p.start : p.stop]) for p in parts[rank::world] if p]
+
+
+def image_shape(net: Any) -> tuple[int, ...]:
+    """`(C, H, W)` of a network's images."""
+    net = net.net if isinstance(net, Field) else net
+    return net.img_channels, net.img_resolution, net.img_resolution
+
+
+def _label_dim(net: Any) -> int:
+    return getattr(net.net if isinstance(net, Field) else net, "label_dim", 0)
+
+
+def check_class(net: Any, class_idx: int | None) -> None:
+    """A ValueError for a class that the network does not have; None is always fine."""
+    label_dim = _label_dim(net)
+    if class_idx is not None and not label_dim:
+        raise ValueError(f"class {class_idx} was asked for, but the network is unconditional: leave the class out")
+    if class_idx is not None and not 0 <= class_idx < label_dim:
+        raise ValueError(f"class {class_idx} does not exist: the network has classes 0 to {label_dim - 1}")
+
+
+def generate(
+    net: Field | Callable[..., Tensor],
+    seeds: Sequence[int],
+    sampler: Callable[..., Tensor],
+    *,
+    batch: int = 64,
+    device: torch.device | str = "cpu",
+    class_idx: int | None = None,
+    rng_device: torch.device | str | None = None,
+    rank: int | None = None,
+    world: int | None = None,
+) -> Iterator[Samples]:
+    """Sample this process's share of the seeds, batch by batch.
+
+    Args:
+        net: `Field` or network, on `device`, with `img_channels`, `img_resolution` and `label_dim`.
+        seeds: any integers, used modulo 2^32; an image is made for each, duplicates included.
+        sampler: `sampler(net, noise, class_labels, rng=...)` -> images, for example a `Plan` or `edm_sampler`.
+        batch: the most images at once on one process.
+        class_idx: one class for all images; None: drawn per image.
+        rng_device: where random numbers are drawn. Default: `device`; "cpu" gives the same images on any device.
+        rank, world: default: those of the process group.
+
+    Yields:
+        `Samples`; nothing when there are fewer seeds than processes.
+
+    Raises:
+        ValueError: at once, for a class the network does not have.
+    """
+    check_class(net, class_idx)
+    rank = dist.get_rank() if rank is None else rank
+    world = dist.get_world_size() if world is None else world
+    batches = seed_batches(seeds, batch, rank, world)
+    return _generate(net, batches, sampler, class_idx, device, rng_device or device)
+
+
+@torch.inference_mode()
+def _generate(
+    net: Field | Callable[..., Tensor],
+    batches: list[list[int]],
+    sampler: Callable[..., Tensor],
+    class_idx: int | None,
+    device: torch.device | str,
+    rng_device: torch.device | str,
+) -> Iterator[Samples]:
+    shape, label_dim = image_shape(net), _label_dim(net)
+    for seeds in batches:
+        rng = PerSampleRNG(seeds, rng_device)
+        noise, labels = rng.randn([len(seeds), *shape]).to(device), None
+        if label_dim:
+            index = rng.randint(label_dim, [len(seeds)]).to(device)
+            index = index if class_idx is None else torch.full_like(index, class_idx)
+            labels = torch.nn.functional.one_hot(index, label_dim).to(torch.float32)
+        yield Samples(seeds, sampler(net, noise, labels, rng=rng), labels)
+
+
+class Recorder:
+    """A sampler that also keeps the trajectory of its last batch, in float32 on the CPU.
+
+    Attributes (B first, so that batches can be joined):
+        x: `[B, N+1, ...]` the state before each step, then the result.
+        drift: `[B, N, ...]` the drift first used in each step.
+        sigmas: `[B, N+1]` the noise levels of `x`.
+    """
+
+    def __init__(self, sampler: Callable[..., Tensor]) -> None:
+        self.sampler = sampler
+
+    def __call__(self, net: Any, noise: Tensor, class_labels: Tensor | None = None, **kwargs: Any) -> Tensor:
+        x, drift, sigmas = [], [], []
+
+        def trace(step: Step) -> None:
+            x.append(step.x.float().cpu())
+            drift.append(step.drift.float().cpu())
+            sigmas.append(float(step.level))
+
+        images = self.sampler(net, noise, class_labels, trace=trace, **kwargs)
+        levels = getattr(self.sampler, "sigmas", None)
+        end = 0.0 if levels is None or len(levels) == len(x) else float(levels[-1])
+        self.x = torch.stack([*x, images.float().cpu()], dim=1)
+        self.drift = torch.stack(drift, dim=1)
+        self.sigmas = torch.tensor([*sigmas, end], dtype=torch.float64).expand(len(images), -1)
+        return images
+
+
+def prepare(
+    net: torch.nn.Module,
+    device: torch.device | str,
+    *,
+    precision: str = "auto",
+    tf32: bool = False,
+    compile: bool = False,
+) -> torch.nn.Module:
+    """The network ready to sample on `device`, changed in place.
+
+    Args:
+        precision: of the network's trunk: "auto" (as it was saved), "fp32", "fp16" or "bf16". The sampler works in
+            float64 in any case.
+        tf32: let the GPU round the factors of float32 products to TensorFloat-32.
+        compile: `torch.compile` the network; the first batch then takes minutes.
+
+    Raises:
+        ValueError: unknown precision, or fp16 without a GPU.
+    """
+    device = torch.device(device)
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision is {precision!r}: choose from {', '.join(PRECISIONS)}")
+    if precision == "fp16" and device.type != "cuda":
+        raise ValueError(f"precision fp16 needs a GPU, the network runs on {device.type}: use bf16 or fp32")
+    net = net.to(device).eval().requires_grad_(False)
+    if device.type == "cuda":
+        net = net.to(memory_format=torch.channels_last)
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
+    if precision != "auto":
+        dtype = PRECISIONS[precision]
+        if hasattr(net, "compute_dtype"):
+            net.compute_dtype = dtype
+        elif dtype != torch.float32:
+            net.forward = torch.autocast(device.type, dtype)(net.forward)
+    if compile:
+        net.compile()
+    return net
+
+
+def sample_grid(
+    net: torch.nn.Module, *, sampler: Callable[..., Tensor] = edm_sampler, rows: int = 8, columns: int = 8
+) -> Tensor:
+    """A picture of samples from the seeds 0, 1, 2, ...: uint8 `[C, rows * H, columns * W]`.
+
+    Of a network with classes, each row is one class and there are at most as many rows as classes.
+    """
+    label_dim, training = getattr(net, "label_dim", 0), net.training
+    device = next(net.parameters()).device
+    rows = min(rows, label_dim) if label_dim else rows
+    images = []
+    net.eval()
+    try:
+        for row in range(rows):
+            seeds = range(row * columns, (row + 1) * columns)
+            batches = generate(
+                net, seeds, sampler, batch=columns, device=device, rng_device="cpu", rank=0, world=1,
+                class_idx=row if label_dim else None,
+            )  # fmt: skip
+            images += [to_uint8(b.images).cpu() for b in batches]
+    finally:
+        net.train(training)
+    return make_grid(torch.cat(images), columns)

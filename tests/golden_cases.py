@@ -1,0 +1,148 @@
+"""Enumerate golden cases: numbers computed elsewhere that our code must reproduce.
+
+Tests never name a file or a case. They ask for the cases of some kinds in an area and read every configuration from the
+files, so that another directory of the same layout can be dropped in:
+
+    FEWSTEP_GOLDEN=/path/to/golden pytest        # holds edm/, solvers/, ... ; default: tests/golden
+
+    @pytest.mark.parametrize("case", cases("edm", "fid"))
+    def test_fid(case):
+        case.expect("fid", frechet(case["features1"], case["features2"]))
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import zlib
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+GOLDEN = Path(os.environ.get("FEWSTEP_GOLDEN", Path(__file__).parent / "golden"))
+
+# Kinds that some test handles, per area; test_golden_kinds.py fails when the files hold a kind that is not listed.
+HANDLED: dict[str, set[str]] = {
+    "edm": {
+        "network", "state_dict_shapes", "sampler", "per_seed_draws", "parse_seed_list", "seed_batches", "quantise_uint8",
+        "loss", "augment", "lr_ema_schedule", "infinite_sampler", "iddpm_table", "vp_sigma", "positional_embedding",
+        "resample_conv", "dataset_tool", "dataset_class", "dataset_subset", "fid", "train_steps", "snapshot",
+        "training_state",
+    },
+    "solvers": {
+        "solver_grid", "schedule", "deis_vp_time", "deis_coefficients", "gits_search", "gits_afs", "gits_dp",
+        "network_denoise", "network_solve", "alphas_table", "table_maps", "schedule_discrete", "cfg_denoise",
+        "cfg_solve", "vp_sigma_range", "cg_denoise", "cg_solve", "trajectory_analysis", "published_schedules",
+    },
+    "combostoc": {"center_crop"},
+}  # fmt: skip
+
+
+class Case:
+    """One case: `case.spec` its JSON, `case.file` the file-level JSON, `case["name"]` an array of the npz beside it."""
+
+    def __init__(self, path: Path, file: dict[str, Any], spec: dict[str, Any]) -> None:
+        self.path = path
+        self.file = file
+        self.spec = spec
+        self.kind: str = spec["kind"]
+        self.name: str = spec["name"] if "name" in spec else spec["id"]
+
+    def __repr__(self) -> str:
+        return f"{self.path.stem}:{self.name}"
+
+    def _key(self, role: str) -> str | None:
+        if role in self.spec.get("arrays", {}):
+            return self.spec["arrays"][role]
+        arrays = _arrays(self.path)
+        return f"{self.name}/{role}" if f"{self.name}/{role}" in arrays else role
+
+    def has(self, role: str) -> bool:
+        key = self._key(role)
+        return key is not None and key in _arrays(self.path)
+
+    def __getitem__(self, role: str) -> np.ndarray:
+        """Array of this case by role, or a shared array of the file by key."""
+        return _arrays(self.path)[self._key(role)]
+
+    def shared(self, key: str) -> torch.Tensor:
+        """Array of the file by its full key, also where this case has an array of that name."""
+        return torch.from_numpy(np.array(_arrays(self.path)[key]))
+
+    def tensor(self, role: str) -> torch.Tensor:
+        return torch.from_numpy(np.array(self[role]))
+
+    @property
+    def outputs(self) -> list[str]:
+        """Names of the expected arrays."""
+        return list(self.spec.get("tolerance", {}))
+
+    def expect(self, role: str, own: Any, tolerance: dict[str, float] | None = None) -> None:
+        """|own - ref| <= atol + rtol |ref| elementwise at the tolerance of the file; NaN matches NaN."""
+        own = own.detach().cpu().numpy() if isinstance(own, torch.Tensor) else np.asarray(own)
+        tolerance = tolerance or self.spec["tolerance"][role]
+        ref = self[role]
+        assert own.shape == ref.shape, f"{self} {role}: shape {own.shape}, expected {ref.shape}"
+        atol, rtol = float(tolerance["atol"]), float(tolerance["rtol"])
+        np.testing.assert_allclose(own, ref, rtol=rtol, atol=atol, err_msg=f"{self} {role}")
+
+
+@cache
+def _arrays(path: Path) -> dict[str, np.ndarray]:
+    npz = path.with_suffix(".npz")
+    if not npz.exists():
+        return {}
+    with np.load(npz, allow_pickle=False) as data:
+        return {key: data[key] for key in data.files}
+
+
+def _decode(value: Any) -> Any:
+    """The strings "inf", "-inf", "nan" in numeric places stand for these floats."""
+    if isinstance(value, dict):
+        return {k: _decode(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_decode(v) for v in value]
+    return float(value) if value in ("inf", "-inf", "nan") else value
+
+
+@cache
+def _area(area: str) -> tuple[Case, ...]:
+    found = []
+    for path in sorted((GOLDEN / area).rglob("*.json")):
+        file = _decode(json.loads(path.read_text()))
+        found += [Case(path, {k: v for k, v in file.items() if k != "cases"}, spec) for spec in file["cases"]]
+    return tuple(found)
+
+
+def cases(area: str, *kinds: str) -> list[Any]:
+    """pytest parameters for every case of these kinds, in every file of the area."""
+    return [pytest.param(case, id=repr(case)) for case in _area(area) if case.kind in kinds]
+
+
+def kinds(area: str) -> set[str]:
+    return {case.kind for case in _area(area)}
+
+
+def fill_weights(module: torch.nn.Module, constant_keys: list[str] = (), prefix: str = "") -> torch.nn.Module:
+    """The golden weight rule: every state-dict entry is a function of its name and shape."""
+    state = module.state_dict()
+    for key, value in state.items():
+        name = prefix + key
+        if name in constant_keys or key in constant_keys:
+            continue
+        w = np.random.RandomState(zlib.crc32(name.encode())).standard_normal(value.shape)
+        if w.ndim >= 2:
+            w = w / np.sqrt(np.prod(w.shape[1:]))
+        elif w.ndim == 1 and key.endswith("bias"):
+            w = 0.1 * w
+        elif w.ndim == 1 and key.endswith("weight"):
+            w = 1 + 0.1 * w
+        else:
+            w = 0.1 * w
+        state[key] = torch.from_numpy(np.asarray(w, dtype=np.float32)).to(value.dtype)
+    module.load_state_dict(state)
+    return module

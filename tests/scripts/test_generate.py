@@ -1,0 +1,308 @@
+"""generate.py from the command line: what it writes, that seeds decide the images, and one sentence for bad input."""
+
+import errno
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from PIL import Image
+
+import generate
+import networks
+from samplers.stochastic import edm_sampler
+from torch_utils.images import to_uint8
+from torch_utils.rng import PerSampleRNG
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def snapshots(tmp_path_factory):
+    """A conditional colour network and an unconditional grey one, 8x8, with weights that make varied images."""
+    folder = tmp_path_factory.mktemp("snapshots")
+    torch.manual_seed(0)
+    for name, label_dim, channels in (("cond", 4, 3), ("grey", 0, 1)):
+        net = networks.build(
+            "EDMPrecond", img_resolution=8, img_channels=channels, label_dim=label_dim, model_type="SongUNet",
+            model_channels=8, channel_mult=[1], num_blocks=1, attn_resolutions=[4], dropout=0.0, label_dropout=0.1,
+        )  # fmt: skip
+        for p in net.parameters():
+            if p.ndim > 1:
+                torch.nn.init.normal_(p, std=p[0].numel() ** -0.5)
+        networks.save_network(folder / f"{name}.pkl", net)
+    return folder
+
+
+@pytest.fixture
+def run(snapshots, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def invoke(text, network="cond"):
+        args = ["--device=cpu", *([f"--network={snapshots / network}.pkl"] if network else []), *shlex.split(text)]
+        return CliRunner().invoke(generate.main, args)
+
+    return invoke
+
+
+def ok(result):
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def pixels(path):
+    with Image.open(path) as image:
+        return np.asarray(image).astype(int)
+
+
+def files(folder):
+    return sorted(str(p.relative_to(folder)) for p in Path(folder).rglob("*") if p.is_file())
+
+
+def test_images_are_those_of_the_published_sampler(run, snapshots):
+    ok(run("--outdir=out --seeds=3,7 --steps=4 --S_churn=2"))
+    assert files("out") == ["000003.png", "000007.png"]
+    net, rng = networks.load_network(snapshots / "cond.pkl"), PerSampleRNG([3, 7])
+    noise = rng.randn([2, 3, 8, 8])
+    labels = torch.nn.functional.one_hot(rng.randint(4, [2]), 4)
+    images = to_uint8(edm_sampler(net, noise, labels, rng=rng, num_steps=4, S_churn=2))
+    for image, seed in zip(images, (3, 7), strict=True):
+        np.testing.assert_array_equal(pixels(f"out/{seed:06d}.png"), image.permute(1, 2, 0))
+
+
+@pytest.mark.parametrize("sampler", ["--steps=3 --S_churn=4", "--solver=ipndm --num_steps=4"])
+def test_batch_size_does_not_matter(run, sampler):
+    ok(run(f"{sampler} --outdir=a --seeds=0-6"))
+    ok(run(f"{sampler} --outdir=b --seeds=0-6 --batch=2"))
+    for name in files("a"):
+        assert np.abs(pixels(f"a/{name}") - pixels(f"b/{name}")).max() <= 1  # the network's last float32 digit
+
+
+def test_two_processes_make_the_images_of_one(run, snapshots, tmp_path):
+    options = "--seeds=0-4 --batch=2 --steps=3 --S_churn=4 --npz=NAME.npz --grid=NAME.png --outdir=NAME"
+    ok(run(options.replace("NAME", "one")))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command += [str(ROOT / "generate.py"), "--device=cpu", f"--network={snapshots / 'cond.pkl'}"]
+    command += shlex.split(options.replace("NAME", "two"))
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Solver:") == 1
+    assert files("one") == files("two") == [f"{i:06d}.png" for i in range(5)]
+    for name in [f"/{n}" for n in files("one")] + [".png"]:
+        assert np.abs(pixels(f"one{name}") - pixels(f"two{name}")).max() <= 1
+    one, two = np.load("one.npz"), np.load("two.npz")
+    assert two["seeds"].tolist() == one["seeds"].tolist() == [0, 1, 2, 3, 4]
+    assert two["labels"].tolist() == one["labels"].tolist()
+    assert np.abs(one["images"].astype(int) - two["images"]).max() <= 1
+    np.testing.assert_array_equal(two["images"][3], pixels("two/000003.png"))
+
+
+def test_says_what_it_will_do(run):
+    output = ok(run("--outdir=out --seeds=0 --solver=ipndm --num-steps=4 --max_order=3"))
+    for text in (
+        "EDMPrecond 3x8x8, 4 classes",
+        "ipndm, 3 steps, max_order 3",
+        "polynomial, rho 7: 80, ",
+        "NFE:      3 ",
+    ):
+        assert text in output
+    output = ok(run("--outdir=out2 --seeds=0"))
+    assert "EDM, heun, 18 steps" in output
+    assert "35 network evaluations per image" in output
+
+
+def test_present_seeds_are_skipped_unless_overwritten(run):
+    ok(run("--outdir=out --seeds=0-2 --steps=1"))
+    before = {n: Path("out", n).stat().st_mtime_ns for n in files("out")}
+    Path("out/000001.png").unlink()
+    output = ok(run("--outdir=out --seeds=0-3 --steps=1"))
+    assert "Skipping: 2 of 4 images are in out already (--overwrite" in output
+    assert "2 images in " in output
+    assert files("out") == [f"{i:06d}.png" for i in range(4)]
+    assert Path("out/000000.png").stat().st_mtime_ns == before["000000.png"]
+    ok(run("--outdir=out --seeds=0-3 --steps=1 --overwrite"))
+    assert Path("out/000000.png").stat().st_mtime_ns > before["000000.png"]
+
+
+def test_nothing_to_do_is_fine(run):
+    ok(run("--outdir=out --seeds=0 --steps=1"))
+    assert "0 images" in ok(run("--outdir=out --seeds=0 --steps=1"))
+    assert "0 images" in ok(run("--outdir=out --seeds=5-4 --steps=1"))
+    assert "0 images" in ok(run("--npz=a.npz --grid=a.png --seeds=5-4 --steps=1"))
+
+
+def test_subdirs(run):
+    ok(run("--outdir=out --seeds=5,1999,123456 --subdirs --steps=1"))
+    assert files("out") == ["000000/000005.png", "001000/001999.png", "123000/123456.png"]
+
+
+def test_grey_images(run):
+    ok(run("--outdir=out --seeds=0 --steps=2", network="grey"))
+    with Image.open("out/000000.png") as image:
+        assert (image.mode, image.size) == ("L", (8, 8))
+
+
+def test_grid_and_default_folders(run):
+    ok(run("--solver=euler --num_steps=4 --seeds=0-8 --grid=True"))
+    assert files(".") == ["samples/grids/cond/euler_nfe3/grid.png"]
+    ok(run("--solver=euler --num_steps=4 --seeds=0-8 --npz=all.npz"))
+    ok(run("--solver=euler --num_steps=4 --seeds=4 --grid=False"))
+    assert files(".") == ["all.npz", "samples/cond/euler_nfe3/000004.png", "samples/grids/cond/euler_nfe3/grid.png"]
+    grid = pixels("samples/grids/cond/euler_nfe3/grid.png")
+    assert grid.shape == (24, 24, 3)
+    images = np.load("all.npz")["images"]
+    np.testing.assert_array_equal(grid[8:16, 16:24], images[5])
+
+
+def test_a_class_for_all(run):
+    ok(run("--npz=a.npz --seeds=0-3 --class=2 --steps=1"))
+    assert np.load("a.npz")["labels"].tolist() == [2] * 4
+
+
+def test_trajectories(run):
+    ok(run("--save_traj=t.npz --npz=i.npz --seeds=4,2,3 --batch=2 --solver=euler --num_steps=5"))
+    data, images = np.load("t.npz"), np.load("i.npz")["images"]
+    assert data["seeds"].tolist() == [4, 2, 3]
+    assert data["x"].shape == (3, 5, 3, 8, 8)
+    assert data["drift"].shape == (3, 4, 3, 8, 8)
+    steps = np.diff(data["sigmas"])[:, :, None, None, None] * data["drift"]
+    np.testing.assert_allclose(data["x"][:, :-1] + steps, data["x"][:, 1:], rtol=1e-4, atol=1e-4)
+    last = to_uint8(torch.from_numpy(data["x"][:, -1])).permute(0, 2, 3, 1).numpy()
+    assert np.abs(last.astype(int) - images).max() <= 1
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        "--num-steps=3 --max-order=2 --t-steps=[80,1,0.1]",
+        "--num_steps=3 --max_order=2 --t_steps=80,1,0.1",
+        "--afs --solver=euler",
+        "--afs=True --solver=euler --denoise_to_zero",
+        "--solver=dpmpp --predict_x0=False --lower_order_final=True --max_order=2",
+        "--solver=unipc --variant=bh1 --schedule_type=logsnr",
+        "--solver=deis --deis_mode=tab --schedule_type=time_uniform --schedule_rho=2",
+        "--steps=3 --solver=euler --disc=iddpm --schedule=linear --scaling=none",
+        "--steps=3 --S_churn=40 --S_min=0.05 --S_max=50 --S_noise=1.003",
+        "--schedule=gits_cifar10",
+        "--rng-device=cpu --precision=bf16 --tf32=1 --steps=2",
+    ],
+)
+def test_both_spellings_and_every_option(run, options):
+    ok(run(f"{options} --outdir=out --seeds=0-1"))
+    assert files("out") == ["000000.png", "000001.png"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--class=4", "classes 0 to 3"),
+        ("--class=-1", "classes 0 to 3"),
+        ("--steps=0", "0 steps"),
+        ("--steps=3 --num-steps=3", "give one of them"),
+        ("--solver=euler --max-order=2", "no option max_order"),
+        ("--solver=ipndm --max-order=5", "choose from 1, 2, 3, 4"),
+        ("--solver=simple", "choose from euler"),
+        ("--t-steps=[1,2]", "falling order"),
+        ("--t-steps=[1,x]", "not a list of numbers"),
+        ("--seeds=1-", "not a list of integers"),
+        ("--batch=0", "batch"),
+        ("--grid=g.picture", "image suffix"),
+        ("--subdirs --npz=a.npz", "--outdir"),
+        ("--precision=fp16", "needs a GPU"),
+        ("--device=tpu", "tpu"),
+    ],
+)
+def test_bad_options_are_one_sentence(run, options, message, tmp_path):
+    result = run(f"{options} --seeds=0-1" if "--seeds" not in options else options)
+    check_refused(result, message)
+    assert files(tmp_path) == []
+
+
+def check_refused(result, message):
+    assert result.exit_code not in (0, None)
+    assert isinstance(result.exception, SystemExit), result.exception
+    error = result.output[result.output.index("Error: ") :]
+    assert message in error
+    assert len(error.strip().splitlines()) == 1
+
+
+def test_class_for_an_unconditional_network(run):
+    check_refused(run("--outdir=out --class=0", network="grey"), "unconditional")
+    assert not Path("out").exists()
+
+
+def test_networks_that_cannot_be_read(run, snapshots):
+    whole = (snapshots / "cond.pkl").read_bytes()
+    Path("short.pkl").write_bytes(whole[: len(whole) // 2])
+    Path("noise.pkl").write_bytes(np.random.RandomState(0).bytes(2000))
+    for name in ("short.pkl", "noise.pkl", "absent.pkl"):
+        check_refused(run(f"--network={name} --outdir=out", network=None), name)
+    check_refused(run("--outdir=out", network=None), "which network?")
+    check_refused(run("--dataset_name=ms_coco --outdir=out", network=None), "choose from cifar10")
+    assert not Path("out").exists()
+
+
+def test_a_data_sets_name_is_a_published_checkpoint(run, snapshots, monkeypatch):
+    asked = []
+    load = networks.load_network
+    monkeypatch.setattr(networks, "load_network", lambda name, **_: asked.append(name) or load(snapshots / "grey.pkl"))
+    ok(run("--dataset_name=cifar10 --grid=True --seeds=0 --num_steps=3", network=None))
+    assert asked == [generate.DATASETS["cifar10"]]
+    assert files("samples") == ["grids/cifar10/ipndm_nfe2/grid.png"]
+    assert set(generate.DATASETS.values()) <= set(networks.load.PUBLISHED)
+
+
+def test_full_disk(run, monkeypatch):
+    sync, done = os.fsync, []
+
+    def full(fd):
+        if len(done) >= 3:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        done.append(fd)
+        return sync(fd)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        check_refused(run("--outdir=out --seeds=0-9 --steps=1"), os.strerror(errno.ENOSPC))
+    for name in files("out"):
+        assert pixels(Path("out", name)).shape == (8, 8, 3)  # what is there is whole
+    ok(run("--outdir=out --seeds=0-9 --steps=1"))
+    assert files("out") == [f"{i:06d}.png" for i in range(10)]
+
+
+@pytest.mark.parametrize("target", ["--npz=a.npz", "--grid=a.png", "--save-traj=a.npz"])
+def test_full_disk_leaves_no_joint_file(run, monkeypatch, tmp_path, target):
+    def full(fd):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    check_refused(run(f"{target} --seeds=0-1 --steps=1"), os.strerror(errno.ENOSPC))
+    assert files(tmp_path) == []
+
+
+def test_folder_that_is_a_file(run):
+    Path("out").write_text("x")
+    check_refused(run("--outdir=out --seeds=0 --steps=1"), "out")
+
+
+def test_images_that_are_not_finite_are_not_written(run, snapshots):
+    net = networks.load_network(snapshots / "cond.pkl")
+    next(p for p in net.parameters() if p.ndim == 4).fill_(torch.inf)
+    networks.save_network("broken.pkl", net)
+    with pytest.warns(UserWarning, match="not finite"):
+        result = run("--network=broken.pkl --outdir=out --seeds=0 --steps=1", network=None)
+    check_refused(result, "not finite")
+    assert files("out") == []
+
+
+def test_help_teaches_every_option():
+    output = CliRunner().invoke(generate.main, ["--help"]).output
+    for name in ("--network", "--seeds", "--class", "--steps", "--S-churn", "--num-steps", "--t-steps", "torchrun"):
+        assert name in output
+    assert all(p.help for p in generate.main.params)

@@ -1,0 +1,21 @@
+"""Every kind of case in the golden files is run by some test."""
+
+import re
+from pathlib import Path
+
+import pytest
+from golden_cases import GOLDEN, HANDLED, kinds
+
+
+@pytest.mark.parametrize("area", sorted(HANDLED))
+def test_no_unknown_kind(area):
+    if not (GOLDEN / area).is_dir():
+        pytest.skip(f"{GOLDEN} holds no {area}")
+    assert kinds(area) <= HANDLED[area]
+
+
+@pytest.mark.parametrize("area", sorted(HANDLED))
+def test_handled_kinds_are_named_in_a_test(area):
+    text = "\n".join(p.read_text() for p in Path(__file__).parent.rglob("test_*.py"))
+    used = {kind for call in re.findall(rf'cases\(\s*"{area}"([^)]*)\)', text) for kind in re.findall(r'"(\w+)"', call)}
+    assert HANDLED[area] <= used

@@ -1,0 +1,202 @@
+"""Fréchet distance between feature distributions, and the streaming mean and covariance it needs.
+
+    d^2 = |mu1 - mu2|^2 + tr(S1) + tr(S2) - 2 tr sqrt(S1 S2)
+
+(Dowson and Landau 1982; as "FID" Heusel et al. 2017, arXiv 1706.08500, eq. 6). With any factors S = A A^T the last
+trace is the sum of the singular values of A1^T A2: no square root of a non-symmetric matrix is formed. Factors are
+Cholesky's, or truncated eigenvectors where a covariance is singular (fewer images than features). All is float64.
+
+What the features are is not known here: see networks/features.py.
+"""
+
+from __future__ import annotations
+
+import math
+import zipfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from torch_utils.distributed import all_reduce_sum, broadcast_object
+from torch_utils.files import atomic_write
+
+__all__ = ["Extractor", "FeatureStats", "Moments", "feature_stats", "frechet_distance", "load_moments", "save_moments"]
+
+EPS = torch.finfo(torch.float64).eps
+
+
+@dataclass(frozen=True)
+class Moments:
+    """A fitted Gaussian.
+
+    Attributes:
+        mu: `[D]` float64 mean.
+        sigma: `[D, D]` float64 unbiased covariance.
+        num: samples it was computed from; None: the file does not say.
+        features: name of the feature extractor; None: the file does not say.
+    """
+
+    mu: Tensor
+    sigma: Tensor
+    num: int | None = None
+    features: str | None = None
+
+    def distance(self, other: Moments) -> float:
+        return frechet_distance(self.mu, self.sigma, other.mu, other.sigma)
+
+
+class Extractor(Protocol):
+    """What `feature_stats` needs to know of a feature extractor."""
+
+    name: str
+    dim: int | None  # None: depends on the images
+    device: torch.device
+
+    def __call__(self, images: Tensor) -> Tensor: ...
+
+
+class FeatureStats:
+    """Streaming mean and covariance of feature vectors.
+
+    Batches are merged through their own means (Chan, Golub and LeVeque 1983), so that a mean far from zero costs no
+    digits and neither batch size nor order nor the number of processes matters beyond rounding.
+    """
+
+    def __init__(self, dim: int, device: torch.device | str = "cpu") -> None:
+        self.num = 0
+        self.mean = torch.zeros(dim, dtype=torch.float64, device=device)
+        self.scatter = torch.zeros(dim, dim, dtype=torch.float64, device=device)  # sum of (f - mean) (f - mean)^T
+
+    def append(self, features: Tensor) -> None:
+        """Take in `features: [B, D]`, any float dtype, any B."""
+        if features.ndim != 2 or features.shape[1] != len(self.mean):
+            raise ValueError(
+                f"features of shape {list(features.shape)} do not fit statistics of {len(self.mean)} numbers"
+            )
+        new = len(features)
+        if new == 0:
+            return
+        x = features.detach().to(self.mean)
+        centre = x.mean(dim=0)
+        delta = centre - self.mean
+        total = self.num + new
+        # The shift between old and new mean enters the scatter as one more row.
+        rows = torch.cat([x - centre, delta[None] * math.sqrt(self.num * new / total)])
+        self.scatter.addmm_(rows.T, rows)
+        self.mean += delta * (new / total)
+        self.num = total
+
+    def all_reduce(self) -> FeatureStats:
+        """Merge the statistics of all processes, in place on every one of them."""
+        num = all_reduce_sum(torch.tensor([self.num], dtype=torch.float64, device=self.mean.device))
+        mean = all_reduce_sum(self.mean * self.num) / num.clamp(min=1)
+        delta = self.mean - mean
+        self.scatter = all_reduce_sum(self.scatter.addr(delta, delta, alpha=self.num))
+        self.mean = mean
+        self.num = int(num)
+        return self
+
+    def mean_cov(self) -> tuple[Tensor, Tensor]:
+        """Mean `[D]` and unbiased covariance `[D, D]` on the CPU. Needs two samples."""
+        if self.num < 2:
+            raise ValueError(f"a covariance needs at least 2 images, got {self.num}")
+        scatter = self.scatter.cpu()
+        return self.mean.cpu(), (scatter + scatter.T) / (2 * (self.num - 1))
+
+    def moments(self, features: str | None = None) -> Moments:
+        """`mean_cov` with its provenance, ready for `save_moments`."""
+        return Moments(*self.mean_cov(), num=self.num, features=features)
+
+
+def feature_stats(batches: Iterable[Tensor], extractor: Extractor) -> FeatureStats:
+    """Statistics of the features of all batches of all processes.
+
+    Args:
+        batches: this process's share of the images, uint8 `[B, C, H, W]` each. A process may have none, but rank 0.
+        extractor: images to features `[B, D]`, see `networks.features.load_features`.
+    """
+    stats = None
+    for images in batches:
+        features = extractor(images)
+        if stats is None:
+            stats = FeatureStats(features.shape[1], features.device)
+        stats.append(features)
+    dim = broadcast_object(stats.mean.numel() if stats else extractor.dim or 0)
+    return (stats or FeatureStats(dim, extractor.device)).all_reduce()
+
+
+def frechet_distance(mu1: Tensor, sigma1: Tensor, mu2: Tensor, sigma2: Tensor) -> float:
+    """Squared Fréchet distance of two Gaussians (this is the number called FID), at least 0.
+
+    Args:
+        mu1, mu2: means `[D]`.
+        sigma1, sigma2: covariances `[D, D]`, singular ones included.
+
+    Raises:
+        ValueError: sizes differ, a number is not finite, or a matrix is no covariance.
+    """
+    mu1, sigma1, mu2, sigma2 = (
+        torch.as_tensor(v, dtype=torch.float64, device="cpu") for v in (mu1, sigma1, mu2, sigma2)
+    )
+    dim = len(mu1)
+    shapes = [list(v.shape) for v in (mu1, sigma1, mu2, sigma2)]
+    if shapes != [[dim], [dim, dim]] * 2:
+        raise ValueError(f"mean and covariance of both sides must have one size [D], [D, D]; got {shapes}")
+    if not all(bool(v.isfinite().all()) for v in (mu1, sigma1, mu2, sigma2)):
+        raise ValueError("feature statistics hold NaN or infinite numbers: check the images or the reference file")
+    root_trace = torch.linalg.svdvals(_factor(sigma1).T @ _factor(sigma2)).sum()
+    distance = (mu1 - mu2).square().sum() + sigma1.trace() + sigma2.trace() - 2 * root_trace
+    return max(float(distance), 0.0)  # equal inputs may round to -1e-13
+
+
+def _factor(sigma: Tensor) -> Tensor:
+    """A `[D, R]` with A A^T = sigma and R its numerical rank."""
+    sigma = (sigma + sigma.T) / 2
+    lower, failed = torch.linalg.cholesky_ex(sigma)
+    pivots = lower.diagonal().square()
+    floor = len(sigma) * EPS
+    # A singular matrix can pass by luck of rounding; its pivots give it away. The margin costs only time.
+    if not failed and pivots.min() > 1e3 * floor * pivots.max():
+        return lower
+    values, vectors = torch.linalg.eigh(sigma)
+    if values[0] < -1e-3 * values[-1].abs():
+        raise ValueError(
+            f"not a covariance: its eigenvalues run from {values[0]:.3g} to {values[-1]:.3g}, none may be negative"
+        )
+    keep = values > floor * values[-1]  # the rest is rounding, whose square roots would be large
+    return vectors[:, keep] * values[keep].sqrt()
+
+
+def save_moments(path: str | PathLike[str], moments: Moments) -> None:
+    """Write `mu`, `sigma` (float64) and, where known, `num` and `features` to an npz; the folder is created."""
+    arrays = {"mu": moments.mu.numpy(), "sigma": moments.sigma.numpy()}
+    arrays |= {k: np.array(v) for k in ("num", "features") if (v := getattr(moments, k)) is not None}
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path, "wb") as f:
+        np.savez(f, **arrays)
+
+
+def load_moments(path: str | PathLike[str]) -> Moments:
+    """Read an npz with `mu [D]` and `sigma [D, D]`, this project's or anybody's; nothing in it is executed.
+
+    Raises:
+        ValueError: not an npz, or one without these arrays.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as data:
+            arrays = {key: data[key] for key in ("mu", "sigma", "num", "features") if key in data.files}
+    except (zipfile.BadZipFile, EOFError, ValueError, AttributeError) as error:
+        raise ValueError(f"{path} is not an npz file of feature statistics: {error}") from error
+    if not {"mu", "sigma"} <= arrays.keys():
+        raise ValueError(f"{path} holds no arrays mu and sigma: make reference statistics with `fid.py ref`")
+    mu, sigma = (torch.from_numpy(arrays[key].astype(np.float64)) for key in ("mu", "sigma"))
+    if mu.ndim != 1 or sigma.shape != (len(mu), len(mu)):
+        raise ValueError(f"{path}: mu of shape {list(mu.shape)} and sigma of shape {list(sigma.shape)} do not match")
+    num, features = arrays.get("num"), arrays.get("features")
+    return Moments(mu, sigma, None if num is None else int(num), None if features is None else str(features))

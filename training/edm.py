@@ -1,0 +1,179 @@
+"""EDM: denoisers trained with preconditioning and a log-normal noise distribution, and the VP and VE baselines.
+
+Karras, Aittala, Aila, Laine: Elucidating the Design Space of Diffusion-Based Generative Models, NeurIPS 2022,
+arXiv 2206.00364 (table 1). Command line and defaults follow the published training code.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import networks
+from torch_utils.images import save_image
+from torch_utils.misc import format_count
+from torch_utils.options import opt
+from torch_utils.profile import forward_cost
+from training.augment import edm_preset
+from training.config import CommonOptions
+from training.data import ImageDataset
+from training.ema import halflife_beta
+from training.losses import loss_for
+from training.method import Average, Batch, LossOut, Method, Phase
+from training.preview import sample_grid
+from training.schedules import lr_rampup
+
+__all__ = ["EDMOptions", "build"]
+
+# What `--arch` stands for: network arguments by published name; everything else keeps the class's defaults.
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "ddpmpp": {
+        "model_type": "SongUNet", "embedding_type": "positional", "encoder_type": "standard",
+        "decoder_type": "standard", "channel_mult_noise": 1, "resample_filter": [1, 1],
+        "model_channels": 128, "channel_mult": [2, 2, 2],
+    },
+    "ncsnpp": {
+        "model_type": "SongUNet", "embedding_type": "fourier", "encoder_type": "residual",
+        "decoder_type": "standard", "channel_mult_noise": 2, "resample_filter": [1, 3, 3, 1],
+        "model_channels": 128, "channel_mult": [2, 2, 2],
+    },
+    "adm": {"model_type": "DhariwalUNet", "model_channels": 192, "channel_mult": [1, 2, 3, 4]},
+}  # fmt: skip
+
+PRECONDITIONERS = {"vp": ("VPPrecond", "VPLoss"), "ve": ("VEPrecond", "VELoss"), "edm": ("EDMPrecond", "EDMLoss")}
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True, kw_only=True)
+class EDMOptions(CommonOptions):
+    arch: str = opt("ddpmpp", "Network architecture: DDPM++, NCSN++ or ADM", choices=list(ARCHITECTURES))
+    precond: str = opt("edm", "Preconditioning and loss", choices=list(PRECONDITIONERS))
+    cbase: int | None = opt(None, "Base channels; default: the architecture's", metavar="INT", at_least=1)
+    cres: tuple[int, ...] | None = opt(None, "Channel multiplier per resolution, e.g. 1,2,2,2", metavar="LIST")
+    num_blocks: int | None = opt(None, "Residual blocks per resolution", metavar="INT", at_least=1)
+    attn_resolutions: tuple[int, ...] | None = opt(None, "Resolutions with self-attention, e.g. 16,8", metavar="LIST")
+    dropout: float = opt(0.13, "Dropout probability", metavar="P", at_least=0, at_most=1)
+    label_dropout: float = opt(
+        0.0, "Share of labels hidden in training, for classifier-free guidance", metavar="P", at_least=0, at_most=1
+    )
+    augment: float = opt(0.12, "Augmentation probability; 0 = off", metavar="P", at_least=0, at_most=1)
+    p_mean: float | None = opt(None, "Mean of ln(sigma) in training (EDM loss); default -1.2", metavar="FLOAT")
+    p_std: float | None = opt(None, "Std of ln(sigma) in training (EDM loss); default 1.2", metavar="FLOAT", above=0)
+    sigma_data: float | None = opt(None, "Std of the data (EDM); default 0.5", metavar="FLOAT", above=0)
+
+    def name_parts(self) -> list[str]:
+        return [self.arch, self.precond]
+
+    def network_kwargs(self) -> dict[str, Any]:
+        kwargs = dict(ARCHITECTURES[self.arch])
+        given = {
+            "model_channels": self.cbase, "channel_mult": self.cres, "num_blocks": self.num_blocks,
+            "attn_resolutions": self.attn_resolutions, "sigma_data": self.sigma_data,
+        }  # fmt: skip
+        kwargs |= {k: list(v) if isinstance(v, tuple) else v for k, v in given.items() if v is not None}
+        if self.augment:
+            kwargs["augment_dim"] = edm_preset(self.augment).num_labels
+        return kwargs | {"dropout": self.dropout, "label_dropout": self.label_dropout}
+
+    def loss_kwargs(self) -> dict[str, Any]:
+        given = {"P_mean": self.p_mean, "P_std": self.p_std}
+        if self.precond != "edm" and any(v is not None for v in (*given.values(), self.sigma_data)):
+            raise ValueError("--p-mean, --p-std and --sigma-data belong to --precond=edm")
+        return {k: v for k, v in given.items() if v is not None}
+
+
+def build_network(options: EDMOptions, dataset: ImageDataset) -> nn.Module:
+    precond, _ = PRECONDITIONERS[options.precond]
+    return networks.build(
+        precond,
+        img_resolution=dataset.resolution,
+        img_channels=dataset.num_channels,
+        label_dim=dataset.label_dim if options.cond else 0,
+        use_fp16=options.trunk_precision == "fp16",
+        **options.network_kwargs(),
+    )
+
+
+def build(options: EDMOptions, dataset: ImageDataset, device: torch.device) -> Method:
+    """The method: one network, one phase, one average.
+
+    Raises:
+        ValueError: the options do not describe a network for this data set.
+    """
+    _, loss_name = PRECONDITIONERS[options.precond]
+    net = build_network(options, dataset)
+    cost = _training_cost(net)
+    net.to(device, memory_format=torch.channels_last).train().requires_grad_(True)
+    net.compute_dtype = DTYPES[options.trunk_precision]
+    loss_fn = loss_for(net, loss_name, **options.loss_kwargs())
+    augment_pipe = edm_preset(options.augment) if options.augment else None
+    call = torch.compile(net) if options.compile else net
+
+    def loss(batch: Batch) -> LossOut:
+        labels = batch.labels if net.label_dim else None
+        elementwise = loss_fn(call, batch.data, labels, augment_pipe=augment_pipe, rng=batch.rng)
+        return LossOut(elementwise, {"Loss/loss": elementwise})
+
+    phase = Phase(
+        name="net",
+        trains=("net",),
+        loss=loss,
+        optimizer=functools.partial(torch.optim.Adam, lr=options.lr, betas=(0.9, 0.999), eps=1e-8, fused=True),
+        lr=lambda nimg: lr_rampup(nimg, options.lr, options.lr_rampup * 1e6),
+    )
+    # A transferred model is not a random start to be forgotten: no ramp-up of the half-life.
+    rampup = None if options.transfer else options.ema_rampup or None
+    average = Average("net", lambda nimg, batch: halflife_beta(nimg, batch, options.ema * 1e6, rampup))
+    return Method(
+        name="edm",
+        modules={"net": net},
+        phases=(phase,),
+        averages={"ema": average},
+        save=_save,
+        preview=_preview,
+        flops_per_image=3 * cost.flops,
+        summary=_summary(net, cost, options, dataset),
+    )
+
+
+def _training_cost(net: nn.Module):  # noqa: ANN202
+    shape = (1, net.img_channels, net.img_resolution, net.img_resolution)
+
+    def call(twin: nn.Module) -> torch.Tensor:
+        labels = torch.zeros(1, twin.label_dim, device="meta") if twin.label_dim else None
+        return twin(torch.zeros(shape, device="meta"), torch.ones(1, device="meta"), labels)
+
+    return forward_cost(net, call)
+
+
+def _summary(net: nn.Module, cost: Any, options: EDMOptions, dataset: ImageDataset) -> tuple[tuple[str, str], ...]:
+    parameters = sum(p.numel() for p in net.parameters())
+    # fp32 weights, gradients, two Adam moments and the average; activations of one accumulation round
+    fixed, per_image = 20 * parameters, cost.activation_bytes
+    return (
+        ("Network", f"{type(net).__name__} ({net.model.__class__.__name__}), {format_count(parameters)} parameters"),
+        ("Data", f"{len(dataset)} images {dataset.image_shape}, {net.label_dim} classes"),
+        ("FLOPs per image", f"{format_count(cost.flops)} forward, {format_count(3 * cost.flops)} per training step"),
+        (
+            "Memory",
+            f"{fixed / 2**30:.2f} GiB for weights, gradients, Adam and EMA + {per_image / 2**20:.1f} MiB of activations "
+            "per image in a round (fp32; about half in 16 bit)",
+        ),
+        ("Steps", f"{-(-options.total_kimg * 1000 // options.batch)} of {options.batch} images"),
+    )
+
+
+def _save(path: Path, averaged: Mapping[str, nn.Module], info: Mapping[str, Any]) -> None:
+    networks.save_network(path, averaged["ema"], dict(info))
+
+
+def _preview(path: Path, averaged: Mapping[str, nn.Module]) -> None:
+    """A grid of samples from fixed seeds, one row per class where there are classes."""
+    save_image(sample_grid(averaged["ema"]), path)

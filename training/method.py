@@ -1,0 +1,82 @@
+"""What a training method is: modules, phases that train some of them, and averages worth keeping.
+
+Methods differ by data, not by control flow: the one loop (`training/loop.py`) runs the phases of whichever method it is
+given. A method is one file in this folder and a line in `training.registry.METHODS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from torch_utils.rng import TorchRNG
+
+__all__ = ["Average", "Batch", "LossOut", "Method", "Phase"]
+
+
+class Batch(NamedTuple):
+    """Consecutive rows of one global batch.
+
+    data: `[b, ...]` float32, images in [-1, 1]. labels: `[b, label_dim]`. rng: streams keyed by global position, so
+    that losses do not depend on how many processes share the batch. nimg: images seen before this step.
+    """
+
+    data: Tensor
+    labels: Tensor
+    rng: TorchRNG
+    nimg: int
+
+
+class LossOut(NamedTuple):
+    """`loss` is summed over everything and divided by the global batch size; `terms` are per-element statistics."""
+
+    loss: Tensor
+    terms: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One optimiser and what it minimises. Modules not in `trains` are frozen while the phase runs."""
+
+    name: str
+    trains: tuple[str, ...]
+    loss: Callable[[Batch], LossOut]
+    optimizer: Callable[[list[nn.Parameter]], Optimizer]
+    lr: Callable[[int], float]  # learning rate after `nimg` images
+
+
+@dataclass(frozen=True)
+class Average:
+    """An exponential moving average of one module: `ema = net + beta(nimg, batch) * (ema - net)` after each step."""
+
+    module: str
+    beta: Callable[[int, int], float]
+
+
+@dataclass(frozen=True)
+class Method:
+    """Everything the loop needs to know.
+
+    Attributes:
+        modules: all that is saved and restored, by name.
+        phases: run in order within every step.
+        averages: by name; "ema" is the network that snapshots export.
+        save: writes a snapshot: `save(path, averaged modules by name, info)`.
+        preview: writes a picture of samples next to a snapshot, or None.
+        flops_per_image: of one training step (forward and backward), for the utilisation figure.
+        summary: what `--dry-run` and the first lines of the log say, as (name, value) pairs.
+    """
+
+    name: str
+    modules: Mapping[str, nn.Module]
+    phases: tuple[Phase, ...]
+    averages: Mapping[str, Average]
+    save: Callable[[Path, Mapping[str, nn.Module], Mapping[str, Any]], None]
+    preview: Callable[[Path, Mapping[str, nn.Module]], None] | None = None
+    flops_per_image: float | None = None
+    summary: tuple[tuple[str, str], ...] = field(default=())
