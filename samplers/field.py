@@ -1,13 +1,13 @@
 """Field: a network bound to the path it was trained on and to the quantity it predicts.
 
-With x = alpha * data + sigma * noise, any two of {x, data, noise, velocity} give the others; that algebra lives here and
-nowhere else. Solvers, schedules and schedule search see only fields.
+With x = alpha * data + sigma * noise, any two of {x, data, noise, velocity} give the others; that algebra lives here
+and nowhere else. Solvers, schedules and schedule search see only fields.
 
     field = Field(net)                       # path and prediction type are read from the network (default: VE denoiser)
     field.data(x, level)                     # clean estimate
     field.noise(x, level)                    # unit-noise estimate
     field.velocity(x, level)                 # d x / d t along the path
-    field.drift(x, level)                    # d x / d s, s the integration variable: the same as velocity in native time
+    field.drift(x, level)                    # d x / d s, s the integration variable: velocity, in native time
     field.ve()                               # the same model in VE coordinates x = data + s * noise
 
 Nothing is clamped: a conversion that is singular at a level (noise at sigma = 0) is a ValueError only where it can be

@@ -1,10 +1,10 @@
 """Geometry of sampling trajectories: how straight they are, how few dimensions they live in, how they bend.
 
-Sampling trajectories of one model share one shape, nearly straight, with a bend at medium noise (Chen, Zhou, Wang, Shen,
-Lyu: On the Trajectory Regularity of ODE-based Diffusion Sampling, ICML 2024, arXiv 2405.11326; arXiv 2506.10177).
+Sampling trajectories of one model share one shape, nearly straight, with a bend at medium noise (Chen, Zhou, Wang,
+Shen, Lyu: On the Trajectory Regularity of ODE-based Diffusion Sampling, ICML 2024, arXiv 2405.11326; arXiv 2506.10177).
 
-Notation: states `x [T, B, ...]` from noisy to clean at levels `sigmas [T]`; anything computed per sample comes back with
-the batch axis named in the docstring. All arithmetic is float64. Nothing here evaluates a network.
+Notation: states `x [T, B, ...]` from noisy to clean at levels `sigmas [T]`; anything computed per sample comes back
+with the batch axis named in the docstring. All arithmetic is float64. Nothing here evaluates a network.
 """
 
 from __future__ import annotations

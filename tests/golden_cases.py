@@ -28,9 +28,9 @@ GOLDEN = Path(os.environ.get("FEWSTEP_GOLDEN", Path(__file__).parent / "golden")
 # Kinds that some test handles, per area; test_golden_kinds.py fails when the files hold a kind that is not listed.
 HANDLED: dict[str, set[str]] = {
     "edm": {
-        "network", "state_dict_shapes", "sampler", "per_seed_draws", "parse_seed_list", "seed_batches", "quantise_uint8",
-        "loss", "augment", "lr_ema_schedule", "infinite_sampler", "iddpm_table", "vp_sigma", "positional_embedding",
-        "resample_conv", "dataset_tool", "dataset_class", "dataset_subset", "fid", "train_steps", "snapshot",
+        "network", "state_dict_shapes", "sampler", "per_seed_draws", "parse_seed_list", "seed_batches",
+        "quantise_uint8", "loss", "augment", "lr_ema_schedule", "infinite_sampler", "iddpm_table", "vp_sigma",
+        "positional_embedding", "resample_conv", "dataset_tool", "dataset_class", "dataset_subset", "fid", "train_steps", "snapshot",
         "training_state",
     },
     "solvers": {

@@ -1,8 +1,8 @@
 """What every command line here shares: options with `-` or `_`, errors as one sentence, clean interruption.
 
-`Command` and `Group` are click classes that accept `--batch-gpu` and `--batch_gpu` alike, print a `ValueError`, `OSError`
-or exhausted memory as `Error: <sentence>` with exit code 1 (bad usage exits with 2, as click does), and never a
-traceback for bad input. Set FEWSTEP_TRACEBACK=1 to see where an error came from.
+`Command` and `Group` are click classes that accept `--batch-gpu` and `--batch_gpu` alike, print a `ValueError`,
+`OSError` or exhausted memory as `Error: <sentence>` with exit code 1 (bad usage exits with 2, as click does), and never
+a traceback for bad input. Set FEWSTEP_TRACEBACK=1 to see where an error came from.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class Command(click.Command):
 
 
 class Group(click.Group):
-    """A click group of `Command`s. With `default="name"`, `script.py --option ...` means `script.py name --option ...`."""
+    """A click group of `Command`s; with `default="name"`, `script.py --option` means `script.py name --option`."""
 
     command_class = Command
 

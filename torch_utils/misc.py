@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 
@@ -56,7 +57,7 @@ def split_evenly(n: int, parts: int) -> list[range]:
     """Cut `range(n)` into `parts` contiguous ranges whose lengths differ by at most one, longer ones first."""
     size, extra = divmod(n, parts)
     starts = [i * size + min(i, extra) for i in range(parts + 1)]
-    return [range(a, b) for a, b in zip(starts[:-1], starts[1:], strict=True)]
+    return [range(a, b) for a, b in pairwise(starts)]
 
 
 def format_time(seconds: float) -> str:

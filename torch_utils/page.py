@@ -33,7 +33,8 @@ body { margin: 0 auto; max-width: 64rem; padding: 2rem 1.2rem 4rem; background: 
   font: 16px/1.5 system-ui, -apple-system, "Segoe UI", sans-serif; }
 h1 { font-size: 1.6rem; margin: 0 0 1.5rem; }
 h2 { font-size: 1.1rem; margin: 2.2rem 0 0.6rem; }
-figure { margin: 0 0 1.6rem; padding: 1rem; background: var(--card); border: 1px solid var(--line); border-radius: 6px; }
+figure { margin: 0 0 1.6rem; padding: 1rem; background: var(--card); border: 1px solid var(--line);
+  border-radius: 6px; }
 figure a { display: block; overflow-x: auto; }
 img { display: block; margin: 0 auto; max-width: 100%; height: auto; background: #fff; }
 img.small { image-rendering: pixelated; }
@@ -66,12 +67,12 @@ class Table:
 
     def text(self) -> str:
         """Aligned for a terminal; marked cells carry a star."""
-        cells = [
-            list(self.columns),
-            *([cell + ("*" if (r, c) in self.best else "") for c, cell in enumerate(row)] for r, row in enumerate(self.rows)),
-        ]  # fmt: skip
-        # A column of air keeps the stars out of the numbers' alignment.
-        cells = [[cell if cell.endswith("*") else cell + " " for cell in row] for row in cells]
+        rows = [
+            # A blank in place of the star keeps the numbers aligned.
+            [cell + ("*" if (r, c) in self.best else " ") for c, cell in enumerate(row)]
+            for r, row in enumerate(self.rows)
+        ]
+        cells = [[c + " " for c in self.columns], *rows]
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
         lines = [" ".join(c.rjust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in cells]
         return "\n".join([self.title, *lines, *([self.note] if self.note else [])])

@@ -1,7 +1,7 @@
 """What a model costs: FLOPs and saved activations counted without computing, peak FLOP/s of known devices.
 
 FLOPs follow torch's FlopCounterMode: two per multiply-add, matrix products and convolutions only. Model FLOP/s
-utilisation (MFU) is `flops per image * images per second / peak`, as in Chowdhery et al. 2022 (arXiv 2204.02311), app. B.
+utilisation (MFU) is `flops per image * images per second / peak` (Chowdhery et al. 2022, arXiv 2204.02311, app. B).
 """
 
 from __future__ import annotations

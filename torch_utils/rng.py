@@ -49,7 +49,7 @@ class TorchRNG:
 
 
 class _SplitRNG(TorchRNG):
-    """Several generators, each owning `sizes[i]` consecutive positions of the batch axis and yielding `keep[i]` of them."""
+    """Several generators, each owning `sizes[i]` consecutive positions of the batch axis, `keep[i]` of them wanted."""
 
     def __init__(
         self, generators: list[torch.Generator], sizes: list[int], keep: list[slice], device: torch.device

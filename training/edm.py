@@ -163,8 +163,8 @@ def _summary(net: nn.Module, cost: Any, options: EDMOptions, dataset: ImageDatas
         ("FLOPs per image", f"{format_count(cost.flops)} forward, {format_count(3 * cost.flops)} per training step"),
         (
             "Memory",
-            f"{fixed / 2**30:.2f} GiB for weights, gradients, Adam and EMA + {per_image / 2**20:.1f} MiB of activations "
-            "per image in a round (fp32; about half in 16 bit)",
+            f"{fixed / 2**30:.2f} GiB for weights, gradients, Adam and EMA + {per_image / 2**20:.1f} MiB of "
+            "activations per image in a round (fp32; about half in 16 bit)",
         ),
         ("Steps", f"{-(-options.total_kimg * 1000 // options.batch)} of {options.batch} images"),
     )

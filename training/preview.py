@@ -17,6 +17,7 @@ from torch_utils.rng import PerSampleRNG
 __all__ = ["sample_grid"]
 
 MAX_ROWS = 10
+MIN_WIDTH = 512  # pixels
 
 
 @torch.inference_mode()
@@ -29,4 +30,6 @@ def sample_grid(net: Any, columns: int = 8, num_steps: int = 18) -> Tensor:
     labels = None
     if net.label_dim:
         labels = torch.eye(net.label_dim, device=device)[:rows].repeat_interleave(columns, dim=0)
-    return make_grid(to_uint8(edm_sampler(net, noise, labels, num_steps=num_steps)), columns=columns)
+    grid = make_grid(to_uint8(edm_sampler(net, noise, labels, num_steps=num_steps)), columns=columns)
+    zoom = max(MIN_WIDTH // grid.shape[2], 1)  # tiny images are shown as blocks rather than blurred by a viewer
+    return grid.repeat_interleave(zoom, 1).repeat_interleave(zoom, 2)

@@ -1,0 +1,262 @@
+"""Pictures and numbers about samplers and runs: every sub-command writes PNG files and the numbers as JSON.
+
+The maths is in `samplers/compare.py`, `samplers/trajectory_file.py`, `samplers/costs.py` and `training/curve.py`, the
+drawing in `training/figures.py`, the page in `torch_utils/page.py`. See docs/analysis.md.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+from tqdm import tqdm
+
+import networks
+from networks.features import FeatureExtractor, load_features
+from samplers import SCHEDULES, SOLVERS, get_schedule
+from samplers.compare import HELD_OUT, Measure, compare, tables
+from samplers.contestants import parse_contestant, plan_cells
+from samplers.costs import METRICS, cost_matrix, path_cost, shortest_path
+from samplers.run import image_shape, prepare
+from samplers.schedule_file import ScheduleFile
+from samplers.trajectory_file import load_trajectory, summarise
+from torch_utils import distributed as dist
+from torch_utils.cli import Group, IntList
+from torch_utils.files import write_json
+from torch_utils.frechet import Moments, load_moments
+from torch_utils.options import opt, options_of
+from torch_utils.page import Table, write_page
+from training import figures
+from training.curve import read_curve
+
+EXAMPLES = """\b
+Examples:
+  # Error of solvers at 3 to 10 network evaluations, and the distance of their images to the data
+  python fid.py ref --data=datasets/digits.zip --features=pixels --dest=digits-pixels.npz
+  python analyze.py compare --network=NET.pkl --outdir=out --ref=digits-pixels.npz --num-fid=1797
+\b
+  # How trajectories look
+  python generate.py --network=NET.pkl --seeds=0-15 --solver=heun --num-steps=61 --save-traj=traj.npz
+  python analyze.py trajectory traj.npz --outdir=out
+  python analyze.py cost traj.npz --num-steps=7 --outdir=out
+\b
+  # Schedules, the training curve, and one page of everything
+  python analyze.py schedules polynomial logsnr time_uniform --num-steps=10 --outdir=out
+  python analyze.py curve runs/00000-digits --outdir=out
+  python analyze.py page out --title="Digits" """
+
+SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 120, "show_default": True}
+
+CAPTIONS = {
+    "compare.png": "Error of solvers against a fine teacher from the same held-out noise, by network evaluations.",
+    "trajectory.png": "Geometry of sampling trajectories, from noise (left) to data (right); thin lines are samples.",
+    "projection.png": "Sampling trajectories along their chord and the two leading directions orthogonal to it.",
+    "strip.png": "States and denoised estimates along sampling trajectories, one pair of rows per seed.",
+    "schedules.png": "Noise levels of schedules.",
+    "cost.png": "Cost of every Euler jump between levels, and the cheapest path of jumps.",
+    "curve.png": "Training loss and speed.",
+}
+
+OUTDIR = click.option("--outdir", required=True, metavar="DIR", help="Folder of the pictures and numbers")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareOptions:
+    network: str = opt(
+        None, "Network: a file, an address, or the name of a published checkpoint", metavar="FILE|URL|NAME",
+        required=True,
+    )  # fmt: skip
+    outdir: str = opt(None, "Folder of compare.json and compare.png", metavar="DIR", required=True)
+    solvers: str = opt(
+        "euler,heun,edm,ipndm,dpmpp,unipc,deis", f"Comma-separated, from edm, {', '.join(SOLVERS)}; each may be "
+        "NAME:ORDER, NAME:OPTION=VALUE, NAME@SCHEDULE and NAME@FILE.json#COEFF", metavar="LIST",
+    )  # fmt: skip
+    schedule: str | None = opt(
+        None, "Schedule files: each also takes part with its own solver; comma-separated", metavar="FILES"
+    )
+    nfe: tuple[int, ...] = opt("3-10", "Network evaluations per image", metavar="LIST")
+    num: int = opt(256, "Samples that are compared with the teacher's", metavar="INT", at_least=1)
+    seed: int = opt(
+        HELD_OUT, "First seed; the default is far from those of training and schedule search", metavar="INT"
+    )
+    teacher_solver: str = opt("heun", "Solver of the teacher", choices=list(SOLVERS))
+    teacher_steps: int = opt(60, "Steps of the teacher, polynomial schedule", metavar="INT", at_least=1)
+    ref: str | None = opt(None, "Statistics of `fid.py ref`: also measure the Fréchet distance to them", metavar="NPZ")
+    num_fid: int | None = opt(None, "Images for the Fréchet distance [default: --num]", metavar="INT", at_least=2)
+    batch: int = opt(256, "Most images at once on one process", metavar="INT", at_least=1)
+    device: str = opt("auto", "cpu, cuda or auto (a GPU when there is one)", metavar="DEVICE")
+
+
+@click.group(cls=Group, context_settings=SETTINGS, epilog=EXAMPLES)
+def main() -> None:
+    """Pictures (PNG) and numbers (JSON) about samplers and training runs."""
+
+
+@main.command("compare", context_settings=SETTINGS, epilog=EXAMPLES)
+@options_of(CompareOptions)
+def compare_command(options: CompareOptions) -> None:
+    """Error of solvers against a fine teacher, NFE by NFE; with --ref also the Fréchet distance."""
+    texts = [t for t in options.solvers.split(",") if t.strip()]
+    for path in (options.schedule or "").split(",") if options.schedule else ():
+        texts.append(f"{ScheduleFile.load(path).solver}@{path}")
+    contestants = [parse_contestant(t) for t in texts]
+    with dist.process_group(options.device) as device:
+        net = prepare(networks.load_network(options.network), device)
+        reference, extractor = _reference(options, math.prod(image_shape(net)), device)
+        measure = Measure(
+            num=options.num, seed=options.seed, teacher_solver=options.teacher_solver,
+            teacher_steps=options.teacher_steps, reference=reference, extractor=extractor,
+            num_fid=options.num_fid if options.ref else None, batch=options.batch,
+        )  # fmt: skip
+        cells = plan_cells(contestants, options.nfe, net)
+        outdir = _folder(options.outdir)
+        with tqdm(total=measure.work(cells), unit="eval", unit_scale=True, disable=dist.get_rank() > 0 or None) as bar:
+            report = compare(net, cells, measure, device=device, progress=bar.update)
+        if dist.get_rank() == 0:
+            report = {"network": options.network, "ref": options.ref, **report}
+            click.echo("\n\n".join(t.text() for t in tables(report)))
+            _write(outdir, "compare", report, figures.draw_compare)
+        dist.barrier()
+
+
+def _reference(options: CompareOptions, pixels: int, device: Any) -> tuple[Moments | None, FeatureExtractor | None]:
+    """Reference statistics and the features they were made with."""
+    if options.ref is None:
+        if options.num_fid is not None:
+            raise ValueError("--num-fid is for the Fréchet distance, which needs reference statistics: give --ref")
+        return None, None
+    if not Path(options.ref).is_file():
+        raise ValueError(f"there is no file {options.ref}: make reference statistics with `fid.py ref`")
+    reference = load_moments(options.ref)
+    extractor = load_features(reference.features or "pixels", None, device)
+    dim = extractor.dim or pixels
+    if len(reference.mu) != dim:
+        raise ValueError(
+            f"{options.ref} has {len(reference.mu)} features an image, '{extractor.name}' gives {dim} for this network's "
+            "images: give statistics of the data it was trained on"
+        )
+    return reference, extractor
+
+
+@main.command(context_settings=SETTINGS, epilog=EXAMPLES)
+@click.argument("file", metavar="FILE.npz")
+@OUTDIR
+@click.option("--num", type=click.IntRange(1), default=64, metavar="INT", help="Most samples that are looked at")
+@click.option("--rows", type=click.IntRange(1), default=6, metavar="INT", help="Samples in strip.png")
+@click.option("--columns", type=click.IntRange(2), default=12, metavar="INT", help="Most steps in strip.png")
+def trajectory(file: str, outdir: str, num: int, rows: int, columns: int) -> None:
+    """Geometry of trajectories that `generate.py --save-traj` saved: trajectory, projection and strip."""
+    loaded = load_trajectory(file, num)
+    summary = summarise(loaded)
+    folder = _folder(outdir)
+    _write(folder, "trajectory", {"file": file, **summary}, figures.draw_trajectory)
+    if "projection" in summary:
+        _picture(folder / "projection.png", lambda path: figures.draw_projection(summary, path))
+    if loaded.x.ndim == 5 and loaded.x.shape[2] in (1, 3):
+        _picture(folder / "strip.png", lambda path: figures.draw_strip(loaded, path, rows=rows, columns=columns))
+    else:
+        click.echo(f"no strip.png: states of shape {list(loaded.x.shape[2:])} are not images of 1 or 3 channels")
+
+
+@main.command(context_settings=SETTINGS, epilog=EXAMPLES)
+@click.argument("names", nargs=-1, required=True, metavar="NAME|FILE.json...")
+@OUTDIR
+@click.option("--num-steps", type=IntList(), metavar="LIST", help="Levels [default: 7 of a name, all of a file]")
+def schedules(names: tuple[str, ...], outdir: str, num_steps: list[int] | None) -> None:
+    """Noise levels of schedules: by name, or of files that a search wrote."""
+    found: dict[str, list[float]] = {}
+    for name in names:
+        if name.endswith(".json"):
+            entries = [e for e in ScheduleFile.load(name).entries if num_steps is None or e.num_steps in num_steps]
+            if not entries:
+                raise ValueError(f"{name} holds no schedule with the number of levels asked for: leave out --num-steps")
+            for e in entries:
+                coeff = "" if e.coeff is None else f"#{e.coeff:g}"
+                found[f"{Path(name).stem}{coeff}, {e.num_steps} levels"] = list(e.sigmas)
+        elif name in SCHEDULES:
+            for n in num_steps or (7,):
+                found[f"{name}, {n} levels"] = get_schedule(n, schedule_type=name).tolist()
+        else:
+            raise ValueError(f"there is no schedule '{name}': give a file (.json) or one of {', '.join(SCHEDULES)}")
+    _write(_folder(outdir), "schedules", found, figures.draw_schedules)
+
+
+@main.command(context_settings=SETTINGS, epilog=EXAMPLES)
+@click.argument("file", metavar="FILE.npz")
+@OUTDIR
+@click.option("--num-steps", type=click.IntRange(2), default=7, metavar="INT", help="Levels of the chosen path")
+@click.option("--metric", type=click.Choice(list(METRICS)), default="dev", help="Cost of a jump")
+@click.option("--coeff", type=float, default=1.15, metavar="FLOAT", help="Factor on every later jump")
+def cost(file: str, outdir: str, num_steps: int, metric: str, coeff: float) -> None:
+    """Cost of every jump along saved trajectories of a fine teacher, and the cheapest schedule."""
+    loaded = load_trajectory(file)
+    matrix = cost_matrix(loaded.x, loaded.drift, loaded.sigmas, metric)
+    indices = shortest_path(matrix, num_steps, coeff)
+    grid = loaded.sigmas.tolist()
+    chosen = [grid[i] for i in indices]
+    click.echo(f"{num_steps} levels: {', '.join(f'{v:.4g}' for v in chosen)}")
+    numbers = {
+        "file": file, "num_samples": len(loaded.seeds), "metric": metric, "coeff": coeff, "indices": indices,
+        "chosen": chosen, "total": path_cost(matrix, indices, coeff), "sigmas": grid, "cost": matrix.tolist(),
+    }  # fmt: skip
+    _write(_folder(outdir), "cost", numbers, lambda _, p: figures.draw_cost(matrix, grid, indices, p, metric))
+
+
+@main.command(context_settings=SETTINGS, epilog=EXAMPLES)
+@click.argument("run_dir", metavar="RUN_DIR")
+@OUTDIR
+def curve(run_dir: str, outdir: str) -> None:
+    """Loss and speed of a training run."""
+    _write(_folder(outdir), "curve", {"run_dir": run_dir, **read_curve(run_dir)}, figures.draw_curve)
+
+
+@main.command(context_settings=SETTINGS, epilog=EXAMPLES)
+@click.argument("folder", metavar="DIR")
+@click.option("--title", default="Results", metavar="TEXT", help="Head of the page")
+@click.option("--caption", multiple=True, metavar="FILE=TEXT", help="Caption of a picture; may be repeated")
+def page(folder: str, title: str, caption: tuple[str, ...]) -> None:
+    """Write DIR/index.html, which shows every PNG of DIR, and compare.json as tables."""
+    if wrong := next((c for c in caption if "=" not in c), None):
+        raise ValueError(
+            f"--caption='{wrong}' names no picture: write for example --caption=classes.png='One row per class'"
+        )
+    given = dict(c.split("=", 1) for c in caption)
+    found = _tables(Path(folder) / "compare.json")
+    path = write_page(folder, title, tables=found, captions={**CAPTIONS, **given}, first=list(given) + list(CAPTIONS))
+    click.echo(path)
+
+
+def _tables(path: Path) -> list[Table]:
+    if not path.is_file():
+        return []
+    try:
+        return tables(json.loads(path.read_text(encoding="utf-8")))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _folder(outdir: str) -> Path:
+    """Made before the work, so that a wrong path fails early."""
+    folder = Path(outdir)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _write(folder: Path, name: str, numbers: dict[str, Any], draw: Callable[[dict[str, Any], Path], None]) -> None:
+    write_json(folder / f"{name}.json", numbers)
+    _picture(folder / f"{name}.png", lambda path: draw(numbers, path))
+    click.echo(folder / f"{name}.json")
+
+
+def _picture(path: Path, draw: Callable[[Path], None]) -> None:
+    draw(path)
+    click.echo(path)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,61 @@
+"""The course of a training run, read from its stats.jsonl: loss, smoothed loss, speed.
+
+Smoothing is an exponential average over images with the half-life `HALF_LIFE` of the run, started without bias:
+s_n = sum_i w_i loss_i / sum_i w_i, w_i = 2^(-(kimg_n - kimg_i) / half-life) times the images of tick i.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+__all__ = ["read_curve"]
+
+HALF_LIFE = 0.03  # of the whole run, in images
+
+
+def read_curve(run_dir: str | Path) -> dict[str, list[float]]:
+    """`kimg`, `loss`, `smooth` and `images_per_second`, a number per tick.
+
+    Raises:
+        ValueError: no run directory, nothing in its statistics, or a damaged file.
+    """
+    path = Path(run_dir) / "stats.jsonl"
+    if not path.is_file():
+        raise ValueError(
+            f"{run_dir} holds no stats.jsonl: give the directory of a training run, such as runs/00000-..."
+        )
+    ticks = _read(path)
+    try:
+        kimg = [t["Progress/kimg"]["mean"] for t in ticks]
+        loss = [t["Loss/loss"]["mean"] for t in ticks]
+        speed = [1000 / t["Timing/sec_per_kimg"]["mean"] for t in ticks]
+    except (KeyError, TypeError, ZeroDivisionError) as error:
+        raise ValueError(f"{path} is not the statistics of a training run: an entry lacks {error}") from error
+    return {"kimg": kimg, "loss": loss, "smooth": _smooth(kimg, loss), "images_per_second": speed}
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    """One object per line; a last line without its end is being written, or was when the run was killed."""
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+    if not lines:
+        raise ValueError(f"{path} holds no tick yet: wait for the run's first one")
+    ticks = []
+    for number, line in enumerate(lines, 1):
+        try:
+            ticks.append(json.loads(line))
+        except ValueError as error:
+            raise ValueError(f"{path} is damaged in line {number}: {error}") from error
+    return ticks
+
+
+def _smooth(kimg: list[float], loss: list[float]) -> list[float]:
+    half_life = max(HALF_LIFE * kimg[-1], 1e-9)
+    smooth, total, weight, before = [], 0.0, 0.0, 0.0
+    for k, value in zip(kimg, loss, strict=True):
+        keep = 2 ** (-(k - before) / half_life)
+        total, weight = total * keep + value * (k - before), weight * keep + (k - before)
+        smooth.append(total / weight if weight > 0 else value)
+        before = k
+    return smooth
