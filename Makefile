@@ -1,6 +1,7 @@
 # Two commands do everything on a fresh machine: `make demo` and `make test`. Both create .venv first, once.
 PYTHON ?= python3
 BIN := .venv/bin
+DEMO_MIMG ?= 0.09
 STAMP := .venv/.installed
 
 .PHONY: venv demo test test-slow lint format bench clean
@@ -25,6 +26,27 @@ lint: $(STAMP)
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# The main job on real data, as a list of the commands a user would type. Ends in runs/demo/index.html.
+DEMO := runs/demo
+NET = $$(ls $(DEMO)/train/network-snapshot-*.pkl | tail -1)
+
+demo: $(STAMP)
+	rm -rf $(DEMO)
+	$(BIN)/python dataset_tool.py --source=digits --dest=$(DEMO)/digits.zip
+	$(BIN)/python train.py --outdir=$(DEMO)/train --nosubdir --data=$(DEMO)/digits.zip --cond=1 --seed=0 \
+	    --cbase=32 --cres=1,2 --num-blocks=2 --batch=128 --duration=$(DEMO_MIMG) --lr=2e-3 --lr-rampup=0.01 \
+	    --ema=0.01 --ema-rampup=0.1 --dropout=0 --augment=0 --tick=10 --snap=100
+	$(BIN)/python fid.py ref --data=$(DEMO)/digits.zip --features=pixels --dest=$(DEMO)/digits-pixels.npz
+	$(BIN)/python generate.py --network=$(NET) --num-steps=7 --calibrate --save-schedule=$(DEMO)/calibrated.json \
+	    --seeds=0-63 --grid=$(DEMO)/few-steps.png
+	$(BIN)/python generate.py --network=$(NET) --seeds=0-7 --steps=12 --save-traj=$(DEMO)/trajectory.npz
+	$(BIN)/python analyze.py compare --network=$(NET) --outdir=$(DEMO) --nfe=3-10,35 --num=128 \
+	    --ref=$(DEMO)/digits-pixels.npz --num-fid=1797 --solvers=edm,euler,ipndm --schedule=$(DEMO)/calibrated.json
+	$(BIN)/python analyze.py trajectory $(DEMO)/trajectory.npz --outdir=$(DEMO)
+	$(BIN)/python analyze.py curve $(DEMO)/train --outdir=$(DEMO)
+	cp $$(ls $(DEMO)/train/samples-*.png | tail -1) $(DEMO)/classes.png
+	$(BIN)/python analyze.py page $(DEMO) --title="Fewstep demo: 8x8 digits"
 
 bench: $(STAMP)
 	$(BIN)/python -m bench.train --preset=digits

@@ -22,6 +22,7 @@ from samplers import SCHEDULES, SOLVERS, get_schedule
 from samplers.compare import HELD_OUT, Measure, compare, tables
 from samplers.contestants import parse_contestant, plan_cells
 from samplers.costs import METRICS, cost_matrix, path_cost, shortest_path
+from samplers.curvature import curvature_table, measure_curvature
 from samplers.run import image_shape, prepare
 from samplers.schedule_file import ScheduleFile
 from samplers.trajectory_file import load_trajectory, summarise
@@ -45,6 +46,9 @@ Examples:
   python analyze.py trajectory traj.npz --outdir=out
   python analyze.py cost traj.npz --num-steps=7 --outdir=out
 \b
+  # How straight trajectories are, for one model or a sweep over beta
+  python analyze.py curvature beta1.pkl beta10.pkl beta50.pkl --outdir=out
+\b
   # Schedules, the training curve, and one page of everything
   python analyze.py schedules polynomial logsnr time_uniform --num-steps=10 --outdir=out
   python analyze.py curve runs/00000-digits --outdir=out
@@ -60,7 +64,11 @@ CAPTIONS = {
     "schedules.png": "Noise levels of schedules.",
     "cost.png": "Cost of every Euler jump between levels, and the cheapest path of jumps.",
     "curve.png": "Training loss and speed.",
+    "curvature.png": "Curvature along sampling trajectories (band: two standard errors), and by weight of the prior.",
 }
+
+# Adaptive solvers have no NFE that could be asked for.
+FIXED = [name for name, solver in SOLVERS.items() if not solver.adaptive]
 
 OUTDIR = click.option("--outdir", required=True, metavar="DIR", help="Folder of the pictures and numbers")
 
@@ -73,7 +81,7 @@ class CompareOptions:
     )  # fmt: skip
     outdir: str = opt(None, "Folder of compare.json and compare.png", metavar="DIR", required=True)
     solvers: str = opt(
-        "euler,heun,edm,ipndm,dpmpp,unipc,deis", f"Comma-separated, from edm, {', '.join(SOLVERS)}; each may be "
+        "euler,heun,edm,ipndm,dpmpp,unipc,deis", f"Comma-separated, from edm, {', '.join(FIXED)}; each may be "
         "NAME:ORDER, NAME:OPTION=VALUE, NAME@SCHEDULE and NAME@FILE.json#COEFF", metavar="LIST",
     )  # fmt: skip
     schedule: str | None = opt(
@@ -84,7 +92,7 @@ class CompareOptions:
     seed: int = opt(
         HELD_OUT, "First seed; the default is far from those of training and schedule search", metavar="INT"
     )
-    teacher_solver: str = opt("heun", "Solver of the teacher", choices=list(SOLVERS))
+    teacher_solver: str = opt("heun", "Solver of the teacher", choices=list(FIXED))
     teacher_steps: int = opt(60, "Steps of the teacher, polynomial schedule", metavar="INT", at_least=1)
     ref: str | None = opt(None, "Statistics of `fid.py ref`: also measure the Fréchet distance to them", metavar="NPZ")
     num_fid: int | None = opt(None, "Images for the Fréchet distance [default: --num]", metavar="INT", at_least=2)
@@ -137,8 +145,8 @@ def _reference(options: CompareOptions, pixels: int, device: Any) -> tuple[Momen
     dim = extractor.dim or pixels
     if len(reference.mu) != dim:
         raise ValueError(
-            f"{options.ref} has {len(reference.mu)} features an image, '{extractor.name}' gives {dim} for this network's "
-            "images: give statistics of the data it was trained on"
+            f"{options.ref} has {len(reference.mu)} features an image, '{extractor.name}' gives {dim} for these "
+            "images: give statistics of the data the network was trained on"
         )
     return reference, extractor
 
@@ -156,9 +164,9 @@ def trajectory(file: str, outdir: str, num: int, rows: int, columns: int) -> Non
     folder = _folder(outdir)
     _write(folder, "trajectory", {"file": file, **summary}, figures.draw_trajectory)
     if "projection" in summary:
-        _picture(folder / "projection.png", lambda path: figures.draw_projection(summary, path))
+        figures.draw_projection(summary, folder / "projection.png")
     if loaded.x.ndim == 5 and loaded.x.shape[2] in (1, 3):
-        _picture(folder / "strip.png", lambda path: figures.draw_strip(loaded, path, rows=rows, columns=columns))
+        figures.draw_strip(loaded, folder / "strip.png", rows=rows, columns=columns)
     else:
         click.echo(f"no strip.png: states of shape {list(loaded.x.shape[2:])} are not images of 1 or 3 channels")
 
@@ -176,8 +184,10 @@ def schedules(names: tuple[str, ...], outdir: str, num_steps: list[int] | None) 
             if not entries:
                 raise ValueError(f"{name} holds no schedule with the number of levels asked for: leave out --num-steps")
             for e in entries:
-                coeff = "" if e.coeff is None else f"#{e.coeff:g}"
-                found[f"{Path(name).stem}{coeff}, {e.num_steps} levels"] = list(e.sigmas)
+                label = Path(name).stem + ("" if e.coeff is None else f"#{e.coeff:g}") + (" AFS" if e.afs else "")
+                if (label := f"{label}, {e.num_steps} levels") in found:
+                    raise ValueError(f"two schedules are called '{label}': rename a file, or keep one in it")
+                found[label] = list(e.sigmas)
         elif name in SCHEDULES:
             for n in num_steps or (7,):
                 found[f"{name}, {n} levels"] = get_schedule(n, schedule_type=name).tolist()
@@ -216,15 +226,49 @@ def curve(run_dir: str, outdir: str) -> None:
 
 
 @main.command(context_settings=SETTINGS, epilog=EXAMPLES)
+@click.argument("networks_", nargs=-1, required=True, metavar="NETWORK...")
+@OUTDIR
+@click.option("--label", multiple=True, metavar="TEXT", help="Name of a network, in their order [default: file name]")
+@click.option("--num", type=click.IntRange(2), default=256, metavar="INT", help="Trajectories of each network")
+@click.option("--N", "evaluations", type=click.IntRange(1), default=100, metavar="INT", help="Network evaluations each")
+@click.option("--solver", type=click.Choice(["euler", "heun"]), default="euler", help="Solver; heun takes an odd --N")
+@click.option("--prior", metavar="NAME", help="Start distribution, of models that have several [default: the model's]")
+@click.option("--seed", type=int, default=HELD_OUT, metavar="INT", help="First seed")
+@click.option("--batch", type=click.IntRange(1), default=64, metavar="INT", help="Most samples at once")
+@click.option("--device", default="auto", metavar="DEVICE", help="cpu, cuda or auto (a GPU when there is one)")
+def curvature(
+    networks_: tuple[str, ...], outdir: str, label: tuple[str, ...], batch: int, device: str, **measured: Any
+) -> None:
+    """How straight the trajectories of networks are; of several trained with different beta, a sweep."""
+    if label and len(label) != len(networks_):
+        raise ValueError(f"--label is given {len(label)} times for {len(networks_)} networks: once each, or not at all")
+    with dist.process_group(device) as dev:
+        folder, results = _folder(outdir), []
+        for name, text in zip(networks_, label or networks_, strict=True):
+            net = prepare(networks.load_network(name), dev)
+            with tqdm(total=measured["num"], unit="img", desc=text, disable=dist.get_rank() > 0 or None) as bar:
+                report = measure_curvature(net, **measured, batch=batch, device=dev, progress=bar.update)
+            results.append({"network": name, "label": text, "beta": _beta(net), **report})
+        if dist.get_rank() == 0:
+            click.echo(curvature_table(results).text())
+            _write(folder, "curvature", {"results": results}, figures.draw_curvature)
+        dist.barrier()
+
+
+def _beta(net: Any) -> float | None:
+    """The weight of the prior that a network was trained with, as its file says."""
+    options = getattr(net, "info", {}).get("options") or {}
+    return None if options.get("independent") else options.get("weight_prior")
+
+
+@main.command(context_settings=SETTINGS, epilog=EXAMPLES)
 @click.argument("folder", metavar="DIR")
 @click.option("--title", default="Results", metavar="TEXT", help="Head of the page")
 @click.option("--caption", multiple=True, metavar="FILE=TEXT", help="Caption of a picture; may be repeated")
 def page(folder: str, title: str, caption: tuple[str, ...]) -> None:
     """Write DIR/index.html, which shows every PNG of DIR, and compare.json as tables."""
     if wrong := next((c for c in caption if "=" not in c), None):
-        raise ValueError(
-            f"--caption='{wrong}' names no picture: write for example --caption=classes.png='One row per class'"
-        )
+        raise ValueError(f"--caption='{wrong}' names no picture: write for example --caption=classes.png=Samples")
     given = dict(c.split("=", 1) for c in caption)
     found = _tables(Path(folder) / "compare.json")
     path = write_page(folder, title, tables=found, captions={**CAPTIONS, **given}, first=list(given) + list(CAPTIONS))
@@ -249,13 +293,8 @@ def _folder(outdir: str) -> Path:
 
 def _write(folder: Path, name: str, numbers: dict[str, Any], draw: Callable[[dict[str, Any], Path], None]) -> None:
     write_json(folder / f"{name}.json", numbers)
-    _picture(folder / f"{name}.png", lambda path: draw(numbers, path))
-    click.echo(folder / f"{name}.json")
-
-
-def _picture(path: Path, draw: Callable[[Path], None]) -> None:
-    draw(path)
-    click.echo(path)
+    draw(numbers, folder / f"{name}.png")
+    click.echo(f"Wrote {folder / name}.json and {name}.png")
 
 
 if __name__ == "__main__":

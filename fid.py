@@ -9,17 +9,13 @@ from __future__ import annotations
 import math
 import sys
 import zipfile
-from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import click
-import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -31,15 +27,14 @@ from samplers.run import generate, image_shape, prepare
 from torch_utils import distributed as dist
 from torch_utils.cli import Group
 from torch_utils.files import download, write_json
-from torch_utils.frechet import Moments, feature_stats, load_moments, save_moments
+from torch_utils.frechet import Moments, check_fits, feature_stats, load_moments, save_moments
 from torch_utils.images import to_uint8
 from torch_utils.misc import split_evenly
 from torch_utils.npz_images import NpzImages
 from torch_utils.options import opt, options_of
-from training.image_dataset import ImageDataset, subset_indices
+from training.image_dataset import ImageDataset, decoded, subset_indices
 
 NUM = 50_000  # images, where neither --num nor --seeds says otherwise
-WORKERS = 3  # threads that decode image files
 
 EXAMPLES = """\b
 Examples:
@@ -117,7 +112,7 @@ def main() -> None:
 def calc(options: CalcOptions) -> None:
     """Print the distance between images (or a network's samples) and a reference."""
     with dist.process_group(options.device) as device:
-        extractor = _rank0_first(lambda: load_features(options.features, options.weights, device))
+        extractor = dist.rank0_first(lambda: load_features(options.features, options.weights, device))
         source = _source(options, "images", options.images, options.num or NUM, device)
         reference = _reference(options, extractor, _dim(extractor, source))
         moments = _moments(source, extractor, "images")
@@ -137,20 +132,13 @@ def calc(options: CalcOptions) -> None:
 def ref(options: RefOptions) -> None:
     """Write mean and covariance of the features of a data set (or of a network's samples)."""
     with dist.process_group(options.device) as device:
-        extractor = _rank0_first(lambda: load_features(options.features, options.weights, device))
+        extractor = dist.rank0_first(lambda: load_features(options.features, options.weights, device))
         source = _source(options, "data", options.data, options.num, device)
         moments = _moments(source, extractor, "images")
         if dist.get_rank() == 0:
             save_moments(options.dest, moments)
             click.echo(f"{options.dest}: {len(moments.mu)} {extractor.name} features of {moments.num} images")
         dist.barrier()
-
-
-def _rank0_first(load: Callable[[], Any]) -> Any:
-    """What may be downloaded is downloaded once: the other processes find it in the cache."""
-    loaded = load() if dist.get_rank() == 0 else None
-    dist.barrier()
-    return load() if dist.get_rank() else loaded
 
 
 def _source(
@@ -177,23 +165,8 @@ def _images(path: str, num: int | None, seed: int, batch: int) -> Source:
         raise ValueError(f"{path} holds {found} images, {num or 2} are needed: lower --num or add images")
     indices = subset_indices(found, num, seed).tolist()
     share = split_evenly(len(indices), dist.get_world_size())[dist.get_rank()]
-    read = opened.images if isinstance(opened, NpzImages) else partial(_decoded, opened)
+    read = opened.images if isinstance(opened, NpzImages) else partial(decoded, opened)
     return Source(len(indices), tuple(opened.image_shape), read(indices[share.start : share.stop], batch))
-
-
-def _decoded(dataset: ImageDataset, indices: list[int], batch: int) -> Iterator[Tensor]:
-    """Batches of images, decoded a few batches ahead by threads."""
-
-    def load(start: int) -> Tensor:
-        return torch.from_numpy(np.stack([dataset[i][0] for i in indices[start : start + batch]]))
-
-    starts = iter(range(0, len(indices), batch))
-    with ThreadPoolExecutor(WORKERS) as pool:
-        ahead = deque(pool.submit(load, start) for start in islice(starts, 2 * WORKERS))
-        while ahead:
-            images = ahead.popleft().result()
-            ahead.extend(pool.submit(load, start) for start in islice(starts, 1))
-            yield images
 
 
 def _samples(options: CalcOptions | RefOptions, device: torch.device) -> Source:
@@ -202,7 +175,7 @@ def _samples(options: CalcOptions | RefOptions, device: torch.device) -> Source:
         raise ValueError(f"--seeds names {len(seeds)} images and --num={options.num}: leave one of them out")
     if len(seeds) < 2:
         raise ValueError(f"--seeds names {len(seeds)} images, 2 are needed at least: write for example --seeds=0-999")
-    net = prepare(_rank0_first(lambda: load_network(options.network)), device)
+    net = prepare(dist.rank0_first(lambda: load_network(options.network)), device)
     plan = build_plan(net, options)
     dist.print0(plan, file=sys.stderr)
     samples = generate(net, seeds, plan, batch=options.batch, device=device, class_idx=options.class_idx)
@@ -217,27 +190,14 @@ def _reference(options: CalcOptions, extractor: FeatureExtractor, dim: int) -> M
     """Statistics from a file, or of reference images; refused where they do not fit features of `dim` numbers."""
     path = options.ref
     if path.startswith(("https://", "http://")):
-        path = _rank0_first(lambda: download(options.ref, verbose=dist.get_rank() == 0))
+        path = dist.rank0_first(lambda: download(options.ref, verbose=dist.get_rank() == 0))
     if _holds_statistics(path):
         moments = load_moments(path)
-        _check_fits(options.ref, moments.features, len(moments.mu), extractor.name, dim)
+        check_fits(options.ref, moments.features, len(moments.mu), extractor.name, dim)
         return moments
     source = _images(path, None, options.seed, options.batch)
-    _check_fits(options.ref, extractor.name, _dim(extractor, source), extractor.name, dim)
+    check_fits(options.ref, extractor.name, _dim(extractor, source), extractor.name, dim)
     return _moments(source, extractor, "reference")
-
-
-def _check_fits(ref: str, ref_features: str | None, ref_dim: int, features: str, dim: int) -> None:
-    if ref_features not in (None, features):
-        raise ValueError(
-            f"{ref} describes the features '{ref_features}', these are '{features}': use --features={ref_features}, "
-            "or make another reference with `fid.py ref`"
-        )
-    if ref_dim != dim:
-        raise ValueError(
-            f"{ref} has {ref_dim} features an image, '{features}' gives {dim} for these images: "
-            "make a reference with the same features and image size with `fid.py ref`"
-        )
 
 
 def _holds_statistics(path: str | Path) -> bool:

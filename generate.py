@@ -6,27 +6,27 @@ looks like does not depend on the batch size or on the number of processes (`sam
 
 from __future__ import annotations
 
-import itertools
+import functools
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import click
-import numpy as np
 import torch
 from tqdm import tqdm
 
 import networks
+from samplers import Field
+from samplers.outputs import Targets
 from samplers.plan import Plan, SamplerOptions, build_plan
-from samplers.run import PRECISIONS, Recorder, Samples, check_class, generate, prepare
+from samplers.run import PRECISIONS, Recorder, check_class, generate, image_shape, prepare
+from samplers.start import start_noise
+from samplers.time_stamps import schedule_file
 from torch_utils import distributed as dist
 from torch_utils.cli import Command
-from torch_utils.files import atomic_write
-from torch_utils.images import ImageWriter, image_format, make_grid, save_image, to_uint8
 from torch_utils.misc import format_count, format_time
 from torch_utils.options import opt, options_of
+from torch_utils.scatter import is_points
 
 # The checkpoint that the GITS command line means by a data set's name.
 DATASETS = {
@@ -77,7 +77,13 @@ class OutputOptions:
         None, "All images in one; alone: OUTDIR/grid.png, and nothing else", metavar="FILE", bare="True"
     )
     npz: str | None = opt(None, "All images in one array file: images [N,H,W,C] uint8, seeds, labels", metavar="FILE")
+    save_latents: str | None = opt(
+        None, "Folder of SEED.npy: the noise of every image, for train.py distill", metavar="DIR"
+    )
     save_traj: str | None = opt(None, "States and drifts of every step, in one array file", metavar="FILE")
+    save_schedule: str | None = opt(
+        None, "Time stamps, solver and its options, as a file for --schedule", metavar="FILE.json"
+    )
     overwrite: bool = opt(False, "Also make images whose files exist", flag=True)
 
     device: str = opt("auto", "cpu, cuda or auto (a GPU when there is one)", metavar="DEVICE")
@@ -95,25 +101,6 @@ class Options(SamplerOptions, OutputOptions):
     pass
 
 
-@dataclass(frozen=True)
-class Targets:
-    """Where images go: one file each, all in one picture, all in one array; None = not wanted."""
-
-    outdir: Path | None
-    grid: Path | None
-    npz: Path | None
-    traj: Path | None
-    subdirs: bool
-
-    @property
-    def collects(self) -> bool:
-        return any(p is not None for p in (self.grid, self.npz, self.traj))
-
-    def image(self, seed: int) -> Path:
-        folder = self.outdir / f"{seed - seed % 1000:06d}" if self.subdirs else self.outdir
-        return folder / f"{seed:06d}.png"
-
-
 @click.command(cls=Command, context_settings=SETTINGS, epilog=EXAMPLES)
 @options_of(Options)
 def main(options: Options) -> None:
@@ -125,11 +112,17 @@ def main(options: Options) -> None:
     with dist.process_group(options.device) as device:
         net, name = load(options, device)
         check_class(net, options.class_idx)
-        plan = build_plan(net, options)
-        targets = choose_targets(options, name, plan)
+        plan = plan_with_progress(net, options)
+        targets = choose_targets(options, name, plan, points=is_points(image_shape(net)))
+        targets.prepare()
         dist.print0(f"Network:  {describe(net)}\n{plan}")
-        seeds = range(64) if options.seeds is None else options.seeds
-        make(net, plan, targets, missing(seeds, targets, options.overwrite), options, device)
+        save_schedule(options, plan, net)
+        wanted = range(64) if options.seeds is None else options.seeds
+        seeds = list(wanted) if options.overwrite else targets.missing(wanted)
+        if len(seeds) < len(wanted):
+            done = f"{len(wanted) - len(seeds)} of {len(wanted)}"
+            dist.print0(f"Skipping: {done} images are in {targets.outdir} already (--overwrite to redo them)")
+        make(net, plan, targets, seeds, options, device)
 
 
 def load(options: Options, device: torch.device) -> tuple[torch.nn.Module, str]:
@@ -161,42 +154,54 @@ def describe(net: torch.nn.Module) -> str:
     )
 
 
-def choose_targets(options: Options, name: str, plan: Plan) -> Targets:
-    """What the options ask to be written; folders are made now, so that a wrong path fails before the work."""
+def plan_with_progress(net: torch.nn.Module, options: Options) -> Plan:
+    """The sampler; a schedule search shows how far it is."""
+    with tqdm(desc="Schedule search", unit="sample", disable=dist.get_rank() > 0 or not options.dp, delay=1) as bar:
+        progress = functools.partial(_advance, bar)
+        return build_plan(net, options, batch=options.batch, class_idx=options.class_idx, progress=progress)
+
+
+def _advance(bar: tqdm, n: int) -> None:
+    """`n` more on this process, and about as many on every other."""
+    n *= dist.get_world_size()
+    bar.update(n if bar.total is None else min(n, bar.total - bar.n))
+
+
+def choose_targets(options: Options, name: str, plan: Plan, points: bool = False) -> Targets:
+    """What the options ask to be written; points in the plane have no image each, so OUTDIR gets two joint files."""
     grid = (options.grid or "").strip()
     in_outdir = grid.lower() in ("true", "1", "yes")
     grid = "" if grid.lower() in ("false", "0", "no") else grid
     outdir = options.outdir
+    steps = f"rtol{options.rtol or 1e-5:g}" if plan.nfe is None else f"nfe{plan.nfe}"
     if outdir is None and (in_outdir or not (grid or options.npz or options.save_traj)):
-        outdir = Path("samples", *(["grids"] if in_outdir else []), name, f"{plan.solver}_nfe{plan.nfe}")
-    targets = Targets(
+        outdir = Path("samples", *(["grids"] if in_outdir else []), name, f"{plan.solver}_{steps}")
+    if points and outdir is not None and not in_outdir:
+        return Targets(
+            grid=Path(grid or Path(outdir, "points.png")), npz=Path(options.npz or Path(outdir, "points.npz")),
+            traj=Path(options.save_traj) if options.save_traj else None,
+            latents=Path(options.save_latents) if options.save_latents else None,
+        )  # fmt: skip
+    return Targets(
+        latents=Path(options.save_latents) if options.save_latents else None,
         outdir=Path(outdir) if outdir is not None and not in_outdir else None,
         grid=Path(outdir, "grid.png") if in_outdir else Path(grid) if grid else None,
         npz=Path(options.npz) if options.npz else None,
         traj=Path(options.save_traj) if options.save_traj else None,
         subdirs=bool(options.subdirs),
     )
-    if targets.subdirs and targets.outdir is None:
-        raise ValueError("--subdirs sorts the images of --outdir into folders: give --outdir as well")
-    if targets.grid is not None:
-        image_format(targets.grid)
-    for folder in (targets.outdir, *(p.parent for p in (targets.grid, targets.npz, targets.traj) if p is not None)):
-        if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
-    return targets
 
 
-def missing(seeds: Sequence[int], targets: Targets, overwrite: bool) -> list[int]:
-    """Seeds to sample: all, or where only single files are wanted, those without one. Rank 0 looks for all."""
-    if overwrite or targets.collects or targets.outdir is None:
-        return list(seeds)
-    todo = dist.broadcast_object([s for s in seeds if not targets.image(s).exists()] if dist.get_rank() == 0 else None)
-    if len(todo) < len(seeds):
-        done = len(seeds) - len(todo)
-        dist.print0(
-            f"Skipping: {done} of {len(seeds)} images are in {targets.outdir} already (--overwrite to redo them)"
-        )
-    return todo
+def save_schedule(options: Options, plan: Plan, net: torch.nn.Module) -> None:
+    """Write what `--schedule=FILE.json` reads."""
+    if options.save_schedule is None:
+        return
+    if plan.stamps is None:
+        raise ValueError(f"--save-schedule keeps time stamps, and {plan.solver} has none: choose another solver")
+    if not options.save_schedule.endswith(".json"):
+        raise ValueError(f"--save-schedule={options.save_schedule} must end in .json, by which --schedule knows a file")
+    if dist.get_rank() == 0:
+        schedule_file(plan.stamps, net).save(options.save_schedule)
 
 
 def make(
@@ -206,65 +211,20 @@ def make(
     start = time.time()
     sampler = Recorder(plan) if targets.traj is not None else plan
     batches = generate(
-        net,
-        seeds,
-        sampler,
-        batch=options.batch,
-        device=device,
-        rng_device=options.rng_device,
+        net, seeds, sampler, batch=options.batch, device=device, rng_device=options.rng_device,
         class_idx=options.class_idx,
-    )
-    kept: list[dict[str, np.ndarray]] = []
-    bar = tqdm(total=len(seeds), unit="img", disable=dist.get_rank() > 0 or not seeds, dynamic_ncols=True)
-    with ImageWriter() as writer, bar:
-        for batch in batches:
-            images = quantise(batch)
-            if targets.outdir is not None:
-                for seed, image in zip(batch.seeds, images, strict=True):
-                    writer.put(image, targets.image(seed))
-            if targets.collects:
-                kept.append(collect(batch, images, sampler))
-            bar.update(min(len(images) * dist.get_world_size(), bar.total - bar.n))
-    if targets.collects and (joined := join(dist.all_gather_object(kept))) and dist.get_rank() == 0:
-        write_collected(targets, joined)
+    )  # fmt: skip
+    with tqdm(total=len(seeds), unit="img", disable=dist.get_rank() > 0 or not seeds, dynamic_ncols=True) as bar:
+        targets.write(
+            batches, sampler, functools.partial(_advance, bar),
+            start=lambda noise: start_noise(Field(net), noise.double(), options.prior),
+        )  # fmt: skip
     dist.barrier()
-    wanted = [str(p) for p in (targets.outdir, targets.grid, targets.npz, targets.traj) if p is not None]
     took = time.time() - start
-    dist.print0(f"{len(seeds)} images in {format_time(took)} ({len(seeds) / took:.3g} per second): {', '.join(wanted)}")
-
-
-def quantise(batch: Samples) -> torch.Tensor:
-    if not torch.isfinite(batch.images).all():
-        raise ValueError(
-            f"the images of seeds {batch.seeds[0]}, ... hold values that are not finite: "
-            "the network is damaged, or its precision does not suffice (try --precision=fp32)"
-        )
-    return to_uint8(batch.images).cpu()
-
-
-def collect(batch: Samples, images: torch.Tensor, sampler: Any) -> dict[str, np.ndarray]:
-    """What of a batch goes into joint files, the images along axis 0."""
-    arrays = {"seeds": np.array(batch.seeds), "images": images.permute(0, 2, 3, 1).numpy()}
-    if batch.labels is not None:
-        arrays["labels"] = batch.labels.argmax(1).cpu().numpy()
-    if isinstance(sampler, Recorder):
-        arrays |= {"x": sampler.x.numpy(), "drift": sampler.drift.numpy(), "sigmas": sampler.sigmas.numpy()}
-    return arrays
-
-
-def join(parts: list[list[dict[str, np.ndarray]]]) -> dict[str, np.ndarray]:
-    """Batches of all processes -> arrays in the order of the seeds given (batches were dealt round-robin)."""
-    batches = [b for group in itertools.zip_longest(*parts) for b in group if b is not None]
-    return {key: np.concatenate([b[key] for b in batches]) for key in (batches[0] if batches else ())}
-
-
-def write_collected(targets: Targets, arrays: dict[str, np.ndarray]) -> None:
-    if targets.grid is not None:
-        save_image(make_grid(torch.from_numpy(arrays["images"]).permute(0, 3, 1, 2)), targets.grid)
-    for path, keys in ((targets.npz, ("images", "seeds", "labels")), (targets.traj, ("x", "drift", "sigmas", "seeds"))):
-        if path is not None:
-            with atomic_write(path) as f:
-                np.savez(f, **{key: arrays[key] for key in keys if key in arrays})
+    where = ", ".join(str(p) for p in ([targets.outdir] if targets.outdir else []) + targets.joint)
+    if plan.evaluations:
+        dist.print0(f"NFE:      {sum(plan.evaluations) / len(plan.evaluations):.4g} on average over batches")
+    dist.print0(f"{len(seeds)} images in {format_time(took)} ({len(seeds) / took:.3g} per second): {where}")
 
 
 if __name__ == "__main__":

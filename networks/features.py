@@ -137,7 +137,7 @@ def _load_weights(net: nn.Module, path: Path) -> None:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many types for files that are no archives of tensors
-        raise ValueError(f"{path} is not a file of PyTorch weights: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"{path} is not a file of PyTorch weights, or it is damaged: get {INCEPTION_URL}") from error
     if not isinstance(state, dict):
         raise ValueError(f"{path} holds a {type(state).__name__}, not a state dict")
     # Step counters of batch norm: some copies of the file have them, none is used.

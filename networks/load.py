@@ -18,13 +18,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
+from networks.flow_checkpoint import Config, read_state, to_checkpoint
 from networks.registry import NETWORKS, build
 from torch_utils import checkpoint
 from torch_utils.files import download, map_file
 from torch_utils.foreign_pickle import Record, naming, read_edm_pickle, to_network_spec
 from torch_utils.pickle_machine import shown
 
-__all__ = ["PUBLISHED", "load_network", "save_network"]
+__all__ = ["PUBLISHED", "load_encoder", "load_network", "save_network"]
 
 _EDM = "https://nvlabs-fi-cdn.nvidia.com/edm/pretrained"
 
@@ -41,6 +42,8 @@ PUBLISHED: dict[str, str] = {
         for name in ("cifar10-32x32-uncond-vp", "cifar10-32x32-uncond-ve", "imagenet-64x64-cond-adm")
     },
 }
+
+TENSORS_ONLY = (".pth", ".pt", ".ckpt")  # files of torch.save that may be bare state dicts
 
 MAX_NUMBER = 1 << 20  # largest integer in a constructor argument
 MAX_LIST = 256
@@ -80,7 +83,11 @@ def save_network(
 
 
 def load_network(
-    source: str | Path, device: str | torch.device = "cpu", verbose: bool = False, sha256: str | None = None
+    source: str | Path,
+    device: str | torch.device = "cpu",
+    verbose: bool = False,
+    sha256: str | None = None,
+    config: Config | None = None,
 ) -> nn.Module:
     """Load a network in eval mode, with `requires_grad` off and the facts of its file in `net.info`.
 
@@ -90,6 +97,8 @@ def load_network(
         device: where the network goes.
         verbose: print what is loaded and show the progress of a download.
         sha256: expected hash of a downloaded file.
+        config: of a file that holds tensors alone (.pth): a preset's name, a JSON file or a configuration, see
+            `networks.flow_checkpoint`; None: found by the tensors' shapes.
 
     Raises:
         ValueError: no such file or alias, no connection, a damaged or hostile file, an unknown class; one sentence.
@@ -97,9 +106,9 @@ def load_network(
     path = _locate(str(source), verbose, sha256)
     if verbose:
         print(f"Loading network from {path}", flush=True)
-    config, info, state = _read(path)
+    kwargs, info, state = _read(path, config)
     with naming(path):
-        net = _build(config, state)
+        net = _build(kwargs, state)
     for name, kind in _FACTS.items():
         if isinstance(info.get(name), kind) and getattr(net, name, None) != info[name]:
             setattr(net, name, info[name])
@@ -120,8 +129,36 @@ def _locate(source: str, verbose: bool, sha256: str | None) -> Path:
     return Path(source)
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, Tensor]]:
-    """Class and arguments, facts, and state dict, from any of the three formats."""
+def load_encoder(source: str | Path, device: str | torch.device = "cpu", config: Config | None = None) -> nn.Module:
+    """The coupling encoder in a snapshot of `train.py curvature` or in a published forward_model_*.pth, in eval mode.
+
+    It says which noise goes with which data; sampling does not need it.
+
+    Raises:
+        ValueError: as `load_network`, and for a file without an encoder.
+    """
+    path = _locate(str(source), False, None)
+    if path.suffix in TENSORS_ONLY or config is not None:
+        kwargs, info, state = _read(path, config)
+    else:
+        contents = checkpoint.load(path, "snapshot")
+        kwargs, info, state = contents.info.get("encoder_config"), contents.info, contents.payload.get("encoder")
+    if not isinstance(kwargs, dict) or kwargs.get("class_name") != "CouplingEncoder" or not _is_state(state):
+        raise ValueError(f"{path} holds no encoder: it was trained with --independent, or by another method")
+    with naming(path):
+        net = _build(kwargs, state)
+    net.info = info
+    return net.eval().requires_grad_(False).to(device)
+
+
+def _read(path: Path, config: Config | None = None) -> tuple[dict[str, Any], dict[str, Any], dict[str, Tensor]]:
+    """Class and arguments, facts, and state dict, from any of the formats."""
+    if path.suffix in TENSORS_ONLY or config is not None:
+        state = read_state(path)
+        if state is not None:
+            return to_checkpoint(path, state, config)
+        if config is not None:
+            raise ValueError(f"{path} says itself which network it holds: leave out the configuration")
     view = map_file(path)
     if not checkpoint.is_safetensors(view) and view[0] == 0x80:
         return _read_edm(path)

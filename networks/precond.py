@@ -19,7 +19,7 @@ from networks.dhariwal_unet import DhariwalUNet
 from networks.song_unet import SongUNet
 from torch_utils.misc import expand_to
 
-__all__ = ["MODELS", "EDMPrecond", "Precond", "VEPrecond", "VPPrecond", "iDDPMPrecond"]
+__all__ = ["MODELS", "EDMGammaPrecond", "EDMPrecond", "Precond", "VEPrecond", "VPPrecond", "iDDPMPrecond"]
 
 MODELS: dict[str, type[nn.Module]] = {"SongUNet": SongUNet, "DhariwalUNet": DhariwalUNet}
 
@@ -52,6 +52,7 @@ class Precond(nn.Module):
         model_type: str,
         model_kwargs: dict[str, Any],
         out_channels: int | None = None,
+        in_channels: int | None = None,
     ) -> None:
         if model_type not in MODELS:
             raise ValueError(f"model_type '{model_type}' is unknown: choose one of {', '.join(MODELS)}")
@@ -61,7 +62,7 @@ class Precond(nn.Module):
         self.compute_dtype = torch.float16 if use_fp16 else torch.float32
         self.model = MODELS[model_type](
             img_resolution=img_resolution,
-            in_channels=img_channels,
+            in_channels=in_channels or img_channels,
             out_channels=out_channels or img_channels,
             label_dim=label_dim,
             **model_kwargs,
@@ -102,6 +103,12 @@ class Precond(nn.Module):
             )
         return labels
 
+    def _dtype(self, x: Tensor, force_fp32: bool) -> torch.dtype:
+        """Of the trunk in this call."""
+        if force_fp32 or (self.compute_dtype == torch.float16 and x.device.type != "cuda"):
+            return torch.float32
+        return self.compute_dtype
+
     def forward(
         self,
         x: Tensor,
@@ -124,9 +131,7 @@ class Precond(nn.Module):
         """
         x = x.to(torch.float32)
         sigma = per_sample_level(sigma, x)
-        dtype = self.compute_dtype
-        if force_fp32 or (dtype == torch.float16 and x.device.type != "cuda"):
-            dtype = torch.float32
+        dtype = self._dtype(x, force_fp32)
         c_skip, c_out, c_in, c_noise = self.scalings(sigma)
         out = self.model((c_in * x).to(dtype), c_noise.flatten(), self._labels(class_labels, x), **model_kwargs)
         return c_skip * x + c_out * out[:, : self.img_channels].to(torch.float32)
@@ -299,3 +304,59 @@ class EDMPrecond(Precond):
         variance = sigma.square() + self.sigma_data**2
         c_in = variance.rsqrt()
         return self.sigma_data**2 / variance, sigma * self.sigma_data * c_in, c_in, sigma.clamp_min(_TINY).log() / 4
+
+
+class EDMGammaPrecond(EDMPrecond):
+    """EDM with a noise level for every element, which the network also sees (Lee et al. 2024, arXiv 2404.14161).
+
+    c_skip, c_out and c_in of EDM are maps of gamma; the network is given c_in * x beside ln(gamma) / 4, 2 img_channels
+    in all, and its embedding ln(sigma) / 4 of the nominal level sigma. Keys as EDMPrecond.
+    """
+
+    takes_gamma = True
+
+    def __init__(
+        self,
+        img_resolution: int,
+        img_channels: int,
+        label_dim: int = 0,
+        use_fp16: bool = False,
+        sigma_min: float = 0,
+        sigma_max: float = math.inf,
+        sigma_data: float = 0.5,
+        model_type: str = "SongUNet",
+        **model_kwargs: Any,
+    ) -> None:
+        Precond.__init__(
+            self, img_resolution, img_channels, label_dim, use_fp16, sigma_min, sigma_max, model_type, model_kwargs,
+            in_channels=2 * img_channels,
+        )  # fmt: skip
+        self.sigma_data = sigma_data
+
+    def forward(
+        self,
+        x: Tensor,
+        sigma: Tensor | float,
+        class_labels: Tensor | None = None,
+        force_fp32: bool = False,
+        *,
+        gamma: Tensor | None = None,
+        **model_kwargs: Any,
+    ) -> Tensor:
+        """The clean estimate of x = data + gamma * noise, float32.
+
+        Args:
+            sigma: nominal noise level.
+            gamma: noise level of every element, broadcasts to x; None: sigma, and of a map of sigma the mean is told as
+                the nominal level.
+            x, class_labels, force_fp32, model_kwargs: as of every preconditioner.
+        """
+        x = x.to(torch.float32)
+        gamma = torch.as_tensor(sigma, device=x.device) if gamma is None else gamma
+        gamma = expand_to(gamma, x).to(torch.float32).expand_as(x)
+        dtype = self._dtype(x, force_fp32)
+        c_skip, c_out, c_in, told = self.scalings(gamma)
+        seen = torch.cat([c_in * x, told], dim=1).to(dtype)
+        c_noise = self.scalings(per_sample_level(sigma, x))[3].flatten()
+        out = self.model(seen, c_noise, self._labels(class_labels, x), **model_kwargs)
+        return c_skip * x + c_out * out.to(torch.float32)

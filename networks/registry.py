@@ -12,7 +12,10 @@ from typing import Any
 
 from torch import nn
 
-from networks.precond import MODELS, EDMPrecond, VEPrecond, VPPrecond, iDDPMPrecond
+from networks.encoder import CouplingEncoder
+from networks.mac import MACNetwork
+from networks.precond import MODELS, EDMGammaPrecond, EDMPrecond, VEPrecond, VPPrecond, iDDPMPrecond
+from networks.velocity import VelocityNetwork
 
 __all__ = ["NETWORKS", "build"]
 
@@ -21,7 +24,16 @@ NETWORKS: dict[str, type[nn.Module]] = {
     "VPPrecond": VPPrecond,
     "VEPrecond": VEPrecond,
     "iDDPMPrecond": iDDPMPrecond,
+    "EDMGammaPrecond": EDMGammaPrecond,
+    "MACNetwork": MACNetwork,
+    "VelocityNetwork": VelocityNetwork,
+    "CouplingEncoder": CouplingEncoder,
 }
+
+
+def _models(cls: type) -> dict[str, type[nn.Module]]:
+    """What `model_type` may be: the class's own table, else the U-Nets of the preconditioners."""
+    return getattr(cls, "models", MODELS)
 
 
 def _parameters(cls: type, kwargs: dict[str, Any]) -> dict[str, inspect.Parameter]:
@@ -30,7 +42,7 @@ def _parameters(cls: type, kwargs: dict[str, Any]) -> dict[str, inspect.Paramete
     if not any(p.kind is p.VAR_KEYWORD for p in own.values()):
         return own
     own = {name: p for name, p in own.items() if p.kind is not p.VAR_KEYWORD}
-    model = MODELS.get(kwargs.get("model_type", own["model_type"].default))
+    model = _models(cls).get(kwargs.get("model_type", own["model_type"].default))
     inner = dict(inspect.signature(model).parameters) if model else {}
     return {name: p for name, p in inner.items() if name not in ("in_channels", "out_channels")} | own
 
@@ -49,7 +61,7 @@ def build(class_name: str, **kwargs: Any) -> nn.Module:
         raise ValueError(f"unknown network class '{class_name}': choose one of {', '.join(NETWORKS)}")
     cls = NETWORKS[class_name]
     model_type = kwargs.get("model_type")
-    if model_type is None or model_type in MODELS:  # else the constructor names the models
+    if model_type is None or model_type in _models(cls):  # else the constructor names the models
         accepted = _parameters(cls, kwargs)
         if unknown := [name for name in kwargs if name not in accepted]:
             raise ValueError(

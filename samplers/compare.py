@@ -213,9 +213,15 @@ def _table(cells: Mapping[tuple[int, str], Mapping[str, Any]], key: str, title: 
     rows, best = [], set()
     for r, nfe in enumerate(nfes):
         values = [cells.get((nfe, label), {}).get(key) for label in labels]
-        rows.append((str(nfe), *("-" if v is None else f"{v:#.3g}".rstrip(".") for v in values)))
+        rows.append((str(nfe), *map(_three_digits, values)))
         known = [v for v in values if v is not None]
         best |= {(r, c + 1) for c, v in enumerate(values) if known and v == min(known)}
     return Table(
         title, ("NFE", *labels), rows, frozenset(best), "Marked: the lowest of its row. -: not possible with this NFE."
     )
+
+
+def _three_digits(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:#.3g}"

@@ -117,6 +117,8 @@ def parse_contestant(text: str) -> Contestant:
     label = text.strip()
     if solver != EDM and solver not in SOLVERS:
         raise ValueError(f"there is no solver '{solver}': choose from {EDM}, {', '.join(SOLVERS)}")
+    if solver != EDM and SOLVERS[solver].adaptive:
+        raise ValueError(f"solver '{solver}' chooses its number of evaluations itself: it cannot be compared by NFE")
     if solver == EDM:
         if label != EDM:
             raise ValueError(f"'{label}' is not possible: {EDM} has its own schedule and order, write {EDM} alone")

@@ -83,7 +83,7 @@ class Field:
         if self.predicts == "data":
             return p
         if self.predicts == "velocity":
-            return self._data_of_velocity(p, x, level)
+            return self.data_of_velocity(p, x, level)
         t = expand_to(level, x)
         return (x - self.path.sigma(t) * p) / self.path.alpha(t)
 
@@ -108,11 +108,12 @@ class Field:
         """Clean estimate and drift by one network call."""
         if self.predicts == "velocity":
             v = self._predict(x, level)
-            return self._data_of_velocity(v, x, level), v
+            return self.data_of_velocity(v, x, level), v
         data = self.data(x, level)
         return data, self.velocity_of(data, x, level)
 
-    def _data_of_velocity(self, velocity: Tensor, x: Tensor, level: Tensor) -> Tensor:
+    def data_of_velocity(self, velocity: Tensor, x: Tensor, level: Tensor) -> Tensor:
+        """The clean estimate that belongs to a velocity already at hand: no network call."""
         t = expand_to(level, x)
         alpha, sigma = self.path.alpha(t), self.path.sigma(t)
         d_alpha, d_sigma = self.path.d_alpha(t), self.path.d_sigma(t)
@@ -133,7 +134,7 @@ class _VEDenoiser:
     def __init__(self, inner: Field) -> None:
         self.inner = inner
         names = ("img_resolution", "img_channels", "label_dim", "sigma_min", "sigma_max", "round_sigma", "latent")
-        for name in (*names, "label_dropout", "calls_per_evaluation"):
+        for name in (*names, "label_dropout", "calls_per_evaluation", "gaussian_noise", "start", "start_noise"):
             if hasattr(inner.net, name):
                 setattr(self, name, getattr(inner.net, name))
 

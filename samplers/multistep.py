@@ -12,6 +12,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from samplers.field import Field
+from samplers.path import VE
 from samplers.solver import Scalar, Step, clean_estimate, combine, evaluate, read_levels
 
 __all__ = ["Weights", "linear_multistep"]
@@ -32,7 +33,9 @@ def linear_multistep(
     first: Tensor | None = None,
     trace: Callable[[Step], Any] | None = None,
 ) -> Tensor:
-    """Run the loop; a step to level 0 is of first order: x' = m for data, x' = x - s m for the drift.
+    """Run the loop; a step to sigma = 0 is of first order: x' = m for data, x' = x - s m for the drift.
+
+    On a path with a time of its own, t = 0 is a level as any other.
 
     Args:
         weights: see `Weights`; may return fewer weights than there are values.
@@ -51,7 +54,7 @@ def linear_multistep(
             data = clean_estimate(field, x, grid.label[i], known)
         value = drift if quantity == "drift" else data if transform is None else transform(data)
         kept = [value, *kept[: history - 1]]
-        if not grid.stops_at_zero(i):
+        if not grid.stops_at_zero(i) or not isinstance(field.path, VE):
             scale, w = weights(grid.s, i)
             x = combine(x, scale, w, kept)
         else:

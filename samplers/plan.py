@@ -14,15 +14,20 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
 
-from samplers import SOLVERS, get_schedule, sample, validate_t_steps
+from samplers import SOLVERS, sample
+from samplers.adaptive_plan import adaptive_plan
+from samplers.costs import METRICS
 from samplers.field import Field
 from samplers.guidance import GUIDANCE, guide
-from samplers.schedules import FORMULAS
+from samplers.mac import chooses_levels
+from samplers.mac_plan import mac_plan
+from samplers.native_plan import COORDINATES, PRIORS, native_plan, refuse_for_coupling, start_from_prior, wants_native
+from samplers.start import STARTS, starts_exactly
 from samplers.stochastic import (
     DISCRETIZATIONS,
     SCALINGS,
@@ -31,6 +36,7 @@ from samplers.stochastic import (
     edm_sampler,
     general_levels,
 )
+from samplers.time_stamps import CHURN, DEFAULT_SOLVER, Stamps, choose_stamps, flag
 from torch_utils.cli import NumberList
 from torch_utils.options import opt
 from torch_utils.rng import TorchRNG
@@ -88,6 +94,20 @@ class SamplerOptions:
         None, "The time stamps themselves, e.g. [80,10.9,2.5,0.002]", metavar="LIST", type=NumberList()
     )
 
+    # Every solver: time stamps that are searched (GITS)
+    dp: bool | None = _switch("Search the time stamps for this network, along its trajectories")
+    metric: str | None = opt(None, "Search: cost of a jump [default: dev]", choices=list(METRICS))
+    coeff: tuple[float, ...] | None = opt(
+        None,
+        "Search: factor on every later jump, larger puts more time stamps at low noise; further ones are searched as "
+        "well, for --save-schedule [default: 1.15]. Also: which one of a schedule file",
+        metavar="LIST", type=NumberList(),
+    )  # fmt: skip
+    num_warmup: int | None = _count("Search: samples to measure on [default: 256]")
+    solver_tea: str | None = opt(None, "Search: solver of the teacher [default: ipndm]", metavar="NAME")
+    num_steps_tea: int | None = _count("Search: time stamps of the teacher [default: 61]")
+    search_seed: int | None = opt(None, "Search: seed of the warm-up samples [default: 0]", metavar="INT", at_least=0)
+
     # Every solver: how it steps
     afs: bool | None = _switch("Analytical first step: one network evaluation less")
     denoise_to_zero: bool | None = _switch("One more evaluation at the end: the clean estimate is the image")
@@ -99,6 +119,25 @@ class SamplerOptions:
     lower_order_final: bool | None = _switch("dpmpp, unipc: lower order in the last steps [default: True]")
     variant: str | None = opt(None, "unipc: [default: bh2]", choices=["bh1", "bh2"])
     deis_mode: str | None = opt(None, "deis: [default: tab]", choices=["tab", "rhoab"])
+    rtol: float | None = _number("dopri5, rk45, rk23, dop853: relative tolerance [default: 1e-5]", above=0)
+    atol: float | None = _number("dopri5, rk45, rk23, dop853: absolute tolerance [default: 1e-5]", above=0)
+
+    # Flow models
+    coordinates: str | None = opt(
+        None, "Flow models: step in their own time or in sigma [default: native, unless options of sigma samplers are "
+        "given]", choices=list(COORDINATES),
+    )  # fmt: skip
+    N: int | None = opt(
+        None, "Flow models in native time: network evaluations, odd for heun [default: 20]", metavar="INT"
+    )
+    prior: str | None = opt(
+        None, "Models of a learned coupling: start from the Gaussian measured on encoded data, or from the one that "
+        "training aimed at [default: matched where it was measured]", choices=list(PRIORS),
+    )  # fmt: skip
+    start: str | None = opt(
+        None, "Flow models in sigma: begin at infinite sigma (one more evaluation) or with scaled noise "
+        "[default: as the model says]", choices=list(STARTS),
+    )  # fmt: skip
 
     # Every sampler: guidance
     guidance_type: str | None = opt(
@@ -115,15 +154,15 @@ class SamplerOptions:
     def given(self) -> dict[str, Any]:
         """The options that were asked for; a switch that is off because someone said so counts as not asked."""
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(SamplerOptions)}
-        off = ("afs", "denoise_to_zero")
+        off = ("afs", "denoise_to_zero", "dp")
         return {k: v for k, v in values.items() if v is not None and not (k in off and v is False)}
 
 
 EDM_ONLY = ("steps", "rho", "S_churn", "S_min", "S_max", "S_noise", "disc", "form", "scaling")
 GENERAL = ("solver", "disc", "form", "scaling")  # any of these: EDM's general sampler
-CHURN = ("S_churn", "S_min", "S_max", "S_noise")
-SOLVER_OPTIONS = ("max_order", "predict_x0", "thresholding", "lower_order_final", "variant", "deis_mode", *CHURN)
-OVERRIDDEN = ("num_steps", "schedule_type", "schedule_rho", "sigma_min", "sigma_max")  # by explicit time stamps
+SOLVER_OPTIONS = (
+    "max_order", "predict_x0", "thresholding", "lower_order_final", "variant", "deis_mode", "rtol", "atol", *CHURN
+)  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,18 +172,22 @@ class Plan:
     Attributes:
         solver: its name, for file names.
         sigmas: the noise levels, noisy to clean, float64 on the CPU.
-        nfe: network evaluations per image.
+        nfe: network evaluations per image; None where the solver chooses its steps.
+        evaluations: where it does, those of every batch so far.
         summary: what is said before sampling, as (name, value) pairs.
         run: does it: `run(net, noise, class_labels, rng=..., trace=...)`.
         stochastic: the sampler adds noise.
+        stamps: where the levels come from, of solvers that take time stamps.
     """
 
     solver: str
     sigmas: Tensor
-    nfe: int
+    nfe: int | None
     summary: tuple[tuple[str, str], ...]
     run: Callable[..., Tensor]
     stochastic: bool = False
+    evaluations: list[int] = field(default_factory=list)
+    stamps: Stamps | None = None
 
     def __call__(
         self,
@@ -163,20 +206,59 @@ class Plan:
         return "\n".join(f"{name + ':':{width + 2}}{value}" for name, value in self.summary)
 
 
-def build_plan(net: Field | Callable[..., Tensor], options: SamplerOptions) -> Plan:
-    """The sampler that `options` describe for this network.
+def build_plan(
+    net: Field | Callable[..., Tensor],
+    options: SamplerOptions,
+    *,
+    batch: int = 64,
+    class_idx: int | None = None,
+    progress: Callable[[int], Any] | None = None,
+) -> Plan:
+    """The sampler that `options` describe for this network; with `dp` its time stamps are searched now.
+
+    Args:
+        batch, class_idx: of the samples that a search measures on: most at once on one process, one class for all.
+        progress: called by a search with the number of samples done, again and again.
 
     Raises:
         ValueError: options that contradict each other, that the sampler does not take, or out of range.
     """
     given = options.given()
     guidance = {name: given.pop(name) for name in ("guidance_type", "guidance_rate") if name in given}
+    prior = given.pop("prior", None)
+    search = {"batch": batch, "class_idx": class_idx, "progress": progress}
+    if chooses_levels(net) and guidance:
+        raise ValueError("--guidance-type does not go with a network that chooses its noise levels: leave it out")
+    own_levels = chooses_levels(net) and "steps" not in given
     net = guide(net, **guidance)
+    refuse_for_coupling(net, given)
+    if wants_native(net, given):
+        plan = Plan(**native_plan(net, given))
+    elif own_levels:
+        _check_solver(given.get("solver"))
+        plan = Plan(**mac_plan(net, given, options.denoise_to_zero is not False, **search))
+    else:
+        plan = _sigma_plan(net, given, **search)
+    run, prior = start_from_prior(net, plan.run, prior)
+    if prior is not None:
+        plan = dataclasses.replace(plan, run=run, summary=(*plan.summary, ("Prior", prior)))
+    return _with_guidance(plan, net, guidance) if guidance else plan
+
+
+def _check_solver(solver: str | None) -> None:
+    if solver is not None and solver not in SOLVERS:
+        raise ValueError(f"there is no solver '{solver}': choose from {', '.join(SOLVERS)}")
+
+
+def _sigma_plan(net: Field | Callable[..., Tensor], given: dict[str, Any], **search: Any) -> Plan:
+    """EDM's samplers or a solver over time stamps, from infinite sigma on where the start is exact."""
+    given = {name: value for name, value in given.items() if name != "coordinates"}
+    start = given.pop("start", None)
+    exact = starts_exactly(net if isinstance(net, Field) else Field(net), start)
     if given.get("schedule") in SCHEDULE_FORMS:
         given["form"] = given.pop("schedule")
     solver = given.get("solver")
-    if solver is not None and solver not in SOLVERS:
-        raise ValueError(f"there is no solver '{solver}': choose from {', '.join(SOLVERS)}")
+    _check_solver(solver)
     of_edm = [n for n in given if n in EDM_ONLY and not (solver and n in SOLVERS[solver].options)]
     of_stamps = [n for n in given if n not in (*EDM_ONLY, "solver", "sigma_min", "sigma_max")]
     if "steps" in given and "num_steps" in given:
@@ -186,16 +268,34 @@ def build_plan(net: Field | Callable[..., Tensor], options: SamplerOptions) -> P
         )
     if of_edm and of_stamps:
         raise ValueError(
-            f"{_flag(of_edm[0])} belongs to EDM's samplers and {_flag(of_stamps[0])} to the solvers that take time "
+            f"{flag(of_edm[0])} belongs to EDM's samplers and {flag(of_stamps[0])} to the solvers that take time "
             "stamps: leave one of them out"
         )
     if of_edm and solver not in (None, "euler", "heun"):
         raise ValueError(
-            f"{_flag(of_edm[0])} belongs to EDM's samplers, which know the solvers euler and heun: "
+            f"{flag(of_edm[0])} belongs to EDM's samplers, which know the solvers euler and heun: "
             f"{'say --num-steps' if of_edm[0] == 'steps' else 'leave it out'} with --solver={solver}"
         )
-    plan = (_edm_plan if of_edm or not (of_stamps or solver) else _stamps_plan)(net, given)
-    return _with_guidance(plan, net, guidance) if guidance else plan
+    edm = of_edm or not (of_stamps or solver)
+    plan = _edm_plan(net, given) if edm else _stamps_plan(net, given, **search)
+    if start is not None:
+        plan = dataclasses.replace(plan, run=functools.partial(plan.run, start=start))
+    return _exactly_started(plan, getattr(net, "calls_per_evaluation", 1)) if exact else plan
+
+
+def _exactly_started(plan: Plan, calls: int) -> Plan:
+    """The plan with the evaluation at infinite sigma, of `calls` network evaluations, counted and said."""
+    texts = dict(plan.summary) | {"Start": "exact, one evaluation at infinite sigma"}
+    if plan.nfe is not None:
+        texts["NFE"] = _nfe(plan.nfe + 1)
+        return dataclasses.replace(plan, nfe=plan.nfe + 1, summary=tuple(texts.items()))
+
+    def run(*args: Any, **kwargs: Any) -> Tensor:
+        images = plan.run(*args, **kwargs)
+        plan.evaluations[-1] += calls
+        return images
+
+    return dataclasses.replace(plan, summary=tuple(texts.items()), run=run)
 
 
 def _with_guidance(plan: Plan, guided: Field, guidance: dict[str, Any]) -> Plan:
@@ -205,12 +305,13 @@ def _with_guidance(plan: Plan, guided: Field, guidance: dict[str, Any]) -> Plan:
     texts = dict(plan.summary)
     rate = f", rate {guidance['guidance_rate']:g}" if "guidance_rate" in guidance else ""
     texts["Guidance"] = guidance["guidance_type"] + rate
-    texts["NFE"] = _nfe(each * calls) + kinds
+    nfe = None if each is None else each * calls
+    texts["NFE"] = texts["NFE"] if nfe is None else _nfe(nfe) + kinds
 
     def run(net: Field | Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
         return plan.run(guide(net, **guidance), *args, **kwargs)
 
-    return dataclasses.replace(plan, nfe=each * calls, summary=tuple(texts.items()), run=run)
+    return dataclasses.replace(plan, nfe=nfe, summary=tuple(texts.items()), run=run)
 
 
 def _edm_plan(net: Field | Callable[..., Tensor], given: dict[str, Any]) -> Plan:
@@ -220,7 +321,7 @@ def _edm_plan(net: Field | Callable[..., Tensor], given: dict[str, Any]) -> Plan
     kwargs = {names.get(name, name): value for name, value in given.items()}
     if any(kwargs.get(name) for name in ("S_min", "S_max", "S_noise")) and not kwargs.get("S_churn"):
         name = next(n for n in ("S_min", "S_max", "S_noise") if n in kwargs)
-        raise ValueError(f"{_flag(name)} shapes the noise that --S_churn adds: give --S_churn as well")
+        raise ValueError(f"{flag(name)} shapes the noise that --S_churn adds: give --S_churn as well")
     if "rho" in kwargs and kwargs.get("discretization", "edm") != "edm":
         raise ValueError(f"--rho shapes the time steps of --disc=edm, not of --disc={kwargs['discretization']}")
     levels = general_levels(
@@ -245,24 +346,33 @@ def _edm_plan(net: Field | Callable[..., Tensor], given: dict[str, Any]) -> Plan
     )
 
 
-def _stamps_plan(net: Field | Callable[..., Tensor], given: dict[str, Any]) -> Plan:
+def _stamps_plan(net: Field | Callable[..., Tensor], given: dict[str, Any], **search: Any) -> Plan:
     """Any solver over time stamps that end above 0."""
-    solver = given.get("solver", "ipndm")
-    entry = SOLVERS[solver]
     how = {name: given[name] for name in SOLVER_OPTIONS if name in given}
-    entry.resolve(how)
-    ends = {name: given[name] for name in ("afs", "denoise_to_zero") if name in given}
-    levels, about = _time_stamps(net, given)
-    nfe = entry.nfe(len(levels), **ends, **how)
+    solver = given.get("solver", DEFAULT_SOLVER)
+    if SOLVERS[solver].adaptive:
+        return Plan(**adaptive_plan(net, given, solver, how))
+    stamps = choose_stamps(net, given, how, **search)
+    entry = SOLVERS[stamps.solver]
+    entry.resolve(stamps.options)
+    ends = {"afs": stamps.afs, "denoise_to_zero": given.get("denoise_to_zero", False)}
+    nfe = entry.nfe(len(stamps.sigmas), **ends, **stamps.options)
+    said = {k: v for k, v in stamps.options.items() if k != "coefficients"} | {k: v for k, v in ends.items() if v}
     return Plan(
-        solver=solver,
-        sigmas=levels,
+        solver=stamps.solver,
+        sigmas=stamps.sigmas,
         nfe=nfe,
-        summary=_summary(
-            f"{solver}, {_count_of(len(levels) - 1, 'step')}{_said(how | ends)}", f"{about}: {_levels(levels)}", nfe
+        summary=(
+            *_summary(
+                f"{stamps.solver}, {_count_of(len(stamps.sigmas) - 1, 'step')}{_said(said)}",
+                f"{stamps.about}: {_levels(stamps.sigmas)}",
+                nfe,
+            ),
+            *(("Note", note) for note in stamps.notes),
         ),
-        run=functools.partial(_run_stamps, sigmas=levels, solver=solver, **ends, **how),
-        stochastic=entry.stochastic and how.get("S_churn", 0) > 0,
+        run=functools.partial(_run_stamps, sigmas=stamps.sigmas, solver=stamps.solver, **ends, **stamps.options),
+        stochastic=entry.stochastic and stamps.options.get("S_churn", 0) > 0,
+        stamps=stamps,
     )
 
 
@@ -270,31 +380,6 @@ def _run_stamps(
     net: Field | Callable[..., Tensor], noise: Tensor, class_labels: Tensor | None, *, sigmas: Tensor, **options: Any
 ) -> Tensor:
     return sample(net, noise.double(), sigmas, class_labels=class_labels, **options)
-
-
-def _time_stamps(net: Field | Callable[..., Tensor], given: dict[str, Any]) -> tuple[Tensor, str]:
-    """The time stamps and what to say about them."""
-    inner = net.net if isinstance(net, Field) else net
-    sources = [n for n in ("t_steps", "schedule", "schedule_type") if n in given]
-    if "schedule" in given and len(sources) > 1:
-        raise ValueError(f"{' and '.join(map(_flag, sources))} both say which time stamps: leave one of them out")
-    if "t_steps" in given:
-        over = [_flag(n) for n in OVERRIDDEN if n in given]
-        note = f" (instead of {', '.join(over)})" if over else ""
-        return validate_t_steps(given["t_steps"]), f"as given{note}"
-    num_steps, rho = given.get("num_steps", 7), given.get("schedule_rho", 7)
-    kind = given.get("schedule") or given.get("schedule_type", "polynomial")
-    fixed = kind not in FORMULAS
-    unused = [n for n in ("schedule_rho", "sigma_min", "sigma_max") if n in given and fixed]
-    unused += ["schedule_rho"] if kind == "logsnr" and "schedule_rho" in given else []
-    if unused:
-        raise ValueError(f"schedule '{kind}' does not use {_flag(unused[0])}: leave it out")
-    levels = get_schedule(num_steps, given.get("sigma_min"), given.get("sigma_max"), kind, rho, net=inner)
-    return levels, kind if fixed or kind == "logsnr" else f"{kind}, rho {rho:g}"
-
-
-def _flag(name: str) -> str:
-    return "--schedule" if name == "form" else f"--{name}" if name in CHURN else f"--{name.replace('_', '-')}"
 
 
 def _count_of(n: int, noun: str) -> str:
@@ -306,7 +391,7 @@ def _said(options: dict[str, Any]) -> str:
 
 
 def _levels(levels: Tensor) -> str:
-    shown = [f"{v:.4g}" for v in levels.tolist()]
+    shown = [f"{v:.4f}".rstrip("0").rstrip(".") if v >= 0.01 else f"{v:.4g}" for v in levels.tolist()]
     return ", ".join(shown if len(shown) <= 24 else [*shown[:3], "...", *shown[-3:]])
 
 

@@ -38,11 +38,13 @@ PRECISIONS = {"auto": None, "fp32": torch.float32, "fp16": torch.float16, "bf16"
 
 
 class Samples(NamedTuple):
-    """One batch: seeds, floating point images `[B, ...]` on the sampling device, labels `[B, label_dim]` or None."""
+    """One batch: seeds, floating point images `[B, ...]` on the sampling device, labels `[B, label_dim]` or None, and
+    the unit noise `[B, ...]` that the sampler was given."""
 
     seeds: list[int]
     images: Tensor
     labels: Tensor | None
+    noise: Tensor | None = None
 
 
 def seed_batches(seeds: Sequence[int], max_batch: int, rank: int = 0, world: int = 1) -> list[list[int]]:
@@ -127,7 +129,7 @@ def _generate(
             index = rng.randint(label_dim, [len(seeds)]).to(device)
             index = index if class_idx is None else torch.full_like(index, class_idx)
             labels = torch.nn.functional.one_hot(index, label_dim).to(torch.float32)
-        yield Samples(seeds, sampler(net, noise, labels, rng=rng), labels)
+        yield Samples(seeds, sampler(net, noise, labels, rng=rng), labels, noise)
 
 
 class Recorder:
@@ -148,11 +150,11 @@ class Recorder:
         def trace(step: Step) -> None:
             x.append(step.x.float().cpu())
             drift.append(step.drift.float().cpu())
-            sigmas.append(float(step.level))
+            sigmas.append(float(step.level.mean()))  # of a map, about its level
 
         images = self.sampler(net, noise, class_labels, trace=trace, **kwargs)
         levels = getattr(self.sampler, "sigmas", None)
-        end = 0.0 if levels is None or len(levels) == len(x) else float(levels[-1])
+        end = 0.0 if levels is None or sigmas[-1] <= float(levels[-1]) else float(levels[-1])
         self.x = torch.stack([*x, images.float().cpu()], dim=1)
         self.drift = torch.stack(drift, dim=1)
         self.sigmas = torch.tensor([*sigmas, end], dtype=torch.float64).expand(len(images), -1)

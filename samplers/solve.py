@@ -9,11 +9,14 @@ from typing import Any
 from torch import Tensor
 
 from samplers.adams import ab, ipndm, ipndm_v
+from samplers.adaptive import dop853, dopri5, rk23, rk45
+from samplers.calibrated import calibrated
 from samplers.deis import deis
 from samplers.dpmpp import dpmpp
 from samplers.field import Field
 from samplers.onestep import dpm, euler, heun
 from samplers.solver import Solver, Step, analytical_first, evaluate, read_levels
+from samplers.start import exact_start, starts_exactly
 from samplers.stochastic import heun_churn
 from samplers.unipc import unipc
 from torch_utils.rng import TorchRNG
@@ -22,6 +25,11 @@ __all__ = ["SOLVERS", "sample"]
 
 _BOOL = (True, False)
 _ADAMS: dict[str, Any] = {"options": {"max_order": 4}, "allowed": {"max_order": (1, 2, 3, 4)}}
+_ADAPTIVE: dict[str, Any] = {
+    "options": {"rtol": 1e-5, "atol": 1e-5, "count": None},
+    "takes_first": False,
+    "adaptive": True,
+}
 _EXPONENTIAL = {"max_order": 3, "predict_x0": True, "lower_order_final": True, "thresholding": None}
 _EXPONENTIAL_ALLOWED = {
     "max_order": (1, 2, 3),
@@ -39,6 +47,7 @@ SOLVERS: dict[str, Solver] = {
         Solver("ipndm", ipndm, **_ADAMS),
         Solver("ipndm_v", ipndm_v, **_ADAMS),
         Solver("ab", ab, **_ADAMS),
+        Solver("calibrated", calibrated, {"max_order": 4, "coefficients": None}, {"max_order": (1, 2, 3, 4)}),
         Solver(
             "deis",
             deis,
@@ -65,6 +74,10 @@ SOLVERS: dict[str, Solver] = {
             stochastic=True,
             takes_first=False,
         ),
+        Solver("dopri5", dopri5, **_ADAPTIVE),
+        Solver("rk45", rk45, **_ADAPTIVE),
+        Solver("rk23", rk23, **_ADAPTIVE),
+        Solver("dop853", dop853, **_ADAPTIVE),
     )
 }
 
@@ -78,11 +91,12 @@ def sample(
     class_labels: Tensor | None = None,
     afs: bool = False,
     denoise_to_zero: bool = False,
+    start: str | None = None,
     trace: Callable[[Step], Any] | None = None,
     rng: TorchRNG | None = None,
     **options: Any,
 ) -> Tensor:
-    """Integrate from `noise * sigmas[0]` to the last level, in VE coordinates.
+    """Integrate from `noise * sigmas[0]`, or from the noise at infinite sigma, to the last level, in VE coordinates.
 
     Args:
         field: a model; a plain callable `D(x, sigma, labels)` counts as a VE denoiser.
@@ -93,6 +107,7 @@ def sample(
         class_labels: `[B, label_dim]`; default: those already bound to the field.
         afs: replace the first evaluation by the direction of data with zero mean and unit variance.
         denoise_to_zero: return the clean estimate at the last level (one more evaluation, traced as step N).
+        start: "scaled" or "exact" (one more evaluation, not traced), see `samplers.start`; None: as the network says.
         trace: called with a `Step` before each update.
         rng: source of the noise that stochastic solvers add; the others draw none.
         options: the solver's own, see `SOLVERS[solver].options`.
@@ -115,10 +130,14 @@ def sample(
     levels = read_levels(sigmas, noise)
     if denoise_to_zero and levels.ends_at_zero:
         raise ValueError("the levels end at 0 already: leave out denoise_to_zero or the last level")
-    start = levels.s[0]
-    x = noise * (start.to(noise.dtype) if isinstance(start, Tensor) else start)
+    exact = starts_exactly(field, start)
+    if exact and afs:
+        raise ValueError("afs guesses the drift that the exact start knows: leave out afs or say start='scaled'")
+    top = levels.s[0]
+    scale = top.to(noise.dtype) if isinstance(top, Tensor) else top
+    x = exact_start(field, noise, top) if exact else noise * scale
     if entry.takes_first:
-        options["first"] = analytical_first(x, start) if afs else None
+        options["first"] = analytical_first(x, top) if afs else None
     if entry.stochastic:
         options["rng"] = rng
     x = entry.fn(field, x, sigmas, trace=trace, **options)

@@ -67,6 +67,7 @@ class Solver:
         evaluations: network evaluations per step.
         stochastic: `fn` draws noise from the keyword `rng`.
         takes_first: `fn` accepts `first`, so that AFS is possible.
+        adaptive: `fn` chooses its steps; of the levels it is given only the ends count.
     """
 
     name: str
@@ -76,6 +77,7 @@ class Solver:
     evaluations: int = 1
     stochastic: bool = False
     takes_first: bool = True
+    adaptive: bool = False
 
     @property
     def max_order(self) -> int:
@@ -116,8 +118,16 @@ class Solver:
             denoise_to_zero: one more evaluation after the last step.
             ends_at_zero: the last level is 0, reached by a first-order step.
             options: the solver's own; checked, none changes the count.
+
+        Raises:
+            ValueError: an adaptive solver, whose count is only known after running, or options that do not fit.
         """
         self.resolve(options)
+        if self.adaptive:
+            raise ValueError(
+                f"solver '{self.name}' chooses its steps while it runs, so its network evaluations are not known "
+                "before: choose a solver of fixed steps, or read the count it reports afterwards"
+            )
         self.check_first(afs)
         if num_steps < 2:
             raise ValueError(f"num_steps={num_steps} leaves no step to take: give 2 or more noise levels")

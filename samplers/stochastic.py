@@ -22,6 +22,7 @@ from torch import Tensor
 from samplers.field import Field
 from samplers.path import VP
 from samplers.solver import Step
+from samplers.start import exact_start, refuse_score, starts_exactly
 from torch_utils.rng import TorchRNG
 
 __all__ = [
@@ -74,7 +75,7 @@ def heun_churn(
     levels = levels.detach().to("cpu", torch.float64)
     raised = _raise_levels(levels, S_churn, S_min, S_max, round_sigma or torch.as_tensor)
     return _integrate(
-        field, x, levels, raised, Coordinates(), S_noise=S_noise, rng=_source(rng, S_churn, x), trace=trace
+        field, x, levels, raised, Coordinates(), S_noise=S_noise, rng=_source(field, rng, S_churn, x), trace=trace
     )
 
 
@@ -92,6 +93,7 @@ def edm_sampler(
     S_min: float = 0,
     S_max: float = math.inf,
     S_noise: float = 1,
+    start: str | None = None,
     trace: Callable[[Step], Any] | None = None,
 ) -> Tensor:
     """The EDM sampler: `num_steps` levels from sigma_max to sigma_min, then 0; 2 num_steps - 1 network calls.
@@ -103,6 +105,7 @@ def edm_sampler(
         num_steps: 1 means the single step sigma_max -> 0.
         sigma_min, sigma_max: narrowed to what the network was trained on.
         rng, S_churn, S_min, S_max, S_noise, trace: see `heun_churn`.
+        start: "exact" or "scaled", see `samplers.start`; None: as the network says.
 
     Returns:
         `[B, ...]` float64.
@@ -110,7 +113,7 @@ def edm_sampler(
     field = _ve_field(net, class_labels)
     levels = general_levels(field, num_steps, sigma_min, sigma_max, rho)
     churn = {"S_churn": S_churn, "S_min": S_min, "S_max": S_max, "S_noise": S_noise}
-    x = noise.to(torch.float64) * float(levels[0])
+    x = _start(field, noise.to(torch.float64), float(levels[0]), start)
     return heun_churn(
         field, x, levels, rng=rng, round_sigma=getattr(field.net, "round_sigma", None), trace=trace, **churn
     )
@@ -139,6 +142,7 @@ def ablation_sampler(
     S_min: float = 0,
     S_max: float = math.inf,
     S_noise: float = 1,
+    start: str | None = None,
     trace: Callable[[Step], Any] | None = None,
 ) -> Tensor:
     """The general sampler of EDM: any of its solvers, time steps, schedules and scalings.
@@ -152,6 +156,7 @@ def ablation_sampler(
         scaling: s(t): "vp" (1 / sqrt(1 + sigma^2)) or "none".
         epsilon_s: smallest VP time. C_1, C_2, M: clipping, offset and length of the iDDPM table.
         rng, S_churn, S_min, S_max, S_noise: see `heun_churn`.
+        start: as in `edm_sampler`.
         trace: called with a `Step` per step, in VE coordinates whatever the schedule and scaling.
 
     Returns:
@@ -171,8 +176,8 @@ def ablation_sampler(
     raised = coords.time(
         _raise_levels(levels, S_churn, S_min, S_max, getattr(field.net, "round_sigma", torch.as_tensor))
     )
-    x = noise.to(torch.float64) * float(levels[0] * coords.scale(times[0]))
-    rng = _source(rng, S_churn, x)
+    x = _start(field, noise.to(torch.float64), float(levels[0]), start) * float(coords.scale(times[0]))
+    rng = _source(field, rng, S_churn, x)
     options = {"second_order": solver == "heun", "alpha": alpha, "S_noise": S_noise}
     return _integrate(field, x, times, raised, coords, rng=rng, trace=trace, **options)
 
@@ -308,7 +313,14 @@ def _raise_levels(
     return round_sigma(start + gamma * start)
 
 
-def _source(rng: TorchRNG | None, S_churn: float, x: Tensor) -> TorchRNG | None:
+def _start(field: Field, noise: Tensor, level: float, start: str | None) -> Tensor:
+    """The state at the first level."""
+    return exact_start(field, noise, level) if starts_exactly(field, start) else noise * level
+
+
+def _source(field: Field, rng: TorchRNG | None, S_churn: float, x: Tensor) -> TorchRNG | None:
+    if S_churn > 0:
+        refuse_score(field, "added noise (S_churn)")
     return TorchRNG(x.device) if rng is None and S_churn > 0 else rng
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from samplers.field import Field
+from samplers.start import refuse_score
 
 __all__ = ["QUANTILE", "dynamic_threshold", "resolve_thresholding"]
 
@@ -40,11 +41,16 @@ def resolve_thresholding(
 
     Args:
         thresholding: "dynamic", "none", or None: dynamic where clean data are predicted and are images in pixel space,
-            that is `x` is `[B, C, H, W]` and the network says `img_channels` is 1 or 3 and does not say `latent`.
+            that is `x` is `[B, C, H, W]` and the network says `img_channels` is 1 or 3 and does not say `latent`; and
+            never for a model of a learned coupling.
 
     Raises:
-        ValueError: "dynamic" asked for where no clean data are predicted.
+        ValueError: "dynamic" asked for where no clean data are predicted, or of a model of a learned coupling.
     """
+    if thresholding == "dynamic":
+        refuse_score(field, "dynamic thresholding")
+    if thresholding is None and getattr(field.net, "gaussian_noise", True) is False:
+        thresholding = "none"
     if thresholding is None:
         channels = getattr(field.net, "img_channels", None)
         pixels = x.ndim == 4 and channels in (1, 3) and not getattr(field.net, "latent", False)

@@ -38,6 +38,18 @@ HANDLED: dict[str, set[str]] = {
         "network_denoise", "network_solve", "alphas_table", "table_maps", "schedule_discrete", "cfg_denoise",
         "cfg_solve", "vp_sigma_range", "cg_denoise", "cg_solve", "trajectory_analysis", "published_schedules",
     },
+    "mac": {
+        "projector", "discriminator_heads", "vit_readout", "projected_discriminator", "diffaugment", "mac_calculator",
+        "gaussian_kernel_1d", "gaussian_kernel_2d", "coefficient_sampler", "coefficient_network", "preconditioner",
+        "pretrain_loss", "generator_sample", "generator_single_step", "trajectory_training", "state_dict",
+        "state_dict_generator",
+    },
+    "curvature": {
+        "velocity_network", "encoder_network", "net_2d", "kl", "kl_2d", "path", "train_image", "train_2d", "distill", "field",
+        "sample", "encode", "sample_adaptive", "curvature", "ema", "to_uint8", "denoiser", "denoiser_at_infinity",
+        "euler_two_ways", "exact_flow", "solver_in_t", "solver_in_sigma", "coupled_gaussian_exact",
+        "coupled_gaussian_euler", "two_mode_exact", "two_mode_trained", "two_mode_start_noise", "state_dict",
+    },
     "combostoc": {"center_crop"},
 }  # fmt: skip
 

@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+import secrets
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -19,13 +22,19 @@ __all__ = [
     "all_reduce_sum",
     "barrier",
     "broadcast_object",
+    "fresh_store",
+    "from_rank0",
     "get_rank",
     "get_world_size",
     "init",
     "print0",
     "process_group",
+    "rank0_first",
     "shutdown",
 ]
+
+
+JOIN_TIMEOUT = timedelta(minutes=10)
 
 
 def init(device: str = "auto") -> torch.device:
@@ -50,10 +59,42 @@ def init(device: str = "auto") -> torch.device:
             )
         torch.cuda.set_device(resolved)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
+        store, rank, world = next(dist.rendezvous("env://", timeout=JOIN_TIMEOUT))
         dist.init_process_group(
-            "nccl" if resolved.type == "cuda" else "gloo", device_id=resolved if resolved.type == "cuda" else None
+            "nccl" if resolved.type == "cuda" else "gloo",
+            store=fresh_store(store, rank, world),
+            rank=rank,
+            world_size=world,
+            device_id=resolved if resolved.type == "cuda" else None,
         )
     return resolved
+
+
+def fresh_store(store: dist.Store, rank: int, world: int) -> dist.Store:
+    """A part of `store` that only the processes of this attempt know; all of them must call it.
+
+    When torchrun starts dead workers again, the new ones meet in the store of the old ones, full of addresses where
+    nobody listens any more (with PyTorch 2.13.0 about half of all restarts hung or failed). So rank 0 makes up a name
+    and hands it out: every process asks under a word of its own, and only an answer to that very word counts.
+    """
+    word = secrets.token_hex(8)
+    if rank:
+        store.set(f"fewstep/ask/{rank}", word)
+        store.wait([f"fewstep/answer/{word}"], JOIN_TIMEOUT)
+        name = store.get(f"fewstep/answer/{word}").decode()
+        store.set(f"fewstep/{name}/{rank}", "here")
+        return dist.PrefixStore(name, store)
+    missing, deadline = set(range(1, world)), time.monotonic() + JOIN_TIMEOUT.total_seconds()
+    while missing:
+        for other in sorted(missing):
+            if store.check([f"fewstep/{word}/{other}"]):
+                missing.discard(other)
+            elif store.check([f"fewstep/ask/{other}"]):  # perhaps still the question of one that is dead: no harm done
+                store.set(f"fewstep/answer/{store.get(f'fewstep/ask/{other}').decode()}", word)
+        if missing and time.monotonic() > deadline:
+            raise OSError(f"processes {sorted(missing)} did not join within {JOIN_TIMEOUT}")
+        time.sleep(0.01)
+    return dist.PrefixStore(word, store)
 
 
 def shutdown() -> None:
@@ -104,6 +145,31 @@ def broadcast_object(value: Any) -> Any:
     box = [value]
     dist.broadcast_object_list(box, src=0)
     return box[0]
+
+
+def from_rank0(function: Callable[[], Any]) -> Any:
+    """What `function` returns on rank 0, on every rank. Where it fails, rank 0 alone says why; the others just exit."""
+    if get_world_size() == 1:
+        return function()
+    value, error = None, None
+    if get_rank() == 0:
+        try:
+            value = function()
+        except (ValueError, OSError) as raised:
+            error = raised
+    value, failed = broadcast_object((value, error is not None))
+    if error is not None:
+        raise error
+    if failed:
+        raise SystemExit(1)
+    return value
+
+
+def rank0_first(function: Callable[[], Any]) -> Any:
+    """`function()` on every rank, on rank 0 before the others: what it downloads, they find in the cache."""
+    own: list[Any] = []
+    from_rank0(lambda: own.append(function()))
+    return own[0] if own else function()
 
 
 def all_gather_object(value: Any) -> list[Any]:

@@ -26,7 +26,16 @@ from torch import Tensor
 from torch_utils.distributed import all_reduce_sum, broadcast_object
 from torch_utils.files import atomic_write
 
-__all__ = ["Extractor", "FeatureStats", "Moments", "feature_stats", "frechet_distance", "load_moments", "save_moments"]
+__all__ = [
+    "Extractor",
+    "FeatureStats",
+    "Moments",
+    "check_fits",
+    "feature_stats",
+    "frechet_distance",
+    "load_moments",
+    "save_moments",
+]
 
 EPS = torch.finfo(torch.float64).eps
 
@@ -171,6 +180,20 @@ def _factor(sigma: Tensor) -> Tensor:
         )
     keep = values > floor * values[-1]  # the rest is rounding, whose square roots would be large
     return vectors[:, keep] * values[keep].sqrt()
+
+
+def check_fits(ref: str, ref_features: str | None, ref_dim: int, features: str, dim: int) -> None:
+    """A ValueError unless the reference `ref` describes `dim` numbers an image of these features."""
+    if ref_features not in (None, features):
+        raise ValueError(
+            f"{ref} describes the features '{ref_features}', these are '{features}': compare with the features "
+            f"'{ref_features}', or make another reference with `fid.py ref`"
+        )
+    if ref_dim != dim:
+        raise ValueError(
+            f"{ref} has {ref_dim} features an image, '{features}' gives {dim} for these images: "
+            "make a reference with the same features and image size with `fid.py ref`"
+        )
 
 
 def save_moments(path: str | PathLike[str], moments: Moments) -> None:

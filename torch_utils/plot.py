@@ -26,7 +26,7 @@ __all__ = ["colour", "figure", "marker"]
 COLOURS = (
     "#1f6fb4", "#d9541e", "#2a9134", "#8e44ad", "#b8860b", "#c2255c", "#0b8a8f", "#5c4b3c", "#6a7f10", "#495057",
 )  # fmt: skip
-MARKERS = "osD^vPXd<>"
+MARKERS = "osD^vPXd<>p"  # one more than colours: the pairs repeat late
 
 STYLE = {
     "font.size": 10,

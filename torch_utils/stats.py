@@ -51,6 +51,10 @@ class Collector:
         num, total, _ = self._moments[name].tolist()
         return total / max(num, 1)
 
+    def names(self, prefix: str) -> list[str]:
+        """Names reported since the last `collect` that begin with `prefix`."""
+        return [name for name in self._moments if name.startswith(prefix)]
+
     def collect(self) -> dict[str, dict[str, float]]:
         """`{name: {num, mean, std}}` over all processes, then start anew."""
         if not self._moments:
@@ -85,6 +89,10 @@ class StatsFile:
     def write(self, stats: Mapping[str, Any]) -> None:
         self._file.write((json.dumps({**stats, "timestamp": time.time()}) + "\n").encode())
         self._file.flush()
+
+    def sync(self) -> None:
+        """Make what was written durable."""
+        os.fsync(self._file.fileno())
 
     @property
     def size(self) -> int:
@@ -158,4 +166,4 @@ class Wandb:
         self._run.log({**values, "kimg": kimg}, step=round(kimg * 1000))
 
     def close(self) -> None:
-        self._run.finish(quiet=True)
+        self._run.finish()

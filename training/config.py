@@ -12,6 +12,8 @@ from pathlib import Path
 
 import click
 
+from networks.features import FEATURES
+from torch_utils.cli import NumberList
 from torch_utils.options import opt
 
 __all__ = ["CommonOptions"]
@@ -21,7 +23,10 @@ __all__ = ["CommonOptions"]
 class CommonOptions:
     # Main
     outdir: str = opt(None, "Where to save the results", metavar="DIR", required=True)
-    data: str = opt(None, "Data set made by dataset_tool.py", metavar="ZIP|DIR", required=True)
+    data: str = opt(
+        None, "Data set made by dataset_tool.py, or points: toy:NAME[:size=N][:seed=S]", metavar="ZIP|DIR|TOY",
+        required=True,
+    )  # fmt: skip
     cond: bool = opt(False, "Train a class-conditional model; the data set must have labels", metavar="BOOL")
     duration: float = opt(200.0, "Training duration in million images", metavar="MIMG", above=0)
     batch: int = opt(512, "Total batch size over all processes", metavar="INT", at_least=1)
@@ -37,6 +42,10 @@ class CommonOptions:
     ema_rampup: float | None = opt(
         0.05, "EMA half-life is at most this share of the images seen; 0 = no ramp-up", metavar="RATIO", at_least=0
     )
+    phema: tuple[float, ...] | None = opt(
+        None, "Also keep power-function averages of these relative widths, e.g. 0.05,0.1 (docs/checkpoints.md)",
+        metavar="LIST", type=NumberList(),
+    )  # fmt: skip
     grad_clip: float | None = opt(None, "Clip the gradient to this L2 norm", metavar="NORM", above=0)
     xflip: bool = opt(False, "Double the data set with mirrored copies", metavar="BOOL")
 
@@ -62,6 +71,16 @@ class CommonOptions:
     )
     keep: int = opt(2, "Training states to keep", metavar="INT", at_least=1)
     keep_snapshots: int | None = opt(None, "Snapshots to keep; default: all", metavar="INT", at_least=1)
+    fid_every: int | None = opt(
+        None,
+        "Measure FID every TICKS, into stats.jsonl and the status line; default: never",
+        metavar="TICKS",
+        at_least=1,
+    )
+    fid_ref: str = opt("auto", "Reference statistics for FID; auto = of the training data", metavar="auto|NPZ|URL")
+    fid_features: str = opt("inception", "Features for FID; pixels needs no weights", choices=list(FEATURES))
+    fid_num: int = opt(10_000, "Samples per FID; published numbers use 50000", metavar="INT", at_least=2)
+    fid_steps: int = opt(18, "Steps of EDM's sampler for FID", metavar="INT", at_least=2)
     nonfinite: str = opt(
         "stop", "On NaN or infinite gradients: stop before the update, or set them to zero", choices=["stop", "zero"]
     )

@@ -1,7 +1,7 @@
 """The course of a training run, read from its stats.jsonl: loss, smoothed loss, speed.
 
-Smoothing is an exponential average over images with the half-life `HALF_LIFE` of the run, started without bias:
-s_n = sum_i w_i loss_i / sum_i w_i, w_i = 2^(-(kimg_n - kimg_i) / half-life) times the images of tick i.
+Smoothing is a centred average over images, which does not lag behind: s_n = sum_i w_ni loss_i / sum_i w_ni with
+w_ni = m_i exp(-((kimg_n - kimg_i) / (WIDTH kimg_last))^2 / 2) and m_i the images of tick i.
 """
 
 from __future__ import annotations
@@ -10,9 +10,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 __all__ = ["read_curve"]
 
-HALF_LIFE = 0.03  # of the whole run, in images
+WIDTH = 0.02  # of the whole run: standard deviation of the smoothing
 
 
 def read_curve(run_dir: str | Path) -> dict[str, list[float]]:
@@ -51,11 +53,9 @@ def _read(path: Path) -> list[dict[str, Any]]:
 
 
 def _smooth(kimg: list[float], loss: list[float]) -> list[float]:
-    half_life = max(HALF_LIFE * kimg[-1], 1e-9)
-    smooth, total, weight, before = [], 0.0, 0.0, 0.0
-    for k, value in zip(kimg, loss, strict=True):
-        keep = 2 ** (-(k - before) / half_life)
-        total, weight = total * keep + value * (k - before), weight * keep + (k - before)
-        smooth.append(total / weight if weight > 0 else value)
-        before = k
-    return smooth
+    k, value = np.array(kimg), np.array(loss)
+    images = np.maximum(np.diff(k, prepend=0), 1e-9)
+    width = max(WIDTH * k[-1], 1e-9)
+    # One row of weights at a time: a long run has many ticks.
+    weights = (images * np.exp(-(((k - at) / width) ** 2) / 2) for at in k)
+    return [float(w @ value / w.sum()) for w in weights]

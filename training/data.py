@@ -7,6 +7,7 @@ each process takes its slice: which images make up a step does not depend on the
 
 from __future__ import annotations
 
+import copy
 import os
 import queue
 import threading
@@ -170,6 +171,8 @@ class Batches:
                 f"batch_size={batch_size}, rank={rank}, world={world}, workers={workers}"
             )
         self._dataset, self._batch_size = dataset, batch_size
+        self._rank, self._world, self._seed = rank, world, seed
+        self._twins: list[Batches] = []
         self._own = slice(rank * (batch_size // world), (rank + 1) * (batch_size // world))
         self._device = torch.device(device)
         if self._device.type == "cuda" and self._device.index is None:
@@ -199,6 +202,21 @@ class Batches:
         images, labels = self._ahead.get()
         self._next_items(self._sampler)  # only what was handed out counts as seen
         return self._to_device(images), self._to_device(labels)
+
+    def twin(self, batch_size: int) -> Batches:
+        """A second stream in the same order over the same decoded images, in batches of another size.
+
+        Raises:
+            ValueError: `batch_size` not divisible by the number of processes.
+        """
+        if batch_size < 1 or batch_size % self._world:
+            raise ValueError(f"a batch of {batch_size} cannot be shared equally by {self._world} processes")
+        twin = copy.copy(self)
+        share = batch_size // self._world
+        twin._batch_size, twin._own = batch_size, slice(self._rank * share, (self._rank + 1) * share)
+        twin._sampler, twin._ahead, twin._twins = InfiniteSampler(len(self._dataset), seed=self._seed), None, []
+        self._twins.append(twin)
+        return twin
 
     def _next_items(self, sampler: InfiniteSampler) -> np.ndarray:
         return sampler.take(self._batch_size)[self._own]
@@ -240,7 +258,9 @@ class Batches:
         self.close()
 
     def close(self) -> None:
-        """Stop working ahead; the next `next()` starts it again."""
+        """Stop working ahead, here and in twins; the next `next()` starts it again."""
+        for twin in self._twins:
+            twin.close()
         if self._ahead is not None:
             self._ahead.close()
             self._ahead = None

@@ -20,11 +20,13 @@ from torch_utils.images import save_image
 from torch_utils.misc import format_count
 from torch_utils.options import opt
 from torch_utils.profile import forward_cost
+from training import phema
 from training.augment import edm_preset
 from training.config import CommonOptions
 from training.data import ImageDataset
 from training.ema import halflife_beta
 from training.losses import loss_for
+from training.mac import COEFFICIENT_SAMPLERS, CoefficientOptions, gamma_loss
 from training.method import Average, Batch, LossOut, Method, Phase
 from training.preview import sample_grid
 from training.schedules import lr_rampup
@@ -46,13 +48,17 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "adm": {"model_type": "DhariwalUNet", "model_channels": 192, "channel_mult": [1, 2, 3, 4]},
 }  # fmt: skip
 
-PRECONDITIONERS = {"vp": ("VPPrecond", "VPLoss"), "ve": ("VEPrecond", "VELoss"), "edm": ("EDMPrecond", "EDMLoss")}
+# edm_alpha and edm_gamma are MAC's names: plain EDM, and EDM with a noise level for every element (`training/mac.py`).
+PRECONDITIONERS = {
+    "vp": ("VPPrecond", "VPLoss"), "ve": ("VEPrecond", "VELoss"), "edm": ("EDMPrecond", "EDMLoss"),
+    "edm_alpha": ("EDMPrecond", "EDMLoss"), "edm_gamma": ("EDMGammaPrecond", "EDMGammaLoss"),
+}  # fmt: skip
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True, kw_only=True)
-class EDMOptions(CommonOptions):
+class EDMOptions(CoefficientOptions, CommonOptions):
     arch: str = opt("ddpmpp", "Network architecture: DDPM++, NCSN++ or ADM", choices=list(ARCHITECTURES))
     precond: str = opt("edm", "Preconditioning and loss", choices=list(PRECONDITIONERS))
     cbase: int | None = opt(None, "Base channels; default: the architecture's", metavar="INT", at_least=1)
@@ -67,6 +73,11 @@ class EDMOptions(CommonOptions):
     p_mean: float | None = opt(None, "Mean of ln(sigma) in training (EDM loss); default -1.2", metavar="FLOAT")
     p_std: float | None = opt(None, "Std of ln(sigma) in training (EDM loss); default 1.2", metavar="FLOAT", above=0)
     sigma_data: float | None = opt(None, "Std of the data (EDM); default 0.5", metavar="FLOAT", above=0)
+
+    coefficient_sampler: str | None = opt(
+        None, "edm_gamma: random coefficients as defined, or with the flaws of the published code [default: defined]",
+        choices=list(COEFFICIENT_SAMPLERS),
+    )  # fmt: skip
 
     def name_parts(self) -> list[str]:
         return [self.arch, self.precond]
@@ -84,8 +95,11 @@ class EDMOptions(CommonOptions):
 
     def loss_kwargs(self) -> dict[str, Any]:
         given = {"P_mean": self.p_mean, "P_std": self.p_std}
-        if self.precond != "edm" and any(v is not None for v in (*given.values(), self.sigma_data)):
+        if not self.precond.startswith("edm") and any(v is not None for v in (*given.values(), self.sigma_data)):
             raise ValueError("--p-mean, --p-std and --sigma-data belong to --precond=edm")
+        if self.precond != "edm_gamma" and self.coefficient_options_given():
+            name = self.coefficient_options_given()[0].replace("_", "-")
+            raise ValueError(f"--{name} belongs to --precond=edm_gamma: leave it out with --precond={self.precond}")
         return {k: v for k, v in given.items() if v is not None}
 
 
@@ -102,17 +116,23 @@ def build_network(options: EDMOptions, dataset: ImageDataset) -> nn.Module:
 
 
 def build(options: EDMOptions, dataset: ImageDataset, device: torch.device) -> Method:
-    """The method: one network, one phase, one average.
+    """The method: one network, one phase, one average and those of --phema.
 
     Raises:
         ValueError: the options do not describe a network for this data set.
     """
     _, loss_name = PRECONDITIONERS[options.precond]
+    if dataset.resolution == 1:
+        raise ValueError(f"train.py edm has networks for images only, {options.data} holds points: use another method")
     net = build_network(options, dataset)
     cost = _training_cost(net)
     net.to(device, memory_format=torch.channels_last).train().requires_grad_(True)
     net.compute_dtype = DTYPES[options.trunk_precision]
-    loss_fn = loss_for(net, loss_name, **options.loss_kwargs())
+    loss_kwargs = options.loss_kwargs()
+    if options.precond == "edm_gamma":
+        loss_fn = gamma_loss(net, options.coefficient_settings(), options.coefficient_sampler, **loss_kwargs)
+    else:
+        loss_fn = loss_for(net, loss_name, **loss_kwargs)
     augment_pipe = edm_preset(options.augment) if options.augment else None
     call = torch.compile(net) if options.compile else net
 
@@ -135,7 +155,7 @@ def build(options: EDMOptions, dataset: ImageDataset, device: torch.device) -> M
         name="edm",
         modules={"net": net},
         phases=(phase,),
-        averages={"ema": average},
+        averages={"ema": average, **phema.averages(options.phema, "net")},
         save=_save,
         preview=_preview,
         flops_per_image=3 * cost.flops,

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 __all__ = [
     "gamma_to_sigma_rel",
     "halflife_beta",
+    "posthoc_error",
     "power_beta",
     "reconstruct",
     "sigma_rel_to_gamma",
@@ -120,6 +121,17 @@ def solve_posthoc_weights(stored: Sequence[tuple[float, float]], target: tuple[f
     scale = want[0, 0]  # inner products have the unit 1/t
     gram, overlap = _inner_products(have, have) * scale, _inner_products(have, want)[:, 0] * scale
     return np.linalg.lstsq(gram, overlap, rcond=None)[0]
+
+
+def posthoc_error(
+    stored: Sequence[tuple[float, float]], weights: Sequence[float], target: tuple[float, float]
+) -> float:
+    """How far `sum_i weights_i p_i` is from the profile wanted: L2 norm of the difference over that of the profile."""
+    have, want = _profiles(stored), _profiles([target])
+    weights = np.asarray(weights, dtype=np.float64)
+    norm = _inner_products(want, want)[0, 0]
+    squared = norm - 2 * weights @ _inner_products(have, want)[:, 0] + weights @ _inner_products(have, have) @ weights
+    return float(np.sqrt(max(squared / norm, 0.0)))
 
 
 @torch.no_grad()

@@ -23,6 +23,7 @@ from torch_utils.plot import colour, figure, marker
 __all__ = [
     "draw_compare",
     "draw_cost",
+    "draw_curvature",
     "draw_curve",
     "draw_projection",
     "draw_schedules",
@@ -51,12 +52,52 @@ def draw_compare(report: Mapping[str, Any], path: str | Path) -> None:
             ax.set(xlabel="network evaluations per image (NFE)", ylabel=name, yscale="log")
             ax.xaxis.get_major_locator().set_params(integer=True)
             ax.grid(which="minor", axis="y", alpha=0.4)
+            _plain_numbers(ax.yaxis)
         fig.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper")
+
+
+def draw_curvature(report: Mapping[str, Any], path: str | Path) -> None:
+    """The integrand of the curvature along the way, a band of two standard errors around it; and a sweep over beta."""
+    models = report["results"]
+    sweep = sorted((r["beta"], r["curvature"], 2 * r["stderr"]) for r in models if r["beta"] is not None)
+    panels = 2 if len({beta for beta, *_ in sweep}) > 1 else 1
+    with figure(path, "Curvature of sampling trajectories", (5.6 * panels + 1.4, 4.4)) as fig:
+        along, *rest = fig.subplots(1, panels, squeeze=False)[0]
+        for i, r in enumerate(models):
+            t, mean, error = (np.array(r[key]) for key in ("times", "profile", "profile_stderr"))
+            along.plot(t, mean, color=colour(i), label=f"{r['label']}: {r['curvature']:.3g}")
+            along.fill_between(t, mean - 2 * error, mean + 2 * error, color=colour(i), alpha=0.25, linewidth=0)
+        along.set(
+            xlabel="time t (0 = data, 1 = noise)", ylabel="|velocity - chord|² per dimension", ylim=(0, None)
+        )
+        along.invert_xaxis()
+        along.legend()
+        for ax in rest:
+            beta, value, error = zip(*sweep, strict=True)
+            ax.errorbar(beta, value, yerr=error, color=colour(0), marker="o", capsize=3)
+            for r in models:
+                if r["beta"] is None:
+                    ax.axhline(r["curvature"], color="0.4", linestyle="--", label=r["label"])
+            ax.set(xlabel="beta (weight of the prior)", ylabel="curvature per dimension", xscale="log", yscale="log")
+            if ax.get_legend_handles_labels()[0]:
+                ax.legend()
+
+
+def _plain_numbers(axis: Any) -> None:
+    """20, 10, 5 on a logarithmic axis instead of powers; between the decades only where few are shown."""
+    from matplotlib.ticker import LogFormatter
+
+    class Plain(LogFormatter):
+        def __call__(self, x: float, pos: int | None = None) -> str:
+            return f"{x:g}" if super().__call__(x, pos) else ""
+
+    axis.set_major_formatter(Plain(labelOnlyBase=False))
+    axis.set_minor_formatter(Plain(labelOnlyBase=False, minor_thresholds=(1.5, 0.7)))
 
 
 def _styles(solvers: Mapping[str, str]) -> dict[str, dict[str, Any]]:
     """Label -> line style: the solver gives colour and marker, its variants the dashes."""
-    order, styles, seen = [*SOLVERS, "edm"], {}, dict.fromkeys(solvers.values(), 0)
+    order, styles, seen = ["edm", *SOLVERS], {}, dict.fromkeys(solvers.values(), 0)
     for label, solver in solvers.items():
         i = order.index(solver) if solver in order else len(order)
         styles[label] = {"color": colour(i), "marker": marker(i), "linestyle": LINES[seen[solver] % len(LINES)]}
@@ -77,7 +118,7 @@ def draw_trajectory(summary: Mapping[str, Any], path: str | Path) -> None:
         panels[0, 1].legend()
         _bundle(panels[0, 2], sigmas, summary["cosine"], colour(0))
         panels[0, 2].set(title="Drift and direction from the end point", ylabel="cosine")
-        _bundle(panels[1, 0], sigmas, summary["distance_to_end"], colour(0))
+        _bundle(panels[1, 0], sigmas, [d[:-1] for d in summary["distance_to_end"]], colour(0))  # the last is 0
         panels[1, 0].set(title="Distance to the end point", ylabel="Euclidean distance", yscale="log")
         _explained(panels[1, 1], summary)
         _bend(panels[1, 2], sigmas, summary)
@@ -129,7 +170,7 @@ def _bend(ax: Any, sigmas: np.ndarray, summary: Mapping[str, Any]) -> None:
 def draw_projection(summary: Mapping[str, Any], path: str | Path) -> None:
     """Trajectories in three dimensions: along the chord, and the two leading directions orthogonal to it."""
     curves = np.array(summary["projection"], dtype=float)  # [B, T, 3]
-    with figure(path, f"{len(curves)} trajectories in 3-D projection", (7, 6)) as fig:
+    with figure(path, f"{len(curves)} trajectories in 3-D projection", (8, 5.4)) as fig:
         ax = fig.add_subplot(projection="3d")
         for i, curve in enumerate(curves):
             ax.plot(*curve.T, color=colour(i), alpha=max(0.25, min(1.0, 8 / len(curves))), linewidth=1.2)
@@ -137,8 +178,12 @@ def draw_projection(summary: Mapping[str, Any], path: str | Path) -> None:
         ax.scatter(
             [0], [0], [0], color="#1d2129", s=28, marker="*", label="end points (shifted to 0)", depthshade=False
         )
-        ax.set(xlabel="along the chord", ylabel="1st orthogonal", zlabel="2nd orthogonal")
-        ax.set_box_aspect((2, 1, 1), zoom=0.88)
+        ax.set_xlabel("along the chord", labelpad=14)
+        ax.set_ylabel("1st orthogonal", labelpad=6)
+        ax.set_zlabel("2nd orthogonal", labelpad=6)
+        ax.xaxis.get_major_locator().set_params(nbins=6)
+        ax.yaxis.get_major_locator().set_params(nbins=5)
+        ax.set_box_aspect((2, 1, 1), zoom=1.1)
         ax.legend(loc="upper left")
 
 
@@ -161,7 +206,7 @@ def draw_strip(trajectory: Trajectory, path: str | Path, *, rows: int = 6, colum
     cells = torch.stack([states, estimates], dim=2)  # [steps, B, 2, C, H, W]
     cells = to_uint8(cells).permute(1, 2, 4, 0, 5, 3)  # [B, 2, H, steps, W, C]
     picture = _framed(cells, max(1, round(min(H, W) / 16)))
-    size = (0.85 * len(steps) + 1.4, 0.85 * 2 * B * H / W + 1.2)
+    size = (0.75 * len(steps) + 1.4, 0.8 * 2 * B * H / W + 1.2)
     with figure(path, "From noise to data: states (upper rows) and denoised estimates (lower rows)", size) as fig:
         ax = fig.subplots()
         gap = (picture.shape[1] - len(steps) * W) // len(steps)

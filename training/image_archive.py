@@ -7,6 +7,7 @@ formats whose decoders start other programs are refused.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -128,6 +129,18 @@ class ImageArchive:
             raise ValueError(
                 f'dataset.json in {self.path} must be {{"labels": [[file name, label], ...]}} or {{"labels": null}}'
             ) from error
+
+    def fingerprint(self, names: list[str]) -> str:
+        """SHA-256 over names and sizes with, in a zip, the checksums and, in a folder, the times of change."""
+        digest = hashlib.sha256()
+        for name in names:
+            if self._zip is None:
+                status = (self.path / name).stat()
+                digest.update(repr((name, status.st_size, status.st_mtime_ns)).encode())
+            else:
+                info = self._zip.getinfo(name)
+                digest.update(repr((name, info.file_size, info.CRC)).encode())
+        return digest.hexdigest()
 
     def close(self) -> None:
         if self._zip is not None:

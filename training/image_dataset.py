@@ -7,10 +7,14 @@ that index `i` means the same image here and there.
 from __future__ import annotations
 
 import os
+from collections import deque
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
@@ -18,8 +22,9 @@ from torch_utils.distributed import get_rank
 from training.image_archive import ImageArchive, decode_image
 from training.transforms import to_gray_or_rgb
 
-__all__ = ["ImageDataset", "subset_indices"]
+__all__ = ["ImageDataset", "decoded", "subset_indices"]
 
+WORKERS = 3  # threads of `decoded`
 MAX_CLASSES = 1 << 20  # one-hot labels beyond this are a mistake in dataset.json
 
 
@@ -116,9 +121,12 @@ class ImageDataset:
         label = self.encode_labels(self.targets()[index : index + 1])[0]
         return (image[:, :, ::-1].copy() if self.xflip[item] else image), label.numpy()
 
+    def _to_mode(self, image: Image.Image) -> Image.Image:
+        return to_gray_or_rgb(image)
+
     def _decode(self, name: str) -> np.ndarray:
         try:
-            image = to_gray_or_rgb(decode_image(self._archive.read(name)))
+            image = self._to_mode(decode_image(self._archive.read(name)))
         except (ValueError, OSError) as error:
             raise ValueError(f"{self.path / name}: {error}") from error
         pixels = np.array(image)
@@ -232,3 +240,22 @@ class ImageDataset:
     def close(self) -> None:
         """Close the zip; images already cached stay available."""
         self._archive.close()
+
+    def fingerprint(self) -> str:
+        """A hash that changes when a file of the data set does: names with checksums, or in a folder with times."""
+        return self._archive.fingerprint(self._names)
+
+
+def decoded(dataset: ImageDataset, indices: Sequence[int], batch: int) -> Iterator[Tensor]:
+    """Batches uint8 `[B, C, H, W]` of these images, decoded a few batches ahead by threads."""
+
+    def load(start: int) -> Tensor:
+        return torch.from_numpy(np.stack([dataset[i][0] for i in indices[start : start + batch]]))
+
+    starts = iter(range(0, len(indices), batch))
+    with ThreadPoolExecutor(WORKERS) as pool:
+        ahead = deque(pool.submit(load, start) for start in islice(starts, 2 * WORKERS))
+        while ahead:
+            images = ahead.popleft().result()
+            ahead.extend(pool.submit(load, start) for start in islice(starts, 1))
+            yield images

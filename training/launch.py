@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-import random
 from contextlib import nullcontext
-from pathlib import Path
-from typing import Any
 
 import torch
 
 from torch_utils import distributed as dist
-from torch_utils.files import write_json
 from torch_utils.stats import Tee
 from training import run_dir as runs
 from training.config import CommonOptions
 from training.data import Batches, ImageDataset
 from training.edm import DTYPES
+from training.fid_meter import FidMeter
 from training.loop import Loop, Settings
 from training.method import Method
-from training.registry import METHODS
+from training.placement import Place, find_place
+from training.registry import method_entry
 from training.session import Cadence, Session
+from training.toys import ToyDataset, is_toy
 
 __all__ = ["launch"]
 
@@ -33,20 +32,25 @@ def launch(method_name: str, options: CommonOptions) -> None:
     """
     with dist.process_group(options.device) as device:
         _set_backends(options)
-        dataset = _open_dataset(options)
+        dataset = _open_dataset(method_name, options)
         settings = _settings(options)
         settings.rounds(dist.get_world_size())
         if options.dry_run:
             torch.manual_seed(0)
-            method = METHODS[method_name].build(options, dataset, device)
+            method = method_entry(method_name).build(options, dataset, device)
             dist.print0(_report(method_name, options, method))
             dist.print0("Dry run; exiting.")
             return
-        run_dir, state, seed = dist.broadcast_object(_place(options, dataset) if dist.get_rank() == 0 else None)
-        options = dataclasses.replace(options, seed=seed)
-        settings = dataclasses.replace(settings, seed=seed)
-        with Tee(run_dir / "log.txt") if dist.get_rank() == 0 else nullcontext():
-            _train(method_name, options, settings, dataset, run_dir, state, device)
+        place = dist.from_rank0(lambda: find_place(options, dataset.name, dist.get_world_size()))
+        options = dataclasses.replace(options, seed=place.seed)
+        settings = dataclasses.replace(settings, seed=place.seed)
+        try:
+            with Tee(place.run_dir / "log.txt") if dist.get_rank() == 0 else nullcontext():
+                _train(method_name, options, settings, dataset, place, device)
+        except (ValueError, OSError):
+            if dist.get_rank() == 0:
+                runs.discard_unused(place.run_dir)
+            raise
 
 
 def _train(
@@ -54,15 +58,14 @@ def _train(
     options: CommonOptions,
     settings: Settings,
     dataset: ImageDataset,
-    run_dir: Path,
-    state: Path | None,
+    place: Place,
     device: torch.device,
 ) -> None:
     torch.manual_seed(settings.seed)  # the same initial weights on every process, whatever their number
-    method = METHODS[method_name].build(options, dataset, device)
+    method = method_entry(method_name).build(options, dataset, device)
     dist.print0(_report(method_name, options, method))
-    dist.print0(f"Run directory: {run_dir}")
-    if state is None and options.transfer:
+    dist.print0(f"Run directory: {place.run_dir}")
+    if place.state is None and options.transfer:
         _transfer(method, options.transfer)
     batches = Batches(
         dataset,
@@ -82,14 +85,15 @@ def _train(
     session = Session(
         Loop(method, batches, settings, device),
         _cadence(options),
-        run_dir,
+        place.run_dir,
         info,
         wandb=options.wandb,
         autocast_dtype=DTYPES[options.trunk_precision],
+        fid=FidMeter(options, dataset, device) if options.fid_every else None,
     )
     try:
-        if state is not None:
-            session.restore(state)
+        if place.state is not None:
+            session.restore(place.state)
         if session.run():
             dist.print0("Finished.")
     finally:
@@ -103,8 +107,12 @@ def _set_backends(options: CommonOptions) -> None:
     torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
 
 
-def _open_dataset(options: CommonOptions) -> ImageDataset:
-    dataset = ImageDataset(options.data, use_labels=options.cond, xflip=options.xflip)
+def _open_dataset(method_name: str, options: CommonOptions) -> ImageDataset | ToyDataset:
+    own = method_entry(method_name).open
+    if own is not None:
+        return own(options)
+    opened = ToyDataset if is_toy(options.data) else ImageDataset
+    dataset = opened(options.data, use_labels=options.cond, xflip=options.xflip)
     if options.cond and not dataset.has_labels:
         raise ValueError(
             f"--cond=1 needs labels, and {options.data} has none: build the data set from a source with labels, "
@@ -133,45 +141,8 @@ def _cadence(options: CommonOptions) -> Cadence:
         state_seconds=options.checkpoint_mins * 60 or None,
         keep_states=options.keep,
         keep_snapshots=options.keep_snapshots,
+        fid_ticks=options.fid_every,
     )
-
-
-def _place(options: CommonOptions, dataset: ImageDataset) -> tuple[Path, Path | None, int]:
-    """The run directory, the state to continue from (None = start), and the seed."""
-    record: dict[str, Any] = dataclasses.asdict(options) | {"world_size": dist.get_world_size()}
-    if options.resume:
-        run_dir, state = _resume_point(Path(options.resume))
-        if not runs.claim(run_dir):
-            raise ValueError(f"another process is training in {run_dir}: stop it first, or start a run of its own")
-    else:
-        found = None if options.new_run else runs.find_unfinished(Path(options.outdir), record)
-        run_dir, state = found, (runs.newest_state(found) if found else None)
-    stored = runs.read_options(run_dir) if run_dir is not None else None
-    seed = options.seed
-    if seed is None:
-        seed = stored["seed"] if stored else random.SystemRandom().randrange(1 << 31)
-    if run_dir is None:
-        outdir = Path(options.outdir)
-        if options.nosubdir:
-            outdir.mkdir(parents=True, exist_ok=True)
-            run_dir = outdir
-        else:
-            run_dir = runs.create(outdir, options.description(dataset.name, dist.get_world_size()))
-        if not runs.claim(run_dir):
-            raise ValueError(f"another process is training in {run_dir}: choose another --outdir")
-    write_json(run_dir / runs.OPTIONS, record | {"seed": seed, "run_dir": str(run_dir)})
-    return run_dir, state, seed
-
-
-def _resume_point(path: Path) -> tuple[Path, Path]:
-    if path.is_dir():
-        state = runs.newest_state(path)
-        if state is None:
-            raise ValueError(f"--resume={path}: the directory holds no complete training state ({runs.STATES})")
-        return path, state
-    if not path.is_file():
-        raise ValueError(f"--resume={path}: no such file or directory")
-    return path.parent, path
 
 
 def _transfer(method: Method, source: str) -> None:

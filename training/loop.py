@@ -11,6 +11,7 @@ Nothing between ticks waits for the device: statistics stay there, and the stop 
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -27,12 +28,14 @@ from torch_utils.stats import Collector
 from training.ema import update_ema
 from training.method import Batch, Method, Phase
 from training.step import nonfinite_count, sanitize_gradients, set_lr
+from training.sync_timer import SyncTimer
+from training.watch import Watch
 
 __all__ = ["Loop", "NonFiniteError", "Settings"]
 
 
 class NonFiniteError(ValueError):
-    """A gradient was NaN or infinite; the weights of the last good step are untouched."""
+    """The loss or a gradient was NaN or infinite; the weights of the last good step are untouched."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,13 +49,19 @@ class Settings:
     nonfinite: str = "stop"  # or "zero": replace non-finite gradients as the published EDM code does
     grad_clip: float | None = None
 
-    def rounds(self, world: int) -> int:
-        """Accumulation rounds per step; ValueError when the batch cannot be split that way."""
-        if self.batch_size % world:
+    def rounds(self, world: int, batch_size: int | None = None, option: str = "--batch") -> int:
+        """Accumulation rounds per step; ValueError when the batch cannot be split that way.
+
+        Args:
+            world: number of processes.
+            batch_size, option: of a phase with a batch of its own, and what the user calls it.
+        """
+        batch_size = self.batch_size if batch_size is None else batch_size
+        if batch_size % world:
             raise ValueError(
-                f"--batch={self.batch_size} is not divisible by the {world} processes: choose a multiple of {world}"
+                f"{option}={batch_size} is not divisible by the {world} processes: choose a multiple of {world}"
             )
-        per_process = self.batch_size // world
+        per_process = batch_size // world
         per_round = min(self.batch_gpu or per_process, per_process)
         if per_process % per_round:
             raise ValueError(
@@ -67,7 +76,7 @@ class _PhaseModule(nn.Module):
 
     def __init__(self, phase: Phase, modules: Mapping[str, nn.Module]) -> None:
         super().__init__()
-        self.trained = nn.ModuleDict({name: modules[name] for name in phase.trains})
+        self.trained = nn.ModuleDict({name.replace(".", "_"): _part(modules, name) for name in phase.trains})
         self._loss = phase.loss
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -75,40 +84,10 @@ class _PhaseModule(nn.Module):
         return out.loss, dict(out.terms)
 
 
-class _Watch:
-    """The flags 'a gradient is not finite' and 'asked to stop', agreed by all processes.
-
-    On a GPU they are read one step late: the host is never more than a step ahead and never waits. A fused optimiser
-    skips the update of a flagged step on the device itself.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self._pending: tuple[Tensor, torch.cuda.Event] | None = None
-
-    def post(self, nonfinite: Tensor, stop: bool) -> tuple[bool, bool]:
-        """Publish this step's flags; return those known now (on a GPU: of the step before)."""
-        flags = torch.stack([nonfinite.float(), torch.full_like(nonfinite, stop, dtype=torch.float32)])
-        dist.all_reduce_sum(flags)
-        if self.device.type != "cuda":
-            bad, stopped = flags.tolist()
-            return bad > 0, stopped > 0
-        previous = self.flush()
-        host = torch.empty(2, pin_memory=True)
-        host.copy_(flags, non_blocking=True)
-        event = torch.cuda.Event()
-        event.record()
-        self._pending = (host, event)
-        return previous
-
-    def flush(self) -> tuple[bool, bool]:
-        """Wait for the flags still under way."""
-        if self._pending is None:
-            return False, False
-        host, event = self._pending
-        self._pending = None
-        event.synchronize()
-        return bool(host[0] > 0), bool(host[1] > 0)
+def _part(modules: Mapping[str, nn.Module], name: str) -> nn.Module:
+    """A module by name, or "net.V": a part of one."""
+    first, _, rest = name.partition(".")
+    return modules[first].get_submodule(rest)
 
 
 class Loop:
@@ -118,8 +97,10 @@ class Loop:
         self.method, self.batches, self.settings, self.device = method, batches, settings, device
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         self.rounds = settings.rounds(self.world)
+        self._own_batches = {p.name: batches.twin(p.batch_size) for p in method.phases if p.batch_size is not None}
         self.nimg = 0
         self.stats = Collector(device)
+        self.timer = SyncTimer(device) if self.world > 1 else None
         self.averaged = {
             name: copy.deepcopy(method.modules[average.module]).eval().requires_grad_(False)
             for name, average in method.averages.items()
@@ -133,8 +114,9 @@ class Loop:
             wrapped = module
             if self.world > 1:  # broadcasts rank 0's weights and buffers once, averages gradients while they are made
                 wrapped = DistributedDataParallel(module, broadcast_buffers=False, gradient_as_bucket_view=True)
+                wrapped.register_comm_hook(None, self.timer.hook)
             self._phases.append((phase, wrapped, parameters))
-        self._watch = _Watch(device)
+        self._watch = Watch(device)
         self._sync_averages()
 
     def _sync_averages(self) -> None:
@@ -150,23 +132,26 @@ class Loop:
             NonFiniteError: a gradient is not finite (the update was not made).
         """
         settings = self.settings
+        if self.timer is not None:
+            self.timer.begin()
         # Dropout and other draws from torch's global generator: keyed, so that nothing needs saving.
         torch.manual_seed(fold_seed(settings.seed, self.nimg, self.rank))
-        images, labels = self.batches.next()
-        data = from_uint8(images) if images.dtype == torch.uint8 else images
+        data, labels = _floats(*self.batches.next())
         nonfinite = torch.zeros((), device=self.device)
         for index, (phase, module, parameters) in enumerate(self._phases):
             self._freeze_all_but(parameters)
-            self._accumulate(index, phase, module, data, labels)
+            own = self._own_batches.get(phase.name)
+            self._accumulate(index, phase, module, *((data, labels) if own is None else _floats(*own.next())))
             nonfinite = nonfinite + self._update(phase, parameters)
         for name, average in self.method.averages.items():
             beta = average.beta(self.nimg, settings.batch_size)
             update_ema(self.averaged[name], self.method.modules[average.module], beta)
-        at = self.nimg
+        if self.timer is not None:
+            self.timer.end(data.shape[0])
         self.nimg += settings.batch_size
         bad, stopped = self._watch.post(nonfinite, stop)
         if bad:
-            raise NonFiniteError(self._describe_nonfinite(at))
+            raise NonFiniteError(self._describe_nonfinite(self.nimg - (1 + self._watch.delay) * settings.batch_size))
         return stopped
 
     def _freeze_all_but(self, parameters: list[nn.Parameter]) -> None:
@@ -181,17 +166,27 @@ class Loop:
         """Gradients of the whole batch; processes exchange them in the last round only."""
         settings, per_process = self.settings, data.shape[0]
         self.optimizers[phase.name].zero_grad(set_to_none=True)
-        size = per_process // self.rounds
-        for r in range(self.rounds):
+        rounds = self.rounds if phase.batch_size is None else settings.rounds(self.world, phase.batch_size)
+        size = per_process // rounds
+        for r in range(rounds):
             rows = slice(r * size, (r + 1) * size)
             start = self.rank * per_process + rows.start
             rng = BatchRNG(settings.seed, self.nimg, start, start + size, self.device, stream=index)
-            last = r == self.rounds - 1
+            last = r == rounds - 1
             with module.no_sync() if self.world > 1 and not last else nullcontext():
                 loss, terms = module(Batch(data[rows], labels[rows], rng, self.nimg))
-                (loss.sum() * (settings.loss_scaling / per_process)).backward()
+                self._backward(loss.sum(), settings.loss_scaling / per_process)
+            if last and self.timer is not None:
+                self.timer.synchronised()
             for name, term in terms.items():
                 self.stats.report(name, term)
+
+    def _backward(self, loss: Tensor, scale: float) -> None:
+        """Gradients of `scale * loss`; a loss that is not finite makes them NaN, and so stops every process."""
+        seed = torch.full_like(loss, scale)
+        if self.settings.nonfinite == "stop":
+            seed = torch.where(torch.isfinite(loss.detach()), seed, torch.nan)
+        loss.backward(seed)
 
     def _update(self, phase: Phase, parameters: list[nn.Parameter]) -> Tensor:
         """Optimiser step; returns a flag on the device, 1 when a gradient was not finite (then nothing changed)."""
@@ -221,8 +216,10 @@ class Loop:
             if p.grad is not None and not bool(torch.isfinite(p.grad).all())
         ]
         where = f", first in {names[0]} ({len(names)} parameters affected)" if names else ""
+        losses = [name for name in self.stats.names("Loss/") if not math.isfinite(self.stats.peek(name))]
+        what = f"the loss ({losses[0]})" if losses else "a gradient"
         return (
-            f"a gradient became NaN or infinite at image {nimg}{where}; training stopped before the update. "
+            f"{what} became NaN or infinite at image {nimg}{where}; training stopped before the update. "
             "Lower --lr, use --precision=bf16 or fp32 instead of fp16, or pass --nonfinite=zero to go on with such "
             "entries set to zero"
         )
@@ -244,10 +241,42 @@ class Loop:
             "averages": {name: module.state_dict() for name, module in self.averaged.items()},
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
             "data": self.batches.state_dict(),
+            "phase_data": {name: own.state_dict() for name, own in self._own_batches.items()},
             "stats": dist.all_gather_object(self.stats.state_dict()),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue where `state_dict` was taken; another number of processes is fine.
+
+        Raises:
+            ValueError: the state belongs to another network, method or data set; the loop may be half loaded.
+        """
+        owned = {"modules": self.method.modules, "averages": self.averaged, "optimizers": self.optimizers}
+        for part, own in owned.items():
+            if state[part].keys() != own.keys():
+                raise ValueError(
+                    f"the state holds the {part} {', '.join(state[part])}, the options ask for {', '.join(own)}: "
+                    "continue with the options the run was started with"
+                )
+        try:
+            self._load_tensors(state)
+        except RuntimeError as error:  # a missing tensor, or one of another shape
+            raise ValueError(
+                f"the state belongs to another network ({str(error).strip().splitlines()[-1].strip()}): continue with "
+                "the options the run was started with"
+            ) from error
+        self.nimg = int(state["nimg"])
+        self.batches.load_state_dict(state["data"])
+        for name, own in self._own_batches.items():
+            own.load_state_dict(state["phase_data"][name])
+        stats = state["stats"]
+        if len(stats) == self.world:
+            self.stats.load_state_dict(stats[self.rank])
+        elif self.rank == 0:  # another number of processes: the totals are what counts
+            names = {name for part in stats for name in part}
+            self.stats.load_state_dict({n: sum(part[n] for part in stats if n in part) for n in names})
+
+    def _load_tensors(self, state: Mapping[str, Any]) -> None:
         for name, module in self.method.modules.items():
             module.load_state_dict(state["modules"][name])
         for name, module in self.averaged.items():
@@ -255,14 +284,6 @@ class Loop:
         for name, optimizer in self.optimizers.items():
             optimizer.load_state_dict(state["optimizers"][name])
             _match_layout(optimizer)
-        self.nimg = int(state["nimg"])
-        self.batches.load_state_dict(state["data"])
-        stats = state["stats"]
-        if len(stats) == self.world:
-            self.stats.load_state_dict(stats[self.rank])
-        elif self.rank == 0:  # another number of processes: the totals are what counts
-            names = {name for part in stats for name in part}
-            self.stats.load_state_dict({n: sum(part[n] for part in stats if n in part) for n in names})
 
     def check_replicas(self) -> None:
         """Every process must hold rank 0's weights; RuntimeError names the first tensor that differs."""
@@ -272,7 +293,8 @@ class Loop:
             (f"{module_name}.{name}", tensor)
             for module_name, module in {**self.method.modules, **self.averaged}.items()
             for name, tensor in module.state_dict().items()
-            if tensor.is_floating_point()
+            # statistics that batch norm keeps of each process's own images may differ; training never reads them
+            if tensor.is_floating_point() and not name.endswith(("running_mean", "running_var"))
         ]
         own = torch.stack([t.nan_to_num(0).double().sum() for _, t in named])
         reference = own.clone()
@@ -280,6 +302,10 @@ class Loop:
         differs = (own != reference).nonzero().flatten().tolist()
         if differs:
             raise RuntimeError(f"process {self.rank} holds other weights than process 0: {named[differs[0]][0]}")
+
+
+def _floats(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    return (from_uint8(images) if images.dtype == torch.uint8 else images), labels
 
 
 def _match_layout(optimizer: torch.optim.Optimizer) -> None:

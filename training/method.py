@@ -41,21 +41,30 @@ class LossOut(NamedTuple):
 
 @dataclass(frozen=True)
 class Phase:
-    """One optimiser and what it minimises. Modules not in `trains` are frozen while the phase runs."""
+    """One optimiser and what it minimises. What other phases train is frozen while this one runs.
+
+    trains: names of modules, or of parts of them ("net.V").
+    batch_size: global batch of this phase, from a stream of its own over the same data; None: the run's batch.
+    """
 
     name: str
     trains: tuple[str, ...]
     loss: Callable[[Batch], LossOut]
     optimizer: Callable[[list[nn.Parameter]], Optimizer]
     lr: Callable[[int], float]  # learning rate after `nimg` images
+    batch_size: int | None = None
 
 
 @dataclass(frozen=True)
 class Average:
-    """An exponential moving average of one module: `ema = net + beta(nimg, batch) * (ema - net)` after each step."""
+    """A moving average of one module: `average = net + beta(nimg, batch) * (average - net)` after each step.
+
+    sigma_rel: width of a power-function average; these are stored beside every snapshot (`training/phema.py`).
+    """
 
     module: str
     beta: Callable[[int, int], float]
+    sigma_rel: float | None = None
 
 
 @dataclass(frozen=True)
@@ -68,6 +77,7 @@ class Method:
         averages: by name; "ema" is the network that snapshots export.
         save: writes a snapshot: `save(path, averaged modules by name, info)`.
         preview: writes a picture of samples next to a snapshot, or None.
+        figures: further statistics of the averaged modules, by name, once a tick and the same on every process.
         flops_per_image: of one training step (forward and backward), for the utilisation figure.
         summary: what `--dry-run` and the first lines of the log say, as (name, value) pairs.
     """
@@ -78,5 +88,6 @@ class Method:
     averages: Mapping[str, Average]
     save: Callable[[Path, Mapping[str, nn.Module], Mapping[str, Any]], None]
     preview: Callable[[Path, Mapping[str, nn.Module]], None] | None = None
+    figures: Callable[[Mapping[str, nn.Module]], Mapping[str, float]] | None = None
     flops_per_image: float | None = None
     summary: tuple[tuple[str, str], ...] = field(default=())

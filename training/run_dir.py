@@ -10,13 +10,26 @@ import fcntl
 import json
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from torch_utils.checkpoint import newest
-from torch_utils.files import write_json
+from torch_utils.files import numbered, write_json
 
-__all__ = ["OPTIONS", "STATES", "claim", "create", "find_unfinished", "read_options"]
+__all__ = [
+    "OPTIONS",
+    "STATES",
+    "claim",
+    "create",
+    "discard_unused",
+    "find_unfinished",
+    "is_blank",
+    "mark_finished",
+    "newest_state",
+    "read_options",
+    "same_run",
+]
 
 OPTIONS = "training_options.json"
 STATES = "training-state-*.pt"
@@ -25,28 +38,32 @@ FINISHED = "finished"  # key in the options file, set when the last snapshot is 
 # What may differ between the first command and the one that continues it: it does not change the numbers.
 _FREE = {
     "outdir", "resume", "seed", "wandb", "dry_run", "workers", "cache", "device", "nosubdir", "desc", "keep",
-    "keep_snapshots", "checkpoint_mins", "batch_gpu", "new_run", "run_dir", FINISHED, "world_size",
+    "keep_snapshots", "checkpoint_mins", "batch_gpu", "new_run", "run_dir", "fid_every", "fid_ref", "fid_features",
+    "fid_num", "fid_steps", FINISHED, "world_size",
 }  # fmt: skip
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{12}\.tmp")  # what `atomic_write` leaves behind when it is killed
 
 _locks: list[Any] = []  # open files whose lock lives as long as the process
 
 
 def create(outdir: Path, description: str) -> Path:
-    """Make the next numbered directory."""
+    """Make and claim the next numbered directory."""
     outdir.mkdir(parents=True, exist_ok=True)
     numbers = [int(m[1]) for p in outdir.iterdir() if p.is_dir() and (m := re.match(r"(\d+)", p.name))]
     for number in range(max(numbers, default=-1) + 1, 1 << 30):
         run_dir = outdir / f"{number:05d}-{description}"
-        try:
+        with suppress(FileExistsError):
             run_dir.mkdir()
-            return run_dir
-        except FileExistsError:
-            continue
+            if claim(run_dir):
+                return run_dir
     raise OSError(f"no free run number in {outdir}")
 
 
 def claim(run_dir: Path) -> bool:
-    """Lock the directory for this process; False when another process runs there. Released when the process ends."""
+    """Lock the directory for this process; False when another process runs there. Released when the process ends.
+
+    Half-written files of a process that was killed are removed.
+    """
     file = open(run_dir / ".lock", "w")  # noqa: SIM115
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -54,6 +71,9 @@ def claim(run_dir: Path) -> bool:
         file.close()
         return False
     _locks.append(file)
+    for path in run_dir.iterdir():
+        if _TEMPORARY.fullmatch(path.name):
+            path.unlink(missing_ok=True)
     return True
 
 
@@ -71,17 +91,39 @@ def same_run(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
     return all(a.get(k) == b.get(k) for k in keys) and (b.get("seed") is None or a.get("seed") == b["seed"])
 
 
-def find_unfinished(outdir: Path, options: Mapping[str, Any]) -> Path | None:
-    """The newest claimed-by-nobody run under `outdir` with these options that has not finished; it is claimed now."""
+def find_unfinished(outdir: Path, options: Mapping[str, Any], description: str) -> Path | None:
+    """The newest claimed-by-nobody run under `outdir` with these options that has not finished; it is claimed now.
+
+    A directory of this description without any file is one whose process was killed before it could write its options.
+    """
     candidates = [outdir] if options.get("nosubdir") else sorted(outdir.glob("[0-9]*"), reverse=True)
     wanted = json.loads(json.dumps(options))  # tuples become lists, as in the file
-    for run_dir in candidates:
+
+    def fits(run_dir: Path) -> bool:
         stored = read_options(run_dir)
-        if stored is None or stored.get(FINISHED) or not same_run(stored, wanted):
-            continue
-        if claim(run_dir):
+        if stored is None:
+            return re.sub(r"^\d+-", "", run_dir.name) == description and is_blank(run_dir)
+        return not stored.get(FINISHED) and same_run(stored, wanted)
+
+    for run_dir in candidates:
+        if fits(run_dir) and claim(run_dir) and fits(run_dir):  # again: it may have finished before it was ours
             return run_dir
     return None
+
+
+def is_blank(run_dir: Path) -> bool:
+    """Whether nothing but hidden files is there."""
+    return run_dir.is_dir() and all(p.name.startswith(".") for p in run_dir.iterdir())
+
+
+def discard_unused(run_dir: Path) -> None:
+    """Remove a run in which nothing was computed, so that a mistyped command leaves nothing behind."""
+    left_by_a_start = {OPTIONS, "log.txt", ".lock"}
+    if {p.name for p in run_dir.iterdir()} <= left_by_a_start:
+        for name in left_by_a_start:
+            (run_dir / name).unlink(missing_ok=True)
+        with suppress(OSError):  # --nosubdir may name a mount point
+            run_dir.rmdir()
 
 
 def mark_finished(run_dir: Path) -> None:
@@ -89,5 +131,15 @@ def mark_finished(run_dir: Path) -> None:
 
 
 def newest_state(run_dir: Path) -> Path | None:
-    """The newest complete training state of a run."""
-    return newest(run_dir, STATES)
+    """The newest complete training state of a run; None where no state was written yet.
+
+    Raises:
+        ValueError: there are states, and none can be read.
+    """
+    state = newest(run_dir, STATES)
+    if state is None and (damaged := numbered(run_dir, STATES)):
+        raise ValueError(
+            f"{damaged[-1]} and the {len(damaged) - 1} states before it cannot be read: restore one from a backup, "
+            "or start with --new-run"
+        )
+    return state

@@ -6,25 +6,27 @@ statistics it belongs to, so that a run killed anywhere continues as if nothing 
 
 from __future__ import annotations
 
-import signal
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from torch_utils import checkpoint
 from torch_utils import distributed as dist
-from torch_utils.files import retain
+from torch_utils.files import atomic_write, retain
+from torch_utils.foreign_pickle import naming
 from torch_utils.misc import format_time
 from torch_utils.profile import cpu_memory_gib, peak_flops
 from torch_utils.stats import StatsFile, Wandb
 from training import run_dir as runs
 from training.loop import Loop
 from training.progress import Progress
+from training.published_state import is_published, read_published
+from training.stop import StopRequest
 
 __all__ = ["Cadence", "Session"]
 
@@ -40,34 +42,18 @@ class Cadence:
     state_seconds: float | None = 600
     keep_states: int = 2
     keep_snapshots: int | None = None
-
-
-class _StopRequest:
-    """True once SIGTERM or SIGINT arrived; a second Ctrl-C interrupts at once."""
-
-    def __init__(self) -> None:
-        self.name: str | None = None
-
-    def __bool__(self) -> bool:
-        return self.name is not None
-
-    @contextmanager
-    def listening(self) -> Iterator[None]:
-        def handle(number: int, _: Any) -> None:
-            if self.name is not None and number == signal.SIGINT:
-                raise KeyboardInterrupt
-            self.name = signal.Signals(number).name
-
-        previous = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
-        try:
-            yield
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
+    fid_ticks: int | None = None
 
 
 class Session:
-    """A loop, a run directory and a cadence."""
+    """A loop, a run directory and a cadence.
+
+    Args:
+        info: JSON-able facts that go into every file.
+        wandb: also log there.
+        autocast_dtype: of the trunk, for the utilisation figure.
+        fid: measures a network; all processes call it together.
+    """
 
     def __init__(
         self,
@@ -78,6 +64,7 @@ class Session:
         *,
         wandb: bool = False,
         autocast_dtype: torch.dtype = torch.float32,
+        fid: Callable[[nn.Module], float] | None = None,
     ) -> None:
         self.loop, self.cadence, self.run_dir, self.info = loop, cadence, run_dir, dict(info)
         self.main = dist.get_rank() == 0
@@ -88,39 +75,70 @@ class Session:
         self._wandb_id: str | None = None
         self._stats_size = 0
         self._peak = peak_flops(loop.device, autocast_dtype)
-        self._collective_seconds = 0.0
+        self._fid = fid
+        self._best: tuple[float, float] | None = None  # lowest FID and the kimg it was measured at
 
     # --- state files -----------------------------------------------------------------------------------------------
 
     def restore(self, path: Path) -> None:
-        """Continue from a training state."""
-        contents = checkpoint.load(path, kind="state")
-        self.loop.load_state_dict(contents.payload["loop"])
-        session = contents.info["session"]
-        self.tick, self.tick_start_nimg = session["tick"], session["tick_start_nimg"]
-        self.elapsed, self._stats_size = session["elapsed"], session["stats_size"]
-        self._wandb_id = session["wandb_id"]
+        """Continue from a training state, ours or one of published EDM code.
+
+        Raises:
+            ValueError: not a state, or one that does not fit the options.
+        """
+        if is_published(path):
+            state = read_published(path, self.loop)
+            with naming(path):
+                self.loop.load_state_dict(state)
+            self.tick_start_nimg = self.loop.nimg
+        else:
+            contents = checkpoint.load(path, kind="state")
+            with naming(path):
+                self.loop.load_state_dict(contents.payload["loop"])
+            session = contents.info["session"]
+            self.tick, self.tick_start_nimg = session["tick"], session["tick_start_nimg"]
+            self.elapsed, self._stats_size = session["elapsed"], session["stats_size"]
+            self._wandb_id, self._best = session["wandb_id"], session["best"]
+            if self.main and path.parent.resolve() != self.run_dir.resolve():
+                self._inherit_statistics(path.parent)
         dist.print0(f"Continuing from {path} at {self.loop.nimg / 1000:.3f} kimg")
+
+    def _inherit_statistics(self, source: Path) -> None:
+        """A run that branches off another one begins with a copy of its statistics, and is a new run to wandb."""
+        self._wandb_id = None
+        stats = source / "stats.jsonl"
+        head = stats.read_bytes()[: self._stats_size] if stats.is_file() else b""
+        self._stats_size = len(head)
+        with atomic_write(self.run_dir / "stats.jsonl") as file:
+            file.write(head)
 
     def _write_state(self) -> None:
         payload = {"loop": self.loop.state_dict()}  # every process takes part
         if self.main:
+            self._stats.sync()
             session = {
                 "tick": self.tick, "tick_start_nimg": self.tick_start_nimg, "elapsed": self._total_seconds(),
                 "stats_size": self._stats.size, "wandb_id": self._wandb.run_id if self._wandb else self._wandb_id,
+                "best": self._best,
             }  # fmt: skip
             path = self.run_dir / f"training-state-{self.loop.nimg // 1000:06d}.pt"
             checkpoint.save(path, "state", {**self.info, "session": session}, payload)
             retain(self.run_dir, runs.STATES, self.cadence.keep_states)
+
+    def _lacks_snapshot(self) -> bool:
+        return dist.broadcast_object(not (self.run_dir / f"network-snapshot-{self.loop.nimg // 1000:06d}.pkl").exists())
 
     def _write_snapshot(self) -> Path | None:
         self.loop.check_replicas()
         grid = None
         if self.main:
             name = f"{self.loop.nimg // 1000:06d}"
-            path = self.run_dir / f"network-snapshot-{name}.pkl"
             info = {**self.info, "nimg": self.loop.nimg}
-            self.loop.method.save(path, self.loop.averaged, info)
+            for key, average in self.loop.method.averages.items():
+                if average.sigma_rel is not None:
+                    facts = {**info, "sigma_rel": average.sigma_rel}
+                    self.loop.method.save(self.run_dir / f"{key}-{name}.pkl", {"ema": self.loop.averaged[key]}, facts)
+            self.loop.method.save(self.run_dir / f"network-snapshot-{name}.pkl", self.loop.averaged, info)
             if self.loop.method.preview is not None:
                 grid = self.run_dir / f"samples-{name}.png"
                 self.loop.method.preview(grid, self.loop.averaged)
@@ -149,7 +167,7 @@ class Session:
             world_size=self.loop.world,
             enabled=self.main,
         )
-        stop = _StopRequest()
+        stop = StopRequest()
         try:
             with stop.listening():
                 return self._train(progress, stop)
@@ -160,53 +178,98 @@ class Session:
             if self._wandb is not None:
                 self._wandb.close()
 
-    def _train(self, progress: Progress, stop: _StopRequest) -> bool:
-        loop, cadence = self.loop, self.cadence
-        total = cadence.total_kimg * 1000
-        tick_began, idle = time.monotonic(), 0.0
-        state_began = time.monotonic()
+    def _train(self, progress: Progress, stop: StopRequest) -> bool:
+        loop, total = self.loop, self.cadence.total_kimg * 1000
+        self._tick_began = self._state_began = time.monotonic()
+        self._idle = 0.0  # seconds spent on files and metrics since the last tick
+        if loop.nimg >= total and self.cadence.snapshot_ticks and self._lacks_snapshot():
+            self._write_snapshot()  # continued with a shorter --duration
         while loop.nimg < total:
             stopped = loop.step(bool(stop))
             if progress.due(loop.nimg):
                 progress.show(loop.stats.peek("Loss/loss"))
-            if stopped:
+            done = loop.nimg >= total
+            if done or self.tick == 0 or loop.nimg >= self.tick_start_nimg + self.cadence.kimg_per_tick * 1000:
+                self._end_tick(progress, done)
+            if stopped and not done:
                 loop.finish_step()
                 self._write_state()
                 progress.say(f"{stop.name or 'A stop request'}: state written at {loop.nimg / 1000:.3f} kimg, stopping")
                 return False
-            done = loop.nimg >= total
-            first = self.tick == 0
-            if not (done or first or loop.nimg >= self.tick_start_nimg + cadence.kimg_per_tick * 1000):
-                continue
-
-            # A tick: figures first, then files, so that a state holds the length of the statistics it goes with.
-            loop.finish_step()
-            ended = time.monotonic()
-            loss = loop.stats.peek("Loss/loss")
-            stats = self._collect(ended - tick_began, idle)
-            snapshot = cadence.snapshot_ticks and (done or self.tick % cadence.snapshot_ticks == 0)
-            grid = self._write_snapshot() if snapshot else None
-            if self.main:
-                self._stats.write(stats)
-                if self._wandb is not None:
-                    self._wandb.log(stats, loop.nimg / 1000, grid)
-                progress.say(
-                    f"tick {self.tick}  {progress.line(loss)}  sec/tick {ended - tick_began:.1f}  "
-                    f"maintenance {idle:.1f}  time {format_time(self._total_seconds())}"
-                )
-            due = done or (cadence.state_ticks and self.tick % cadence.state_ticks == 0 and not first)
-            late = cadence.state_seconds is not None and time.monotonic() - state_began > cadence.state_seconds
-            late = dist.broadcast_object(late) if cadence.state_seconds is not None else False
-            self.tick += 1
-            self.tick_start_nimg = loop.nimg
-            if due or late:
-                self._write_state()
-                state_began = time.monotonic()
-            tick_began = time.monotonic()
-            idle = tick_began - ended
         if self.main:
             runs.mark_finished(self.run_dir)
         return True
+
+    def _end_tick(self, progress: Progress, done: bool) -> None:
+        """Figures first, then files, so that a state holds the length of the statistics it goes with."""
+        loop, cadence, tick = self.loop, self.cadence, self.tick
+
+        def due(every: int | None) -> bool:
+            return bool(every) and (done or tick % every == 0)
+
+        loop.finish_step()
+        ended = time.monotonic()
+        loss, seconds, idle = loop.stats.peek("Loss/loss"), ended - self._tick_began, self._idle
+        parts = [f"tick {tick}", progress.line(loss)]
+        parts += [*self._measure()] if due(cadence.fid_ticks) and tick > 0 else []
+        parts += [*self._own_figures()]
+        parts += [*self._compare_processes()]
+        stats = self._collect(seconds, idle)
+        grid = self._write_snapshot() if due(cadence.snapshot_ticks) else None
+        if self.main:
+            self._stats.write(stats)
+            if self._wandb is not None:
+                self._wandb.log(stats, loop.nimg / 1000, grid)
+            parts += [
+                f"sec/tick {seconds:.1f}",
+                f"maintenance {idle:.1f}",
+                f"time {format_time(self._total_seconds())}",
+            ]
+            progress.say("  ".join(parts))
+        self.tick += 1
+        self.tick_start_nimg = loop.nimg
+        limit = cadence.state_seconds
+        late = limit is not None and dist.broadcast_object(time.monotonic() - self._state_began > limit)
+        if done or late or (due(cadence.state_ticks) and tick > 0):
+            self._write_state()
+            self._state_began = time.monotonic()
+        self._tick_began = time.monotonic()
+        self._idle = self._tick_began - ended
+
+    def _measure(self) -> Iterator[str]:
+        """FID of the average, into the statistics; yields what the status line says."""
+        loop = self.loop
+        value = self._fid(loop.averaged["ema"])
+        kimg = loop.nimg / 1000
+        self._best = min(self._best or (value, kimg), (value, kimg))
+        loop.stats.report("Metrics/fid", value)
+        loop.stats.report("Metrics/fid_best", self._best[0])
+        yield f"fid {value:.4g} (best {self._best[0]:.4g} at {self._best[1]:.1f} kimg)"
+
+    def _own_figures(self) -> Iterator[str]:
+        """What the method itself measures, into the statistics and the status line."""
+        if self.loop.method.figures is None:
+            return
+        for name, value in self.loop.method.figures(self.loop.averaged).items():
+            self.loop.stats.report(name, value)
+            yield f"{name.lower()} {value:.4g}"
+
+    def _compare_processes(self) -> Iterator[str]:
+        """Speed of every process and the share of time spent waiting for others, where there are others."""
+        if self.loop.timer is None:
+            return
+        own = self.loop.timer.collect()
+        everyone = dist.all_gather_object(own)
+        speeds = [times.images_per_second for times in everyone]
+        for name, value in {
+            "Timing/allreduce_share": own.share,
+            "Timing/rank_img_per_sec_min": min(speeds),
+            "Timing/rank_img_per_sec_max": max(speeds),
+        }.items():
+            self.loop.stats.report(name, value)
+        share = sum(times.share for times in everyone) / len(everyone)
+        yield f"allreduce {100 * share:.0f}%"
+        yield f"img/s per process {min(speeds):.4g}-{max(speeds):.4g}"
 
     def _total_seconds(self) -> float:
         return self.elapsed + time.monotonic() - self._start

@@ -236,7 +236,15 @@ def test_tables_of_something_else():
         tables({"results": [{"fid": 3}]})
 
 
-def test_every_solver_of_the_registry_can_be_compared():
+def test_every_solver_of_fixed_steps_can_be_compared():
     net = Gaussian()
-    report = run(net, [*SOLVERS, "edm"], [5, 6], num=2, teacher_steps=8)
-    assert all(any(by_cell(report)[s, n] is not None for n in (5, 6)) for s in [*SOLVERS, "edm"])
+    names = [*(name for name, solver in SOLVERS.items() if not solver.adaptive), "edm"]
+    report = run(net, names, [5, 6], num=2, teacher_steps=8)
+    assert all(any(by_cell(report)[s, n] is not None for n in (5, 6)) for s in names)
+
+
+def test_adaptive_solvers_are_refused():
+    with pytest.raises(ValueError, match="cannot be compared by NFE"):
+        plan_cells(contestants("dopri5"), [5], Gaussian())
+    with pytest.raises(ValueError, match="choose a solver of fixed steps"):
+        run(Gaussian(), ["euler"], [5], teacher_solver="rk45")

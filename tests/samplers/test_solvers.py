@@ -202,10 +202,11 @@ def test_labels_reach_every_call():
         return curved(x, sigma, class_labels)
 
     labels, z = torch.eye(4, dtype=torch.float64)[:2], torch.randn(2, 3, dtype=torch.float64)
-    for solver in SOLVERS:
+    fixed = {name: s for name, s in SOLVERS.items() if not s.adaptive}
+    for solver in fixed:
         sample(denoise, z, get_schedule(5), solver=solver, class_labels=labels, denoise_to_zero=True)
     assert all(s is labels for s in seen)
-    assert len(seen) == sum(s.nfe(5, denoise_to_zero=True) for s in SOLVERS.values())
+    assert len(seen) == sum(s.nfe(5, denoise_to_zero=True) for s in fixed.values())
 
 
 def test_labels_bound_to_the_field_stay():

@@ -177,6 +177,42 @@ def test_trajectories(run):
     assert np.abs(last.astype(int) - images).max() <= 1
 
 
+def test_a_saved_schedule_makes_the_same_images(run):
+    ok(run("--npz=a.npz --seeds=0-2 --solver=dpm --num_steps=4 --schedule_type=logsnr --save-schedule=s.json"))
+    output = ok(run("--npz=b.npz --seeds=0-2 --schedule=s.json"))
+    assert "dpm, 3 steps" in output
+    np.testing.assert_array_equal(np.load("a.npz")["images"], np.load("b.npz")["images"])
+    check_refused(run("--npz=c.npz --steps=3 --save_schedule=s2.json"), "--save-schedule keeps time stamps")
+    check_refused(run("--npz=c.npz --num_steps=3 --save_schedule=s2"), "must end in .json")
+    check_refused(run("--npz=c.npz --schedule=absent.json"), "absent.json")
+    assert files(".") == ["a.npz", "b.npz", "s.json"]
+
+
+def test_schedule_search(run):
+    search = "--solver=ipndm --max_order=3 --num_steps=5 --dp=True --metric=dev --coeff=1.15 --num_steps_tea=13"
+    output = ok(run(f"{search} --num_warmup=8 --npz=a.npz --seeds=0-2 --batch=4 --save_schedule=s.json"))
+    assert "searched, dev, coeff 1.15, teacher ipndm over 13 time stamps, 8 samples: 80, " in output
+    assert "4 network evaluations" in output
+    ok(run("--schedule=s.json --num_steps=5 --npz=b.npz --seeds=0-2"))
+    np.testing.assert_array_equal(np.load("a.npz")["images"], np.load("b.npz")["images"])
+
+
+def test_guidance(run):
+    output = ok(run("--npz=a.npz --seeds=0-2 --steps=2 --guidance_type=cfg --guidance_rate=3"))
+    assert "cfg, rate 3" in output
+    assert "6 network evaluations per image (3 conditional, 3 unconditional)" in output
+    ok(run("--npz=b.npz --seeds=0-2 --steps=2"))
+    assert (np.load("a.npz")["images"] != np.load("b.npz")["images"]).any()
+    check_refused(run("--guidance_type=cfg --guidance_rate=3", network="grey"), "no classes")
+    check_refused(run("--guidance_rate=3"), "guidance type")
+
+
+def test_a_solver_that_chooses_its_steps_says_what_it_took(run):
+    output = ok(run("--npz=a.npz --seeds=0-2 --solver=dopri5 --rtol=1e-2 --atol=1e-2"))
+    assert "known after sampling" in output
+    assert "on average over batches" in output
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -306,3 +342,48 @@ def test_help_teaches_every_option():
     for name in ("--network", "--seeds", "--class", "--steps", "--S-churn", "--num-steps", "--t-steps", "torchrun"):
         assert name in output
     assert all(p.help for p in generate.main.params)
+
+
+def toy_network(path):
+    torch.manual_seed(0)
+    net = networks.build(
+        "VelocityNetwork", img_resolution=1, img_channels=2, model_type="MLP", prior_std=[6.0, 1.0], gaussian_noise=True
+    )
+    networks.save_network(path, net)
+    return net
+
+
+def test_points_become_a_scatter_picture_and_an_array(tmp_path):
+    toy_network(tmp_path / "net.pkl")
+    args = [f"--network={tmp_path}/net.pkl", f"--outdir={tmp_path}/out", "--seeds=0-9", "--N=4", "--device=cpu"]
+    result = CliRunner().invoke(generate.main, args, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {"points.png", "points.npz"}
+    with np.load(tmp_path / "out" / "points.npz") as arrays:
+        assert arrays["points"].shape == (10, 2)
+        assert arrays["points"].dtype == np.float32
+        assert arrays["seeds"].tolist() == list(range(10))
+        assert np.abs(arrays["points"][:, 0]).mean() > 2  # not clipped to the range of images
+
+
+def test_latents_are_the_noise_that_images_were_made_of(tmp_path):
+    """One Euler step from the latents gives the points; the prior's deviations are in them."""
+    net = toy_network(tmp_path / "net.pkl")
+    args = [f"--network={tmp_path}/net.pkl", f"--npz={tmp_path}/p.npz", "--seeds=3-8", "--N=1", "--device=cpu"]
+    args += [f"--save_latents={tmp_path}/zs"]
+    result = CliRunner().invoke(generate.main, args, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    assert sorted(p.name for p in (tmp_path / "zs").iterdir()) == [f"{i:06d}.npy" for i in range(3, 9)]
+    z = torch.from_numpy(np.stack([np.load(tmp_path / "zs" / f"{i:06d}.npy") for i in range(3, 9)]))
+    assert z.shape == (6, 2, 1, 1)
+    with np.load(tmp_path / "p.npz") as arrays:
+        torch.testing.assert_close(torch.from_numpy(arrays["points"]), (z - net(z, torch.ones(6))).flatten(1))
+
+
+def test_evaluations_of_an_adaptive_solver_are_said_afterwards(tmp_path):
+    toy_network(tmp_path / "net.pkl")
+    args = [f"--network={tmp_path}/net.pkl", f"--npz={tmp_path}/p.npz", "--seeds=0-7", "--batch=4", "--device=cpu"]
+    result = CliRunner().invoke(generate.main, [*args, "--solver=dopri5", "--rtol=1e-3"], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    assert "known after sampling" in result.output
+    assert "on average over batches" in result.output

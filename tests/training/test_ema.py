@@ -8,6 +8,7 @@ from torch import nn
 from training.ema import (
     gamma_to_sigma_rel,
     halflife_beta,
+    posthoc_error,
     power_beta,
     reconstruct,
     sigma_rel_to_gamma,
@@ -184,3 +185,18 @@ def test_bad_input():
         reconstruct([state, state], [1.0])
     with pytest.raises(ValueError, match="different keys"):
         reconstruct([state, {"v": torch.ones(2)}], [0.5, 0.5])
+
+
+def test_posthoc_error_is_the_distance_of_the_profiles():
+    """Against the integral on a fine grid, for weights that are not the best ones."""
+    stored, weights, target = [(0.5, 3.0), (1.0, 8.0)], [0.3, 0.6], (1.0, 5.0)
+    u = (np.arange(200_000) + 0.5) / 200_000
+
+    def profile(t, gamma):
+        return np.where(u <= t, (gamma + 1) * u**gamma / t ** (gamma + 1), 0)
+
+    combined = sum(w * profile(*p) for w, p in zip(weights, stored, strict=True))
+    expected = np.sqrt(((combined - profile(*target)) ** 2).mean() / (profile(*target) ** 2).mean())
+    assert posthoc_error(stored, weights, target) == pytest.approx(expected, rel=1e-4)
+    assert posthoc_error(stored, solve_posthoc_weights(stored, target), target) < expected
+    assert posthoc_error(stored, [0, 1], stored[1]) == 0

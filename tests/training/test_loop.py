@@ -32,7 +32,7 @@ class Data:
         self.position = state["position"]
 
 
-def make_loop(batch=8, poison=None, conv=False, **settings):
+def make_loop(batch=8, poison=None, overflow=None, conv=False, **settings):
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(3, 16), nn.SiLU(), nn.Linear(16, 3))
     if conv:
@@ -44,6 +44,8 @@ def make_loop(batch=8, poison=None, conv=False, **settings):
         error = (net(batch.data + noise) - batch.data) ** 2
         if poison is not None and batch.nimg == poison:
             error = error * float("nan")
+        if overflow is not None and batch.nimg == overflow:
+            error = error + 3e38  # the sum is infinite
         return LossOut(error, {"Loss/loss": error})
 
     phase = Phase(
@@ -139,6 +141,32 @@ def test_nonfinite_gradient_stops_before_the_update():
         loop.step()
     for key, value in before.items():
         assert torch.equal(tensors(loop)[key], value)
+
+
+def test_a_loss_that_overflows_stops_as_well():
+    """Its gradients are finite, but what they belong to is no number."""
+    loop = make_loop(overflow=16)
+    loop.step()
+    loop.step()
+    before = {k: v.clone() for k, v in tensors(loop).items() if k.startswith("m.")}
+    with pytest.raises(NonFiniteError, match=r"the loss \(Loss/loss\) became NaN or infinite at image 16"):
+        loop.step()
+    for key, value in before.items():
+        assert torch.equal(tensors(loop)[key], value)
+
+
+@pytest.mark.parametrize("part", ["modules", "averages", "optimizers"])
+def test_a_state_with_other_parts_is_refused(part):
+    loop = make_loop()
+    state = loop.state_dict()
+    state[part] = {"other": state[part]}
+    with pytest.raises(ValueError, match=f"the {part} other"):
+        loop.load_state_dict(state)
+
+
+def test_a_state_of_another_network_is_refused():
+    with pytest.raises(ValueError, match="another network"):
+        make_loop().load_state_dict(make_loop(conv=True).state_dict())
 
 
 def test_nonfinite_zero_goes_on_with_finite_weights():

@@ -1,0 +1,166 @@
+"""Where samples go: one PNG per seed, all of them in one picture, or in array files.
+
+Every file appears whole or not at all. Single files are written in background threads while sampling goes on; joint
+files when all processes are done, by rank 0, in the order of the seeds.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from samplers.run import Recorder, Samples
+from torch_utils import distributed as dist
+from torch_utils.files import atomic_write
+from torch_utils.images import ImageWriter, image_format, make_grid, save_image, to_uint8
+from torch_utils.scatter import is_points, scatter
+
+__all__ = ["Targets"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Targets:
+    """What is wanted; None = not.
+
+    Attributes:
+        outdir: folder of one PNG per seed, with `subdirs` in sub-folders of 1000 seeds.
+        grid: one picture of all images.
+        npz: `images [N, H, W, C]` uint8, or of points in the plane `points [N, 2]` float32; `seeds`, and `labels`
+            where there are classes.
+        traj: `x [N, T, ...]`, `drift [N, T-1, ...]`, `sigmas [N, T]`, `seeds`; the sampler must be a `Recorder`.
+        latents: folder of the noise that each image was made from, SEED.npy float32 `[C, H, W]`.
+    """
+
+    outdir: Path | None = None
+    subdirs: bool = False
+    grid: Path | None = None
+    npz: Path | None = None
+    traj: Path | None = None
+    latents: Path | None = None
+
+    @property
+    def joint(self) -> list[Path]:
+        return [p for p in (self.grid, self.npz, self.traj) if p is not None]
+
+    def image(self, seed: int) -> Path:
+        return self._of(seed, self.outdir, ".png")
+
+    def latent(self, seed: int) -> Path:
+        return self._of(seed, self.latents, ".npy")
+
+    def _of(self, seed: int, root: Path, suffix: str) -> Path:
+        folder = root / f"{seed - seed % 1000:06d}" if self.subdirs else root
+        return folder / f"{seed:06d}{suffix}"
+
+    def _complete(self, seed: int) -> bool:
+        return self.image(seed).exists() and (self.latents is None or self.latent(seed).exists())
+
+    def prepare(self) -> None:
+        """Make the folders, so that a wrong path fails before the work."""
+        if self.subdirs and self.outdir is None:
+            raise ValueError("--subdirs sorts the images of --outdir into folders: give --outdir as well")
+        if self.grid is not None:
+            image_format(self.grid)
+        folders = [p for p in (self.outdir, self.latents) if p is not None]
+        for folder in (*folders, *(p.parent for p in self.joint)):
+            folder.mkdir(parents=True, exist_ok=True)
+
+    def missing(self, seeds: Sequence[int]) -> list[int]:
+        """Seeds that have no file yet; all of them where a joint file is wanted. Rank 0 looks for every process."""
+        if self.joint or self.outdir is None:
+            return list(seeds)
+        return dist.broadcast_object([s for s in seeds if not self._complete(s)] if dist.get_rank() == 0 else None)
+
+    def write(
+        self,
+        batches: Iterable[Samples],
+        sampler: Any = None,
+        progress: Any = lambda _: None,
+        start: Callable[[Tensor], Tensor] = lambda noise: noise,
+    ) -> None:
+        """Write every batch as it comes; `progress(n)` is called after each n images of this process.
+
+        Args:
+            start: unit noise `[B, ...]` -> the noise that latents hold.
+
+        Raises:
+            OSError: a file that cannot be written.
+            ValueError: images that are not finite.
+        """
+        kept: list[dict[str, np.ndarray]] = []
+        with ImageWriter() as writer, ImageWriter(2, save=_save_array) as arrays:
+            for batch in batches:
+                images = _quantise(batch)
+                if self.latents is not None:
+                    for seed, latent in zip(batch.seeds, start(batch.noise).float().cpu(), strict=True):
+                        arrays.put(latent, self.latent(seed))
+                if self.outdir is not None:
+                    for seed, image in zip(batch.seeds, images, strict=True):
+                        writer.put(image, self.image(seed))
+                if self.joint:
+                    kept.append(_arrays(batch, images, sampler if self.traj is not None else None))
+                progress(len(images))
+        if self.joint:
+            self._write_joint(_join(dist.all_gather_object(kept)))
+
+    def _write_joint(self, arrays: dict[str, np.ndarray]) -> None:
+        if dist.get_rank() > 0 or not arrays:
+            return
+        if self.grid is not None:
+            if "points" in arrays:
+                picture = scatter(torch.from_numpy(arrays["points"]))
+            else:
+                picture = make_grid(torch.from_numpy(arrays["images"]).permute(0, 3, 1, 2))
+            save_image(picture, self.grid)
+        of_npz = ("images", "points", "seeds", "labels")
+        for path, keys in ((self.npz, of_npz), (self.traj, ("x", "drift", "sigmas", "seeds"))):
+            if path is not None:
+                with atomic_write(path) as f:
+                    np.savez(f, **{key: arrays[key] for key in keys if key in arrays})
+
+
+def _quantise(batch: Samples) -> Tensor:
+    if not torch.isfinite(batch.images).all():
+        raise ValueError(
+            f"the images of seeds {batch.seeds[0]}, ... hold values that are not finite: "
+            "the network is damaged, or its precision does not suffice (try --precision=fp32)"
+        )
+    return batch.images.float().cpu() if is_points(batch.images.shape[1:]) else to_uint8(batch.images).cpu()
+
+
+def _save_array(array: Tensor, path: Any) -> None:
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as f:
+        np.save(f, array.numpy())
+
+
+def _arrays(batch: Samples, images: Tensor, recorder: Recorder | None) -> dict[str, np.ndarray]:
+    """What of a batch goes into joint files, images along axis 0."""
+    arrays = {"seeds": np.array(batch.seeds)}
+    if is_points(images.shape[1:]):
+        arrays["points"] = images.flatten(1).numpy()
+    else:
+        arrays["images"] = images.permute(0, 2, 3, 1).numpy()
+    if batch.labels is not None:
+        arrays["labels"] = batch.labels.argmax(1).cpu().numpy()
+    if recorder is not None:
+        arrays |= {"x": recorder.x.numpy(), "drift": recorder.drift.numpy(), "sigmas": recorder.sigmas.numpy()}
+    return arrays
+
+
+def _join(parts: list[list[dict[str, np.ndarray]]]) -> dict[str, np.ndarray]:
+    """Batches of all processes -> arrays in the order of the seeds given (batches were dealt round-robin)."""
+    batches = [b for group in itertools.zip_longest(*parts) for b in group if b is not None]
+    if len({b["x"].shape[1] for b in batches if "x" in b}) > 1:
+        raise ValueError(
+            "the batches took different numbers of steps, so their trajectories do not fit into one array: sample all "
+            "seeds in one batch (raise --batch), or choose a solver of fixed steps"
+        )
+    return {key: np.concatenate([b[key] for b in batches]) for key in (batches[0] if batches else ())}

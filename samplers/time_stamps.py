@@ -1,0 +1,176 @@
+"""Where the noise levels of a solver come from: a list, a formula, a published list, a schedule file, or a search.
+
+`choose_stamps` takes the options that were asked for (`samplers.plan.SamplerOptions.given`) and decides levels, solver
+and solver options together, because a schedule file brings all three.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from samplers.field import Field
+from samplers.gits import Found, search_schedule
+from samplers.schedule_file import Entry, ScheduleFile, path_name
+from samplers.schedules import FORMULAS, get_schedule, validate_t_steps
+from samplers.solve import SOLVERS
+from torch_utils.checkpoint import tensor_hash
+
+__all__ = ["Stamps", "choose_stamps", "flag", "schedule_file"]
+
+DEFAULT_SOLVER = "ipndm"
+DEFAULT_NUM_STEPS = 7
+CHURN = ("S_churn", "S_min", "S_max", "S_noise")
+SEARCH = ("metric", "coeff", "num_warmup", "solver_tea", "num_steps_tea", "search_seed")
+FORMULA = ("num_steps", "schedule_type", "schedule_rho", "sigma_min", "sigma_max")
+OVERRIDDEN = (*FORMULA, "dp", *SEARCH)  # by explicit time stamps
+
+
+@dataclass(frozen=True, eq=False)
+class Stamps:
+    """Noise levels and the solver that steps over them.
+
+    Attributes:
+        sigmas: `[N]` float64 on the CPU, falling.
+        about: where they come from, in words.
+        solver: key of `SOLVERS`.
+        options: the solver's own, those asked for and those of a schedule file.
+        afs: start with the analytical first step.
+        notes: further sentences to show.
+        found: what the schedule search found, if there was one.
+    """
+
+    sigmas: Tensor
+    about: str
+    solver: str
+    options: Mapping[str, Any]
+    afs: bool = False
+    notes: tuple[str, ...] = ()
+    found: Found | None = None
+
+
+def flag(name: str) -> str:
+    """An option as it is written on the command line."""
+    return "--schedule" if name == "form" else f"--{name}" if name in CHURN else f"--{name.replace('_', '-')}"
+
+
+def choose_stamps(
+    net: Field | Callable[..., Tensor], given: Mapping[str, Any], options: Mapping[str, Any], **search: Any
+) -> Stamps:
+    """Time stamps for this network.
+
+    Args:
+        given: options that were asked for, by name.
+        options: those of them that are the solver's own.
+        search: for a schedule search, what is not an option of the sampler: batch, class_idx, progress.
+
+    Raises:
+        ValueError: options that contradict each other or that the chosen source does not use, a bad file.
+    """
+    sources = [n for n in ("t_steps", "schedule", "schedule_type", "dp") if n in given]
+    if "schedule" in given and len(sources) > 1:
+        raise ValueError(f"{' and '.join(map(flag, sources))} both say which time stamps: leave one of them out")
+    from_file = str(given.get("schedule", "")).endswith(".json")
+    for name in SEARCH:
+        if name in given and "dp" not in given and not (name == "coeff" and from_file):
+            raise ValueError(f"{flag(name)} belongs to the schedule search: add --dp, or leave it out")
+    solver, afs = given.get("solver", DEFAULT_SOLVER), bool(given.get("afs"))
+    if "t_steps" in given:
+        over = [flag(n) for n in OVERRIDDEN if n in given]
+        note = f" (instead of {', '.join(over)})" if over else ""
+        return Stamps(validate_t_steps(given["t_steps"]), f"as given{note}", solver, options, afs)
+    if from_file:
+        return _from_file(net, given, options)
+    if "dp" in given:
+        return _searched(net, given, options, solver, afs, search)
+    rho = given.get("schedule_rho", 7)
+    kind = given.get("schedule") or given.get("schedule_type", "polynomial")
+    fixed = kind not in FORMULAS
+    unused = ("schedule_rho", "sigma_min", "sigma_max") if fixed else ("schedule_rho",) if kind == "logsnr" else ()
+    _refuse(given, unused, f"schedule '{kind}'")
+    sigmas = get_schedule(
+        given.get("num_steps", DEFAULT_NUM_STEPS), given.get("sigma_min"), given.get("sigma_max"), kind, rho,
+        net=net.net if isinstance(net, Field) else net,
+    )  # fmt: skip
+    return Stamps(sigmas, kind if fixed or kind == "logsnr" else f"{kind}, rho {rho:g}", solver, options, afs)
+
+
+def _from_file(net: Field | Callable[..., Tensor], given: Mapping[str, Any], options: Mapping[str, Any]) -> Stamps:
+    """The levels of a schedule file, with its solver where no other is asked for."""
+    path = given["schedule"]
+    _refuse(given, ("schedule_rho", "sigma_min", "sigma_max"), "a schedule file")
+    file = ScheduleFile.load(path)
+    field = net if isinstance(net, Field) else Field(net)
+    note = file.check_model(field.path, None if file.model_hash is None else _model_hash(field))
+    coeff = given.get("coeff", (None,))
+    if len(coeff) > 1:
+        raise ValueError("of a schedule file one coefficient is used: give one number as --coeff")
+    entry = file.choose(given.get("num_steps"), coeff[0])
+    solver = given.get("solver", file.solver)
+    if entry.coefficients is not None:
+        if solver != file.solver:
+            raise ValueError(f"{path} holds coefficients of solver '{file.solver}': leave out --solver={solver}")
+        options = {**options, "coefficients": entry.coefficients}
+    if solver == file.solver:
+        options = {**file.options, **options}
+    sigmas = torch.tensor(entry.sigmas, dtype=torch.float64)
+    notes = () if note is None else (note,)
+    return Stamps(sigmas, f"from {path}", solver, options, entry.afs or bool(given.get("afs")), notes)
+
+
+def _searched(
+    net: Field | Callable[..., Tensor],
+    given: Mapping[str, Any],
+    options: Mapping[str, Any],
+    solver: str,
+    afs: bool,
+    search: Mapping[str, Any],
+) -> Stamps:
+    """GITS: levels of a teacher's grid, by the shape of its trajectories."""
+    asked = {name: given[name] for name in (*FORMULA, *SEARCH) if name in given and name != "search_seed"}
+    if "search_seed" in given:
+        asked["seed"] = given["search_seed"]
+    field = net if isinstance(net, Field) else Field(net)
+    asked = {"num_steps": DEFAULT_NUM_STEPS, "sigma_min": None, "sigma_max": None, **asked}
+    found = search_schedule(field, solver=solver, afs=afs, device=_device(field), **asked, **{**search, **options})
+    how = found.settings
+    about = (
+        f"searched, {how['metric']}, coeff {next(iter(found.table)):g}, teacher {how['solver_tea']} over "
+        f"{how['num_steps_tea']} time stamps, {how['num_warmup']} samples"
+    )
+    return Stamps(found.sigmas, about, solver, options, afs, found=found)
+
+
+def _device(field: Field) -> torch.device:
+    parameters = getattr(field.net, "parameters", None)
+    first = next(parameters(), None) if parameters is not None else None
+    return torch.device("cpu") if first is None else first.device
+
+
+def schedule_file(stamps: Stamps, net: Field | Callable[..., Tensor]) -> ScheduleFile:
+    """A schedule file that brings these levels and this solver back; of a search, everything it found."""
+    field = net if isinstance(net, Field) else Field(net)
+    if stamps.found is not None:
+        return stamps.found.schedule_file(_model_hash(field))
+    options = {k: v for k, v in SOLVERS[stamps.solver].resolve(stamps.options).items() if k != "coefficients"}
+    entry = Entry(sigmas=tuple(stamps.sigmas.tolist()), afs=stamps.afs, coefficients=stamps.options.get("coefficients"))
+    field = net if isinstance(net, Field) else Field(net)
+    return ScheduleFile(
+        solver=stamps.solver, entries=(entry,), options=options, path=path_name(field.path),
+        model_hash=_model_hash(field), provenance={"levels": stamps.about},
+    )  # fmt: skip
+
+
+def _model_hash(field: Field) -> str | None:
+    """Of the network's weights, None of a plain callable."""
+    return tensor_hash(field.net.state_dict()) if hasattr(field.net, "state_dict") else None
+
+
+def _refuse(given: Mapping[str, Any], names: tuple[str, ...], what: str) -> None:
+    for name in names:
+        if name in given:
+            raise ValueError(f"{what} does not use {flag(name)}: leave it out")

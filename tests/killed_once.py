@@ -1,0 +1,28 @@
+"""train.py whose process of one rank is killed in one step of the first attempt: for torchrun to start again.
+
+    torchrun --max-restarts=1 ... killed_once.py RANK STEP ARGUMENTS OF TRAIN.PY
+"""
+
+import os
+import pathlib
+import signal
+import sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
+
+import train
+import training.loop
+
+rank, step = sys.argv[1:3]
+update, calls = training.loop.Loop._update, []
+
+
+def update_or_die(*args):
+    calls.append(None)
+    if os.environ["TORCHELASTIC_RESTART_COUNT"] == "0" and os.environ["RANK"] == rank and len(calls) == int(step):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return update(*args)
+
+
+training.loop.Loop._update = update_or_die
+train.main(sys.argv[3:])

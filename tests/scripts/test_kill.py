@@ -1,0 +1,94 @@
+"""Runs that are killed or told to stop anywhere and started again end with the bits of one that never was."""
+
+import random
+import signal
+
+import pytest
+import torch
+from exact_runs import assert_same, drive, make_data, only_run, outcome
+
+KILL = -signal.SIGKILL
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return make_data(tmp_path_factory.mktemp("data") / "toy")
+
+
+def kills(count, last_event, world=1, seed=0):
+    rng = random.Random(seed)
+    return [{"signal": "KILL", "event": rng.randint(1, last_event), "rank": rng.randrange(world)} for _ in range(count)]
+
+
+def check_kills(tmp_path, data, kimg, actions, world=1):
+    drive(tmp_path, data, tmp_path / "straight", kimg, [{}], world)
+    results, _ = drive(tmp_path, data, tmp_path / "killed", kimg, [*actions, {}], world)
+    for action, processes in zip(actions, results, strict=False):
+        assert processes[action["rank"]][0] == KILL
+    assert [status for status, _ in results[-1]] == [0] * world
+    assert_same(outcome(tmp_path / "killed"), outcome(tmp_path / "straight"))
+    return [processes[action["rank"]][1][-1] for action, processes in zip(actions, results, strict=False)]
+
+
+def test_killed_at_random_points(tmp_path, data):
+    points = check_kills(tmp_path, data, 2, kills(32, 28))
+    # The points cover steps, the middle of steps, half-written files, and both sides of a rename.
+    assert {"step", "_update", "half", "fsync", "replace"} <= set(points)
+
+
+@pytest.mark.slow
+def test_killed_at_many_points(tmp_path, data):
+    check_kills(tmp_path, data, 5, kills(150, 30, seed=1))
+
+
+def test_killed_with_two_processes(tmp_path, data):
+    check_kills(tmp_path, data, 1, kills(3, 20, world=2), world=2)
+
+
+@pytest.mark.slow
+def test_killed_at_many_points_with_two_processes(tmp_path, data):
+    check_kills(tmp_path, data, 6, kills(40, 16, world=2, seed=1), world=2)
+
+
+def test_asked_to_stop(tmp_path, data):
+    """SIGTERM and Ctrl-C: the step is finished, the state written, the exit status 0; no step is ever repeated."""
+    drive(tmp_path, data, tmp_path / "straight", 1, [{}])
+    rng = random.Random(0)
+    stops = [{"signal": s, "event": rng.randint(4, 30), "rank": 0} for s in ("TERM", "INT", "TERM")]
+    results, _ = drive(tmp_path, data, tmp_path / "stopped", 1, [*stops, {}])
+    assert [processes[0][0] for processes in results] == [0] * len(results)
+    assert sum(processes[0][1].count("step") for processes in results) == 32
+    assert all(processes[0][1].count("step") for processes in results)
+    assert_same(outcome(tmp_path / "stopped"), outcome(tmp_path / "straight"))
+    log = (only_run(tmp_path / "stopped") / "log.txt").read_text()
+    assert log.count("state written at") == len(stops)
+    assert "SIGINT: state written" in log
+
+
+def test_full_disk(tmp_path, data):
+    """One sentence, exit status 1, and what was written before is what the same command continues from."""
+    drive(tmp_path, data, tmp_path / "straight", 1, [{}])
+    rng = random.Random(0)
+    full = [{"signal": "FULL", "event": rng.randint(1, 25), "rank": 0} for _ in range(6)]
+    results, errors = drive(tmp_path, data, tmp_path / "full", 1, [*full, {}])
+    assert [processes[0][0] for processes in results] == [1] * len(full) + [0]
+    sentences = errors.strip().splitlines()
+    assert len(sentences) == len(full), errors
+    assert all(s.startswith("Error: ") and "No space left on device" in s for s in sentences)
+    assert_same(outcome(tmp_path / "full"), outcome(tmp_path / "straight"))
+
+
+def test_another_number_of_processes_keeps_batch_and_order(tmp_path, data):
+    drive(tmp_path, data, tmp_path / "straight", 1, [{}])
+    runs = [{"world": 2, "signal": "TERM", "event": 36, "rank": 1}, {"world": 1}]
+    results, _ = drive(tmp_path, data, tmp_path / "moved", 1, runs)
+    assert [[status for status, _ in processes] for processes in results] == [[0, 0], [0]]
+    assert 0 < results[0][0][1].count("step") < 32
+    (moved, curves), (straight, expected) = outcome(tmp_path / "moved"), outcome(tmp_path / "straight")
+    assert moved.keys() == straight.keys()
+    for name, value in straight.items():
+        if "/loop.data." in name or name.endswith("nimg"):
+            assert torch.equal(torch.as_tensor(moved[name]), torch.as_tensor(value)), name
+    # Dropout masks are keyed by process, noise and augmentation by image: the curves agree, not their last digits.
+    for a, b in zip(curves["Loss/loss"], expected["Loss/loss"], strict=True):
+        assert (a["num"], a["mean"]) == (b["num"], pytest.approx(b["mean"], rel=0.05))
