@@ -1,7 +1,7 @@
 # Two commands do everything on a fresh machine: `make demo` and `make test`. Both create .venv first, once.
 PYTHON ?= python3
 BIN := .venv/bin
-DEMO_MIMG ?= 0.09
+DEMO_MIMG ?= 0.1024
 STAMP := .venv/.installed
 
 .PHONY: venv demo test test-slow lint format bench clean
@@ -36,17 +36,21 @@ demo: $(STAMP)
 	$(BIN)/python dataset_tool.py --source=digits --dest=$(DEMO)/digits.zip
 	$(BIN)/python train.py --outdir=$(DEMO)/train --nosubdir --data=$(DEMO)/digits.zip --cond=1 --seed=0 \
 	    --cbase=32 --cres=1,2 --num-blocks=2 --batch=128 --duration=$(DEMO_MIMG) --lr=2e-3 --lr-rampup=0.01 \
-	    --ema=0.01 --ema-rampup=0.1 --dropout=0 --augment=0 --tick=10 --snap=100
+	    --ema=0.01 --ema-rampup=0.1 --dropout=0 --augment=0 --tick=3 --snap=100
 	$(BIN)/python fid.py ref --data=$(DEMO)/digits.zip --features=pixels --dest=$(DEMO)/digits-pixels.npz
-	$(BIN)/python generate.py --network=$(NET) --num-steps=7 --calibrate --save-schedule=$(DEMO)/calibrated.json \
-	    --seeds=0-63 --grid=$(DEMO)/few-steps.png
+	for nfe in 3 5; do $(BIN)/python generate.py --network=$(NET) --calibrate=$$nfe --num-warmup=128 --seeds=0-63 \
+	    --save-schedule=$(DEMO)/calibrated-$$nfe.json --grid=$(DEMO)/calibrated-$$nfe.png || exit 1; done
 	$(BIN)/python generate.py --network=$(NET) --seeds=0-7 --steps=12 --save-traj=$(DEMO)/trajectory.npz
-	$(BIN)/python analyze.py compare --network=$(NET) --outdir=$(DEMO) --nfe=3-10,35 --num=128 \
-	    --ref=$(DEMO)/digits-pixels.npz --num-fid=1797 --solvers=edm,euler,ipndm --schedule=$(DEMO)/calibrated.json
+	$(BIN)/python analyze.py compare --network=$(NET) --outdir=$(DEMO) --nfe=3,4,5,6,8,10,35 --num=128 \
+	    --ref=$(DEMO)/digits-pixels.npz --num-fid=1797 --solvers=edm,euler,ipndm \
+	    --schedule=$(DEMO)/calibrated-3.json,$(DEMO)/calibrated-5.json
 	$(BIN)/python analyze.py trajectory $(DEMO)/trajectory.npz --outdir=$(DEMO)
 	$(BIN)/python analyze.py curve $(DEMO)/train --outdir=$(DEMO)
 	cp $$(ls $(DEMO)/train/samples-*.png | tail -1) $(DEMO)/classes.png
-	$(BIN)/python analyze.py page $(DEMO) --title="Fewstep demo: 8x8 digits"
+	$(BIN)/python analyze.py page $(DEMO) --title="Fewstep demo: 8x8 digits" \
+	    --caption=classes.png="Samples of the trained network, one class per row (EDM sampler, 35 evaluations)." \
+	    --caption=calibrated-3.png="64 samples in 3 network evaluations each (calibrated solver)." \
+	    --caption=calibrated-5.png="64 samples in 5 network evaluations each (calibrated solver)."
 
 bench: $(STAMP)
 	$(BIN)/python -m bench.train --preset=digits

@@ -60,6 +60,10 @@ class OutputOptions:
         None, "Network: a file, an address, or the name of a published checkpoint", metavar="FILE|URL|NAME",
         names=("--model-path",),
     )  # fmt: skip
+    config_de: str | None = opt(
+        None, "Network of a file that holds tensors alone (flow_model_*.pth): a JSON file, or the name of a preset of "
+        "train.py curvature [default: found by its shapes]", metavar="JSON|NAME",
+    )  # fmt: skip
     dataset_name: str | None = opt(
         None, f"Instead of --network, a published checkpoint by its data set: {', '.join(DATASETS)}", metavar="NAME"
     )
@@ -139,7 +143,7 @@ def load(options: Options, device: torch.device) -> tuple[torch.nn.Module, str]:
     source = options.network or DATASETS[options.dataset_name]
     if dist.get_rank() > 0:
         dist.barrier()  # rank 0 downloads
-    net = networks.load_network(source, verbose=dist.get_rank() == 0)
+    net = networks.load_network(source, verbose=dist.get_rank() == 0, config=options.config_de)
     if dist.get_rank() == 0:
         dist.barrier()
     net = prepare(net, device, precision=options.precision, tf32=options.tf32, compile=options.compile)

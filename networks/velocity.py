@@ -35,15 +35,15 @@ def build_trunk(model_type: str, **kwargs: Any) -> nn.Module:
 
 
 class NoisePrior(nn.Module):
-    """A Gaussian over start noise: measured mean and deviation per element, and further factors along some directions.
+    """A Gaussian over start noise: measured deviation per element, and further factors along some directions.
 
-    z = mean + std * (rest * eps + sum_k (gain_k - rest) u_k <u_k, eps>), eps ~ N(0, I): the symmetric root of a
-    covariance that is diagonal plus low rank, so that unit noise maps to start noise without further random numbers.
+    z = std * (rest * eps + sum_k (gain_k - rest) u_k <u_k, eps>), eps ~ N(0, I): the symmetric root of a covariance
+    that is diagonal plus low rank, so that unit noise maps to start noise without further random numbers. The mean
+    stays 0: a measured one made samples worse (docs/curvature.md).
 
-    Keys (all buffers): mean, std `[C, H, W]`; directions `[rank, D]` orthonormal; gains `[rank]`; rest `[]`.
+    Keys (all buffers): std `[C, H, W]`; directions `[rank, D]` orthonormal; gains `[rank]`; rest `[]`.
     """
 
-    mean: Tensor
     std: Tensor
     directions: Tensor
     gains: Tensor
@@ -53,7 +53,6 @@ class NoisePrior(nn.Module):
         if not 0 <= rank <= math.prod(shape):
             raise ValueError(f"prior_rank={rank} is not possible for {math.prod(shape)} elements: give 0 or more")
         super().__init__()
-        self.register_buffer("mean", torch.zeros(*shape))
         self.register_buffer("std", torch.ones(*shape))
         self.register_buffer("directions", torch.zeros(rank, math.prod(shape)))
         self.register_buffer("gains", torch.ones(rank))
@@ -65,7 +64,7 @@ class NoisePrior(nn.Module):
         directions = self.directions.to(dtype)
         along = eps @ directions.T * (self.gains - self.rest).to(dtype)
         z = self.rest.to(dtype) * eps + along @ directions
-        return self.mean.to(dtype) + self.std.to(dtype) * z.reshape(noise.shape)
+        return self.std.to(dtype) * z.reshape(noise.shape)
 
 
 class VelocityNetwork(nn.Module):

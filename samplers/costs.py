@@ -11,14 +11,14 @@ Nothing here loops over pairs: dev and l2 follow from inner products, l1 goes ro
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["METRICS", "cost_matrix", "cost_sums", "path_cost", "path_table", "shortest_path"]
+__all__ = ["METRICS", "cost_matrix", "cost_sums", "path_cost", "path_table", "read_coefficients", "shortest_path"]
 
 _WORKSPACE = {"cpu": 4 << 20, "cuda": 512 << 20}  # bytes one chunk of samples may take; on a CPU, about its cache
 
@@ -125,6 +125,18 @@ def cost_sums(trajectory: Tensor, directions: Tensor, sigmas: Tensor, metric: st
 def cost_matrix(trajectory: Tensor, directions: Tensor, sigmas: Tensor, metric: str = "dev") -> Tensor:
     """Mean cost of every jump over the batch; arguments and errors as in `cost_sums`."""
     return cost_sums(trajectory, directions, sigmas, metric) / trajectory.shape[1]
+
+
+def read_coefficients(coeff: float | Sequence[float]) -> list[float]:
+    """One factor or several, as a list without repetitions.
+
+    Raises:
+        ValueError: none, or one that is not positive.
+    """
+    coeffs = [float(coeff)] if isinstance(coeff, int | float) else list(dict.fromkeys(float(g) for g in coeff))
+    if not coeffs or not all(g > 0 for g in coeffs):
+        raise ValueError(f"coeff={coeff} is not possible: give one or more positive factors, 1.15 is usual")
+    return coeffs
 
 
 def path_table(cost: Tensor, max_steps: int, coeff: float) -> dict[int, list[int]]:

@@ -23,7 +23,7 @@ from samplers.solver import analytical_first, combine, evaluate, network_levels
 from samplers.warmup import Chunk
 from torch_utils import distributed as dist
 
-__all__ = ["RIDGE", "Fit", "State", "advance", "fit_coefficients", "gram", "look", "start"]
+__all__ = ["RIDGE", "Fit", "State", "advance", "fit_coefficients", "gram", "look"]
 
 RIDGE = 1e-5  # relative to the Gram diagonal; 1e-6 to 1e-3 fit equally well
 _BLOCK = 1 << 18  # columns converted to float64 at once
@@ -34,11 +34,6 @@ class State(NamedTuple):
 
     x: Tensor
     history: tuple[Tensor, ...]
-
-
-def start(chunk: Chunk, sigma: float) -> State:
-    """Before the first step."""
-    return State(chunk.noise * sigma, ())
 
 
 def look(chunk: Chunk, state: State, sigma: float, max_order: int, afs: bool = False) -> State:
@@ -63,7 +58,7 @@ class Fit(NamedTuple):
 @torch.no_grad()
 def fit_coefficients(
     chunks: Sequence[Chunk],
-    targets: Sequence[Tensor],
+    teacher: Sequence[Tensor],
     sigmas: Sequence[float] | Tensor,
     *,
     max_order: int = 4,
@@ -77,7 +72,7 @@ def fit_coefficients(
 
     Args:
         chunks: this process's warm-up samples.
-        targets: per chunk the teacher's states `[N, b, ...]` at `sigmas[1:]`.
+        teacher: per chunk the teacher's states `[N+1, b, ...]` at `sigmas`; the student starts at the first.
         sigmas: N+1 levels, falling and positive.
         max_order: the most drifts per step, 1 to 4; step n has min(n + 1, max_order).
         ridge: pull towards the weights of equal steps, relative to the Gram diagonal.
@@ -91,7 +86,7 @@ def fit_coefficients(
     if ridge < 0:
         raise ValueError(f"ridge={ridge:g} must not be negative")
     levels = [float(s) for s in sigmas]
-    states = [start(chunk, levels[0]) for chunk in chunks]
+    states = [State(path[0], ()) for path in teacher]
     device = chunks[0].noise.device if chunks else torch.device("cpu")
     rows, errors = [], []
     for n, (s, after) in enumerate(pairwise(levels)):
@@ -99,9 +94,9 @@ def fit_coefficients(
         sums = torch.zeros(order + 1, order + 1, dtype=torch.float64, device=device)
         count = torch.zeros((), dtype=torch.float64, device=device)
         states = [look(c, state, s, max_order, afs and n == 0) for c, state in zip(chunks, states, strict=True)]
-        for state, target in zip(states, targets, strict=True):
+        for state, path in zip(states, teacher, strict=True):
             # Drifts and the wanted direction side by side: one product gives matrix, right side and the rest.
-            wanted = (target[n] - state.x) / h
+            wanted = (path[n + 1] - state.x) / h
             sums += gram(torch.stack([d.flatten() for d in (*state.history, wanted)]))
             count += wanted.numel()
         sums = dist.all_reduce_sum(sums).cpu()

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from samplers.costs import METRICS, cost_matrix, cost_sums, path_cost, path_table, shortest_path
+from samplers.costs import METRICS, cost_matrix, cost_sums, path_cost, path_table, read_coefficients, shortest_path
 from samplers.field import Field
 from samplers.schedule_file import Entry, ScheduleFile, path_name
 from samplers.schedules import get_schedule
@@ -138,7 +138,7 @@ def search_schedule(
         ValueError: one sentence about the option that does not fit.
     """
     field = field if isinstance(field, Field) else Field(field)
-    coeffs = _coefficients(coeff)
+    coeffs = read_coefficients(coeff)
     if not 2 <= num_steps <= num_steps_tea:
         raise ValueError(
             f"num_steps={num_steps} timestamps cannot be chosen from a teacher's {num_steps_tea}: "
@@ -185,13 +185,6 @@ def search_schedule(
             "metric": metric, "num_warmup": num_warmup, "seed": seed, "class_idx": class_idx,
         },
     )  # fmt: skip
-
-
-def _coefficients(coeff: float | Sequence[float]) -> list[float]:
-    coeffs = [float(coeff)] if isinstance(coeff, int | float) else list(dict.fromkeys(float(g) for g in coeff))
-    if not coeffs or not all(g > 0 for g in coeffs):
-        raise ValueError(f"coeff={coeff} is not possible: give one or more positive factors, 1.15 is usual")
-    return coeffs
 
 
 def _with_free_step(

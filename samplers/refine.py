@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from samplers.fitting import State, advance, gram, look, start
+from samplers.fitting import State, advance, gram, look
 from samplers.warmup import Chunk
 from torch_utils import distributed as dist
 
@@ -30,7 +30,7 @@ __all__ = ["Refined", "end_errors", "refine"]
 _EPS = 5e-3  # forward difference, in log sigma and in coefficients: well above the rounding of a float32 network
 _HUBER = 3.0  # weight 1 up to so many times the typical error
 _TRIES = 6  # dampings tried per iteration
-_ENOUGH = 1e-3  # stop when an iteration lowers the objective by less than this share
+_ENOUGH = 3e-3  # stop when an iteration lowers the objective by less than this share
 
 
 class Refined(NamedTuple):
@@ -69,9 +69,11 @@ def _finish(
     return state.x, seen
 
 
-def _run(chunks: Sequence[Chunk], sigmas: list[float], rows: list[list[float]], afs: bool) -> _Student:
+def _run(
+    chunks: Sequence[Chunk], teacher: Sequence[Tensor], sigmas: list[float], rows: list[list[float]], afs: bool
+) -> _Student:
     order = max(map(len, rows))
-    done = [_finish(c, start(c, sigmas[0]), 0, sigmas, rows, order, afs) for c in chunks]
+    done = [_finish(c, State(x[0], ()), 0, sigmas, rows, order, afs) for c, x in zip(chunks, teacher, strict=True)]
     return _Student(sigmas, rows, [seen for _, seen in done], [end for end, _ in done])
 
 
@@ -95,9 +97,9 @@ def _derivative(chunk: Chunk, student: _Student, c: int, parameter: _Parameter, 
     return ((end - student.ends[c]) / _EPS).flatten()
 
 
-def end_errors(ends: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
-    """Mean square distance per sample, of this process's chunks one after the other: `[samples]` float64."""
-    parts = [(t - e).double().square().flatten(1).mean(1) for e, t in zip(ends, targets, strict=True)]
+def end_errors(ends: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
+    """Mean square distance to the teacher's last states per sample, chunk after chunk: `[samples]` float64."""
+    parts = [(x[-1] - e).double().square().flatten(1).mean(1) for e, x in zip(ends, teacher, strict=True)]
     return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64)
 
 
@@ -112,7 +114,7 @@ def _huber(errors: Tensor) -> Tensor:
 @torch.no_grad()
 def refine(
     chunks: Sequence[Chunk],
-    targets: Sequence[Tensor],
+    teacher: Sequence[Tensor],
     sigmas: Sequence[float] | Tensor,
     coefficients: Sequence[Sequence[float]],
     *,
@@ -126,32 +128,32 @@ def refine(
 
     Args:
         chunks: this process's warm-up samples.
-        targets: per chunk the teacher's end points `[b, ...]`.
+        teacher: per chunk the teacher's states `[2 or more, b, ...]`: the first and the last are used.
         sigmas: N+1 levels, falling and positive.
         coefficients: where to begin, for example from `fit_coefficients`.
         afs: the student takes the analytical first step.
         iterations: at most so many.
         progress: called with the number of each iteration done.
     """
-    student = _run(chunks, [float(s) for s in sigmas], [list(row) for row in coefficients], afs)
+    student = _run(chunks, teacher, [float(s) for s in sigmas], [list(row) for row in coefficients], afs)
     N, order = len(student.rows), max(map(len, student.rows))
     parameters = [_Parameter(n, k) for n, row in enumerate(student.rows) for k in range(len(row))]
     parameters += [_Parameter(n, None) for n in range(1, N)]
     per_iteration = sum(N - 1 - p.n + (p.k is None) for p in parameters)
     damping, evaluations = 1e-3, N
     for iteration in range(iterations):
-        errors = end_errors(student.ends, targets)
+        errors = end_errors(student.ends, teacher)
         weights = _huber(errors)
         before = float(dist.all_reduce_sum((weights * errors).sum()))
-        system = _normal_equations(chunks, targets, student, parameters, weights, order, afs)
+        system = _normal_equations(chunks, teacher, student, parameters, weights, order, afs)
         evaluations += per_iteration
         for _ in range(_TRIES):
             step = _solve(system, damping)
             sigmas, rows = _changed(student, parameters, step)
             if all(a > b for a, b in pairwise(sigmas)) and all(map(math.isfinite, step)):
-                trial = _run(chunks, sigmas, rows, afs)
+                trial = _run(chunks, teacher, sigmas, rows, afs)
                 evaluations += N
-                after = float(dist.all_reduce_sum((weights * end_errors(trial.ends, targets)).sum()))
+                after = float(dist.all_reduce_sum((weights * end_errors(trial.ends, teacher)).sum()))
                 if after < before:
                     break
             damping = max(8 * damping, 1e-4)
@@ -166,14 +168,15 @@ def refine(
 
 
 def _normal_equations(
-    chunks: Sequence[Chunk], targets: Sequence[Tensor], student: _Student, parameters: Sequence[_Parameter],
+    chunks: Sequence[Chunk], teacher: Sequence[Tensor], student: _Student, parameters: Sequence[_Parameter],
     weights: Tensor, order: int, afs: bool,
 ) -> Tensor:  # fmt: skip
     """`[P+1, P+1]`: J^T W J with J^T W r as last column, summed over samples and processes."""
     size = len(parameters) + 1
     device = chunks[0].noise.device if chunks else weights.device
     sums, done = torch.zeros(size, size, dtype=torch.float64, device=device), 0
-    for c, (chunk, target) in enumerate(zip(chunks, targets, strict=True)):
+    for c, (chunk, path) in enumerate(zip(chunks, teacher, strict=True)):
+        target = path[-1]
         columns = [_derivative(chunk, student, c, p, order, afs) for p in parameters]
         columns.append((target - student.ends[c]).flatten())
         root = weights[done : done + len(target)].sqrt().to(target.dtype)

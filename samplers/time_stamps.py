@@ -1,11 +1,13 @@
 """Where the noise levels of a solver come from: a list, a formula, a published list, a schedule file, or a search.
 
 `choose_stamps` takes the options that were asked for (`samplers.plan.SamplerOptions.given`) and decides levels, solver
-and solver options together, because a schedule file brings all three.
+and solver options together, because a schedule file and a calibration bring all three.
 """
 
 from __future__ import annotations
 
+import functools
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,21 +15,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from samplers.calibration import Calibration, calibrate
 from samplers.field import Field
 from samplers.gits import Found, search_schedule
 from samplers.schedule_file import Entry, ScheduleFile, path_name
 from samplers.schedules import FORMULAS, get_schedule, validate_t_steps
 from samplers.solve import SOLVERS
+from torch_utils import distributed as dist
 from torch_utils.checkpoint import tensor_hash
 
 __all__ = ["Stamps", "choose_stamps", "flag", "schedule_file"]
 
 DEFAULT_SOLVER = "ipndm"
 DEFAULT_NUM_STEPS = 7
+CALIBRATED = "calibrated"
 CHURN = ("S_churn", "S_min", "S_max", "S_noise")
 SEARCH = ("metric", "coeff", "num_warmup", "solver_tea", "num_steps_tea", "search_seed")
 FORMULA = ("num_steps", "schedule_type", "schedule_rho", "sigma_min", "sigma_max")
-OVERRIDDEN = (*FORMULA, "dp", *SEARCH)  # by explicit time stamps
+OVERRIDDEN = (*FORMULA, "dp", "calibrate", *SEARCH)  # by explicit time stamps
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +46,7 @@ class Stamps:
         options: the solver's own, those asked for and those of a schedule file.
         afs: start with the analytical first step.
         notes: further sentences to show.
-        found: what the schedule search found, if there was one.
+        found: what a search or calibration found, if there was one.
     """
 
     sigmas: Tensor
@@ -50,7 +55,7 @@ class Stamps:
     options: Mapping[str, Any]
     afs: bool = False
     notes: tuple[str, ...] = ()
-    found: Found | None = None
+    found: Found | Calibration | None = None
 
 
 def flag(name: str) -> str:
@@ -71,12 +76,12 @@ def choose_stamps(
     Raises:
         ValueError: options that contradict each other or that the chosen source does not use, a bad file.
     """
-    sources = [n for n in ("t_steps", "schedule", "schedule_type", "dp") if n in given]
-    if "schedule" in given and len(sources) > 1:
+    sources = [n for n in ("t_steps", "schedule", "schedule_type", "dp", "calibrate") if n in given]
+    if len(sources) > 1 and ("schedule" in given or {"dp", "calibrate"} <= set(given)):
         raise ValueError(f"{' and '.join(map(flag, sources))} both say which time stamps: leave one of them out")
     from_file = str(given.get("schedule", "")).endswith(".json")
     for name in SEARCH:
-        if name in given and "dp" not in given and not (name == "coeff" and from_file):
+        if name in given and not {"dp", "calibrate"} & set(given) and not (name == "coeff" and from_file):
             raise ValueError(f"{flag(name)} belongs to the schedule search: add --dp, or leave it out")
     solver, afs = given.get("solver", DEFAULT_SOLVER), bool(given.get("afs"))
     if "t_steps" in given:
@@ -85,6 +90,12 @@ def choose_stamps(
         return Stamps(validate_t_steps(given["t_steps"]), f"as given{note}", solver, options, afs)
     if from_file:
         return _from_file(net, given, options)
+    if "calibrate" in given:
+        return _calibrated(net, given, options, search)
+    if solver == CALIBRATED:
+        raise ValueError(
+            f"--solver={solver} needs coefficients: add --calibrate, or give a schedule file that has them"
+        )
     if "dp" in given:
         return _searched(net, given, options, solver, afs, search)
     rho = given.get("schedule_rho", 7)
@@ -131,11 +142,8 @@ def _searched(
     search: Mapping[str, Any],
 ) -> Stamps:
     """GITS: levels of a teacher's grid, by the shape of its trajectories."""
-    asked = {name: given[name] for name in (*FORMULA, *SEARCH) if name in given and name != "search_seed"}
-    if "search_seed" in given:
-        asked["seed"] = given["search_seed"]
     field = net if isinstance(net, Field) else Field(net)
-    asked = {"num_steps": DEFAULT_NUM_STEPS, "sigma_min": None, "sigma_max": None, **asked}
+    asked = {"num_steps": DEFAULT_NUM_STEPS, **_search_arguments(given)}
     found = search_schedule(field, solver=solver, afs=afs, device=_device(field), **asked, **{**search, **options})
     how = found.settings
     about = (
@@ -143,6 +151,47 @@ def _searched(
         f"{how['num_steps_tea']} time stamps, {how['num_warmup']} samples"
     )
     return Stamps(found.sigmas, about, solver, options, afs, found=found)
+
+
+def _search_arguments(given: Mapping[str, Any]) -> dict[str, Any]:
+    """What searches and calibrations take by the same name; by default over the network's own range."""
+    asked = {name: given[name] for name in (*FORMULA, *SEARCH) if name in given}
+    if "search_seed" in asked:
+        asked["seed"] = asked.pop("search_seed")
+    return {"sigma_min": None, "sigma_max": None, **asked}
+
+
+def _calibrated(
+    net: Field | Callable[..., Tensor], given: Mapping[str, Any], options: Mapping[str, Any], search: Mapping[str, Any]
+) -> Stamps:
+    """Levels and coefficients fitted to this network."""
+    if given.get("solver", CALIBRATED) != CALIBRATED:
+        raise ValueError(f"--calibrate makes a solver of its own: leave out --solver={given['solver']}")
+    SOLVERS[CALIBRATED].resolve(options)
+    asked = _search_arguments(given)
+    num_steps, nfe = asked.pop("num_steps", None), given["calibrate"]
+    if num_steps is not None and nfe not in (0, num_steps - 1):
+        raise ValueError(
+            f"--calibrate={nfe} and --num-steps={num_steps} are different numbers of steps: give one of them"
+        )
+    if len(asked.get("coeff", ())) > 1:
+        raise ValueError("a calibration starts from one coefficient: give one number as --coeff")
+    if "coeff" in asked:
+        (asked["coeff"],) = asked["coeff"]
+    field = net if isinstance(net, Field) else Field(net)
+    found = calibrate(
+        field, nfe or (num_steps or DEFAULT_NUM_STEPS) - 1, afs=given.get("afs"), device=_device(field),
+        progress=functools.partial(dist.print0, file=sys.stderr), **asked, **options,
+        **{name: value for name, value in search.items() if name != "progress"},
+    )  # fmt: skip
+    how, errors = found.settings, found.errors
+    about = (
+        f"calibrated, {how['chosen']}, teacher {how['solver_tea']} over {how['num_steps_tea']} time stamps, "
+        f"{how['num_warmup']} samples, distance to it {errors['held_out']:.4g} (ipndm {errors['ipndm']:.4g})"
+    )
+    return Stamps(
+        found.sigmas, about, CALIBRATED, {**options, "coefficients": found.coefficients}, found.afs, found=found
+    )
 
 
 def _device(field: Field) -> torch.device:

@@ -30,7 +30,7 @@ _STREAM = 0x6717  # keeps warm-up seeds apart from every other use of a user's s
 
 
 class Chunk(NamedTuple):
-    """Some warm-up samples: the field in VE coordinates, bound to their conditions, and unit noise `[b, ...]`."""
+    """Some warm-up samples: the field in VE coordinates, bound to their conditions, and noise `[b, ...]`."""
 
     field: Field
     noise: Tensor
@@ -77,10 +77,15 @@ def warmup_chunks(
         dtype: of the noise, and so of every solve.
 
     Raises:
-        ValueError: at once, for fewer than one sample or a class the network does not have.
+        ValueError: at once, for fewer samples than processes or a class the network does not have.
     """
     if num_warmup < 1:
         raise ValueError(f"num_warmup={num_warmup} leaves nothing to measure on: give 1 or more warm-up samples")
+    if num_warmup < dist.get_world_size():
+        raise ValueError(
+            f"num_warmup={num_warmup} warm-up samples are fewer than the {dist.get_world_size()} processes: "
+            "give one for each at least"
+        )
     if batch < 1:
         raise ValueError(f"the batch size is {batch}: give 1 or more")
     label_dim = getattr(field.net, "label_dim", 0) if field.class_labels is None else 0

@@ -30,7 +30,8 @@ HANDLED: dict[str, set[str]] = {
     "edm": {
         "network", "state_dict_shapes", "sampler", "per_seed_draws", "parse_seed_list", "seed_batches",
         "quantise_uint8", "loss", "augment", "lr_ema_schedule", "infinite_sampler", "iddpm_table", "vp_sigma",
-        "positional_embedding", "resample_conv", "dataset_tool", "dataset_class", "dataset_subset", "fid", "train_steps", "snapshot",
+        "positional_embedding", "resample_conv", "dataset_tool", "dataset_class", "dataset_subset", "fid",
+        "train_steps", "snapshot",
         "training_state",
     },
     "solvers": {
@@ -45,7 +46,8 @@ HANDLED: dict[str, set[str]] = {
         "state_dict_generator",
     },
     "curvature": {
-        "velocity_network", "encoder_network", "net_2d", "kl", "kl_2d", "path", "train_image", "train_2d", "distill", "field",
+        "velocity_network", "encoder_network", "net_2d", "kl", "kl_2d", "path", "train_image", "train_2d", "distill",
+        "field",
         "sample", "encode", "sample_adaptive", "curvature", "ema", "to_uint8", "denoiser", "denoiser_at_infinity",
         "euler_two_ways", "exact_flow", "solver_in_t", "solver_in_sigma", "coupled_gaussian_exact",
         "coupled_gaussian_euler", "two_mode_exact", "two_mode_trained", "two_mode_start_noise", "state_dict",

@@ -1,6 +1,6 @@
-"""train.py whose process of one rank is killed in one step of the first attempt: for torchrun to start again.
+"""train.py whose process of one rank is killed in one step of the first attempt, for torchrun to start it again.
 
-    torchrun --max-restarts=1 ... killed_once.py RANK STEP ARGUMENTS OF TRAIN.PY
+Arguments: RANK STEP, then those of train.py.
 """
 
 import os

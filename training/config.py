@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from pathlib import Path
 
 import click
 
@@ -113,6 +112,3 @@ class CommonOptions:
     def name_parts(self) -> list[str]:
         """What a method adds to the run directory's name."""
         return []
-
-    def resume_path(self) -> Path | None:
-        return Path(self.resume) if self.resume else None

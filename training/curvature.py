@@ -39,7 +39,6 @@ from training.schedules import lr_rampup
 __all__ = ["CurvatureOptions", "build", "ema_factor", "optimizer_of", "warmup_lr"]
 
 PRIOR_SAMPLES = 8192  # data encoded to measure the start distribution, once a snapshot
-FULL_COVARIANCE = 64  # dimensions up to which --prior-rank defaults to all
 PICTURES = 16  # samples in a preview
 POINTS = 2048  # the same of points in the plane
 
@@ -246,13 +245,11 @@ class _Shown:
 
     def with_prior(self, averaged: Mapping[str, nn.Module]) -> nn.Module:
         """The averaged network with the moments of the noise that the averaged encoder makes."""
-        net, rank = averaged["ema"], self.options.prior_rank
+        net = averaged["ema"]
         if "encoder" not in averaged:
             return net
-        dimensions = net.img_channels * net.img_resolution**2
-        if rank is None:
-            rank = dimensions if dimensions <= FULL_COVARIANCE else 0
-        return with_prior(net, measure_prior(averaged["encoder"], self.data(PRIOR_SAMPLES), min(rank, dimensions)))
+        rank = min(self.options.prior_rank, net.img_channels * net.img_resolution**2)
+        return with_prior(net, measure_prior(averaged["encoder"], self.data(PRIOR_SAMPLES), rank))
 
     @torch.inference_mode()
     def preview(self, path: Path, averaged: Mapping[str, nn.Module]) -> None:

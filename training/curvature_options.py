@@ -74,9 +74,9 @@ class CurvatureOptions(CommonOptions):
         None, "Deviations of the prior per channel, e.g. 6,1 [default: the preset's, else 1]", metavar="LIST",
         type=NumberList(),
     )  # fmt: skip
-    prior_rank: int | None = opt(
-        None, "Directions of the matched start distribution beyond its deviations per element; as many as dimensions: "
-        "the full covariance [default: all up to 64 dimensions, else 0]", metavar="INT", at_least=0,
+    prior_rank: int = opt(
+        0, "Directions of the matched start distribution beyond its deviations per element; as many as dimensions: the "
+        "full covariance", metavar="INT", at_least=0,
     )  # fmt: skip
 
     optimizer: str | None = opt(None, "[default: the preset's, else adamw]", choices=["adamw", "adam"])

@@ -29,7 +29,7 @@ Examples:
   # The average of relative width 0.07 at the end of the run
   python -m training.phema runs/00000-digits --std=0.07 --out=ema-0.07.pkl
 \b
-  # The same as it was after 40 thousand images
+  # The same as it was after about 40 thousand images
   python -m training.phema runs/00000-digits --std=0.07 --kimg=40 --out=ema-0.07-40.pkl"""
 
 
@@ -63,7 +63,9 @@ class Rebuilt(NamedTuple):
 
 
 def rebuild(run_dir: Path, std: float, kimg: float | None = None) -> Rebuilt:
-    """The average of relative width `std` after `kimg` thousand images (default: the last stored ones).
+    """The average of relative width `std` at the stored time nearest to `kimg` thousand images (default: the last).
+
+    Only averages that end somewhere can be combined to one that ends there, hence the nearest stored time.
 
     Raises:
         ValueError: no stored averages, a width out of range, or a time later than everything stored.
@@ -74,10 +76,10 @@ def rebuild(run_dir: Path, std: float, kimg: float | None = None) -> Rebuilt:
         raise ValueError(f"{run_dir} holds no phema-*.pkl: they are kept by runs started with --phema=0.05,0.1")
     stored = [checkpoint.load(path, "snapshot") for path in paths]
     times = [contents.info["nimg"] for contents in stored]
-    end = max(times) if kimg is None else round(kimg * 1000)
-    # The first time at or after the end closes the bracket; later ones know nothing more about it.
-    last = min((t for t in times if t >= end), default=max(times))
-    used = [i for i in sorted(range(len(times)), key=times.__getitem__) if times[i] <= last]
+    if kimg is not None and 1000 * kimg > max(times):
+        raise ValueError(f"the last averages of {run_dir} were stored at {max(times) / 1000:g} kimg, not at {kimg:g}")
+    end = max(times) if kimg is None else min(times, key=lambda t: abs(t - 1000 * kimg))
+    used = [i for i in sorted(range(len(times)), key=times.__getitem__) if times[i] <= end]
     profiles = [(times[i], sigma_rel_to_gamma(stored[i].info["sigma_rel"])) for i in used]
     weights = solve_posthoc_weights(profiles, (end, gamma))
     newest = stored[used[-1]]
@@ -90,14 +92,17 @@ def rebuild(run_dir: Path, std: float, kimg: float | None = None) -> Rebuilt:
 @click.command(cls=Command, epilog=EXAMPLES, context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("run_dir", metavar="RUN_DIR", type=click.Path(path_type=Path))
 @click.option("--std", type=float, required=True, metavar="FLOAT", help="Relative width wanted, 0 to 0.288.")
-@click.option("--kimg", type=float, metavar="KIMG", help="Time of the run it ends at.  [default: the last stored]")
+@click.option(
+    "--kimg", type=click.FloatRange(min=0), metavar="KIMG", help="The nearest stored time.  [default: the last one]"
+)
 @click.option("--out", type=click.Path(path_type=Path), required=True, metavar="FILE", help="Network to write.")
 def main(run_dir: Path, std: float, kimg: float | None, out: Path) -> None:
     """Rebuild the network with an average of any length from a run trained with --phema."""
     found = rebuild(run_dir, std, kimg)
     networks.save_network(out, found.net, found.info)
     click.echo(
-        f"{out}: relative width {std:g} at {found.info['nimg'] / 1000:g} kimg, from {found.files} stored averages"
+        f"{out}: relative width {std:g} at {found.info['nimg'] / 1000:g} kimg, from {found.files} stored averages; "
+        f"their combination misses the profile by {100 * found.error:.2g}%"
     )
 
 

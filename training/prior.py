@@ -1,9 +1,9 @@
 """Moments of encoded data: the Gaussian that sampling of a learned coupling should start from.
 
 The flow maps the aggregated q(z) = E_x q(z | x) to the data, and at every finite weight of the KL term q(z) is narrower
-than the prior it is pulled towards (for Gaussian data of deviation 1/2 its variance is about 1 - 0.75 / beta). Starting
-from a Gaussian with the measured mean and deviation of every element, and with the variances along some directions
-where they differ most, removes most of that error at no cost. Cov z = Cov mu + E diag exp(logvar), so eps is not drawn.
+than the prior it is pulled towards (for Gaussian data of deviation 1/2 its variance is about 1 - 0.75 / beta). A
+Gaussian with the measured deviation of every element, and with the variances along some directions where they differ
+most, is a better start at no cost. Cov z = Cov mu + E diag exp(logvar), so eps is not drawn.
 """
 
 from __future__ import annotations
@@ -47,8 +47,7 @@ def measure_prior(encoder: nn.Module, batches: Iterable[Tensor], rank: int = 0) 
     mean = mu.mean(0)
     inner = variance.flatten().cpu() / count  # E exp(logvar)
     std = (mu.var(0, correction=0) + inner).sqrt()
-    moments = {"mean": mean.reshape(shape), "std": std.reshape(shape)}
-    moments |= _directions((mu - mean) / std, inner / std.square(), min(rank, mu.shape[1]))
+    moments = {"std": std.reshape(shape)} | _directions((mu - mean) / std, inner / std.square(), min(rank, mu.shape[1]))
     return {name: value.float() for name, value in moments.items()}
 
 

@@ -98,7 +98,8 @@ class Session:
             session = contents.info["session"]
             self.tick, self.tick_start_nimg = session["tick"], session["tick_start_nimg"]
             self.elapsed, self._stats_size = session["elapsed"], session["stats_size"]
-            self._wandb_id, self._best = session["wandb_id"], session["best"]
+            self._wandb_id = session["wandb_id"]
+            self._best = tuple(session["best"]) if session["best"] else None
             if self.main and path.parent.resolve() != self.run_dir.resolve():
                 self._inherit_statistics(path.parent)
         dist.print0(f"Continuing from {path} at {self.loop.nimg / 1000:.3f} kimg")

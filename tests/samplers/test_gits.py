@@ -1,6 +1,12 @@
 """GITS: golden searches, the pairwise formula as slow twin of the cost matrix, brute force for the shortest path."""
 
 import itertools
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -213,6 +219,51 @@ def test_processes_share_the_samples(monkeypatch):
         monkeypatch.setattr("samplers.warmup.dist.get_world_size", lambda: 3)
         parts += [c.noise for c in warmup_chunks(Field(two_modes()), 10, (2, 3, 3), batch=4)]
     torch.testing.assert_close(torch.cat(parts), whole, rtol=0, atol=0)
+
+
+TWO_PROCESSES = """
+import json, sys
+import torch
+from samplers.calibration import calibrate
+from samplers.gits import search_schedule
+from torch_utils import distributed as dist
+
+def model(x, sigma, class_labels=None):
+    return torch.tanh(1.5 * x / (1 + sigma**2) ** 0.5 + 0.2)
+
+with dist.process_group("cpu"):
+    options = {"img_shape": (2, 3), "num_steps_tea": 13, "num_warmup": 9, "batch": 4}
+    found = search_schedule(model, 4, afs=True, **options)
+    student = calibrate(model, 2, num_heldout=5, **options)
+    result = [found.indices, found.cost.tolist(), student.sigmas.tolist(), student.errors["held_out"]]
+    open(f"{sys.argv[1]}/{dist.get_world_size()}-{dist.get_rank()}.json", "w").write(json.dumps(result))
+"""
+
+
+def test_two_processes_find_what_one_finds(tmp_path):
+    script = tmp_path / "driver.py"
+    script.write_text(TWO_PROCESSES)
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2]), "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo",
+    }  # fmt: skip
+    processes = [
+        subprocess.Popen(
+            [sys.executable, script, tmp_path],
+            env=environment | {"WORLD_SIZE": str(world), "RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for world, rank in ((1, 0), (2, 0), (2, 1))
+    ]
+    assert [p.wait(timeout=120) for p in processes] == [0, 0, 0]
+    one, first, second = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("1-0", "2-0", "2-1"))
+    assert first == second
+    assert one[0] == first[0]
+    torch.testing.assert_close(torch.tensor(one[1]), torch.tensor(first[1]), rtol=1e-5, atol=1e-6)
+    assert first[2] == pytest.approx(one[2], rel=1e-2)
+    assert first[3] == pytest.approx(one[3], rel=1e-2)
 
 
 class Conditional:

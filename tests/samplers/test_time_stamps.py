@@ -4,12 +4,14 @@ import pytest
 import torch
 
 from samplers import get_schedule, sample
+from samplers.calibration import calibrate
 from samplers.gits import search_schedule
 from samplers.plan import SamplerOptions, build_plan
 from samplers.schedule_file import Entry, ScheduleFile
 from samplers.time_stamps import choose_stamps, schedule_file
 
 NOISE = torch.randn(2, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+NOISE4 = torch.randn(2, 1, 2, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
 
 def denoiser(x, sigma, class_labels=None):
@@ -135,6 +137,55 @@ def test_a_saved_search_holds_every_length_and_coefficient(tmp_path):
     ],
 )
 def test_search_options_that_do_not_fit(asked, message):
+    with pytest.raises(ValueError, match=message):
+        build_plan(Net(), SamplerOptions(**asked))
+
+
+FIT = {"num_steps_tea": 13, "num_warmup": 6}
+
+
+@pytest.mark.parametrize(
+    ("asked", "fit"),
+    [
+        ({"calibrate": 3}, {"nfe": 3}),
+        ({"calibrate": 0, "num_steps": 3}, {"nfe": 2}),
+        ({"calibrate": 3, "afs": False, "max_order": 2}, {"nfe": 3, "afs": False, "max_order": 2}),
+        ({"calibrate": 3, "afs": True, "coeff": (1.3,)}, {"nfe": 3, "afs": True, "coeff": 1.3}),
+    ],
+)
+def test_calibration_is_that_of_the_library(asked, fit, tmp_path):
+    net = Net()
+    plan = build_plan(net, SamplerOptions(**FIT, **asked), batch=4)
+    found = calibrate(net, **{**FIT, **fit}, batch=4)
+    assert (plan.solver, plan.nfe, plan.stamps.afs) == ("calibrated", fit["nfe"], found.afs)
+    # Two fits agree to rounding: sums depend on where tensors lie in memory.
+    torch.testing.assert_close(plan.sigmas, found.sigmas, rtol=1e-6, atol=0)
+    own = plan(net, NOISE4)
+    same = {"coefficients": found.coefficients, "afs": found.afs, **found.options}
+    twin = sample(net, NOISE4, found.sigmas, solver="calibrated", **same)
+    torch.testing.assert_close(own, twin, rtol=1e-4, atol=1e-4)
+    schedule_file(plan.stamps, net).save(tmp_path / "c.json")
+    again = build_plan(net, SamplerOptions(schedule=str(tmp_path / "c.json")))
+    torch.testing.assert_close(again(net, NOISE4), own, rtol=0, atol=0)
+    with pytest.raises(ValueError, match="holds coefficients of solver 'calibrated'"):
+        build_plan(net, SamplerOptions(schedule=str(tmp_path / "c.json"), solver="euler"))
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"calibrate": 4, "num_steps": 9}, "different numbers of steps"),
+        ({"calibrate": 4, "solver": "euler"}, "leave out --solver=euler"),
+        ({"calibrate": 4, "dp": True}, "--dp and --calibrate both"),
+        ({"calibrate": 4, "schedule": "gits_cifar10"}, "--schedule and --calibrate both"),
+        ({"calibrate": 4, "steps": 4}, "--steps belongs to EDM's samplers and --calibrate"),
+        ({"calibrate": 4, "variant": "bh1"}, "no option variant"),
+        ({"calibrate": 4, "coeff": (1.1, 1.2)}, "one number as --coeff"),
+        ({"calibrate": 100}, "61 timestamps"),
+        ({"solver": "calibrated"}, "add --calibrate"),
+    ],
+)
+def test_calibration_options_that_do_not_fit(asked, message):
     with pytest.raises(ValueError, match=message):
         build_plan(Net(), SamplerOptions(**asked))
 

@@ -197,6 +197,15 @@ def test_schedule_search(run):
     np.testing.assert_array_equal(np.load("a.npz")["images"], np.load("b.npz")["images"])
 
 
+def test_calibration(run):
+    fit = "--calibrate=3 --num_warmup=4 --num_steps_tea=9 --save-schedule=c.json"
+    output = ok(run(f"{fit} --npz=a.npz --seeds=0-2"))
+    assert "Solver:   calibrated" in output
+    assert "3 network evaluations" in output
+    ok(run("--schedule=c.json --npz=b.npz --seeds=0-2"))
+    np.testing.assert_array_equal(np.load("a.npz")["images"], np.load("b.npz")["images"])
+
+
 def test_guidance(run):
     output = ok(run("--npz=a.npz --seeds=0-2 --steps=2 --guidance_type=cfg --guidance_rate=3"))
     assert "cfg, rate 3" in output
