@@ -1,7 +1,7 @@
 # Two commands do everything on a fresh machine: `make demo` and `make test`. Both create .venv first, once.
 PYTHON ?= python3
 BIN := .venv/bin
-DEMO_MIMG ?= 0.1024
+DEMO_MIMG ?= 0.0896
 STAMP := .venv/.installed
 
 .PHONY: venv demo test test-slow lint format bench clean

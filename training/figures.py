@@ -67,9 +67,7 @@ def draw_curvature(report: Mapping[str, Any], path: str | Path) -> None:
             t, mean, error = (np.array(r[key]) for key in ("times", "profile", "profile_stderr"))
             along.plot(t, mean, color=colour(i), label=f"{r['label']}: {r['curvature']:.3g}")
             along.fill_between(t, mean - 2 * error, mean + 2 * error, color=colour(i), alpha=0.25, linewidth=0)
-        along.set(
-            xlabel="time t (0 = data, 1 = noise)", ylabel="|velocity - chord|² per dimension", ylim=(0, None)
-        )
+        along.set(xlabel="time t (0 = data, 1 = noise)", ylabel="|velocity - chord|² per dimension", ylim=(0, None))
         along.invert_xaxis()
         along.legend()
         for ax in rest:

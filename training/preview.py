@@ -30,6 +30,7 @@ def sample_grid(net: Any, columns: int = 8, num_steps: int = 18) -> Tensor:
     labels = None
     if net.label_dim:
         labels = torch.eye(net.label_dim, device=device)[:rows].repeat_interleave(columns, dim=0)
-    grid = make_grid(to_uint8(edm_sampler(net, noise, labels, num_steps=num_steps)), columns=columns)
+    images = to_uint8(edm_sampler(net, noise, labels, num_steps=num_steps))
+    grid = make_grid(torch.nn.functional.pad(images, (1, 1, 1, 1)), columns=columns)
     zoom = max(MIN_WIDTH // grid.shape[2], 1)  # tiny images are shown as blocks rather than blurred by a viewer
     return grid.repeat_interleave(zoom, 1).repeat_interleave(zoom, 2)
