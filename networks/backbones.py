@@ -83,7 +83,7 @@ class Backbone(nn.Module):
         return F.interpolate(images, size=(self.resize, self.resize), mode="bilinear", align_corners=False)
 
     def taps(self, x: Tensor) -> list[Tensor]:
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} does not say how its maps are made")
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Images `[B, C, H, W]` in [-1, 1] to maps `[B, channels[i], h_i, w_i]`, finest first."""

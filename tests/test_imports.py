@@ -28,8 +28,8 @@ def imported_names(path):
 
 def files():
     for folder in (*PACKAGES, "bench"):
-        yield from ((folder, p) for p in (ROOT / folder).rglob("*.py"))
-    yield from (("script", p) for p in ROOT.glob("*.py"))
+        yield from ((folder, p) for p in sorted((ROOT / folder).rglob("*.py")))
+    yield from (("script", p) for p in sorted(ROOT.glob("*.py")))
 
 
 @pytest.mark.parametrize(("kind", "path"), [pytest.param(k, p, id=str(p.relative_to(ROOT))) for k, p in files()])

@@ -33,7 +33,7 @@ class DenoisingLoss:
 
     def sigma(self, r: Tensor) -> Tensor:
         """Noise level for a drawn variable."""
-        raise NotImplementedError(f"{type(self).__name__} does not say how noise levels are distributed")
+        raise TypeError(f"{type(self).__name__} does not say how noise levels are distributed")
 
     def weight(self, sigma: Tensor) -> Tensor:
         return 1 / sigma**2
