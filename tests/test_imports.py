@@ -27,7 +27,7 @@ def imported_names(path):
 
 
 def files():
-    for folder in (*PACKAGES, "bench"):
+    for folder in (*sorted(PACKAGES), "bench"):
         yield from ((folder, p) for p in sorted((ROOT / folder).rglob("*.py")))
     yield from (("script", p) for p in sorted(ROOT.glob("*.py")))
 

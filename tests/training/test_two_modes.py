@@ -89,7 +89,7 @@ def compare(case, own):
 @pytest.mark.parametrize("case", cases("curvature", "two_mode_trained", "two_mode_start_noise"))
 def test_golden(case):
     net, encoder = model(case)
-    points = torch.cat([start_points(case, net, encoder, seed) for seed in range(4)])
+    points = torch.cat([start_points(case, net, encoder, seed) for seed in range(20)])
     measured = moments(net, encoder, net.prior_std)
 
     def own(name, n):
