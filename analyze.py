@@ -67,8 +67,8 @@ CAPTIONS = {
     "curvature.png": "Curvature along sampling trajectories (band: two standard errors), and by weight of the prior.",
 }
 
-# Adaptive solvers have no NFE that could be asked for.
-FIXED = [name for name, solver in SOLVERS.items() if not solver.adaptive]
+# Adaptive solvers have no NFE that could be asked for, the calibrated one needs a schedule file.
+FIXED = [name for name, solver in SOLVERS.items() if not solver.adaptive and name != "calibrated"]
 
 OUTDIR = click.option("--outdir", required=True, metavar="DIR", help="Folder of the pictures and numbers")
 

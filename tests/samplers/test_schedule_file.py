@@ -52,7 +52,7 @@ def test_model():
     [
         ({"format": "x"}, "is not a schedule file"),
         ({"version": 2}, "version 2 .* reads version 1"),
-        ({"solver": "rk45"}, "no solver 'rk45'"),
+        ({"solver": "rk4"}, "no solver 'rk4'"),
         ({"options": {"max_order": 7}}, "max_order=7"),
         ({"path": "ode"}, "no path 'ode'"),
         ({"entries": []}, "at least one schedule"),

@@ -38,9 +38,8 @@ def start_points(case, net, encoder, seed, num=1000):
     """Where the samples of a case start, `[num, 2, 1, 1]`: the prior, a Gaussian of its moments, or encoded data."""
     name = case.spec["params"].get("start", "prior")
     if name == "encoded":
-        data = shaped(draw(TOY, num, 50 + seed)[0])
-        eps = torch.randn(data.shape, generator=torch.Generator().manual_seed(60 + seed))
-        return encoder(data, eps).z.double()
+        data = shaped(draw(TOY, num // 2, 50 + seed)[0])
+        return mirrored(lambda eps: encoder(data, eps.float()).z.double(), num, 60 + seed)
     return mirrored(starts(net, encoder)[{"prior": "prior", "moment_matched": "moments"}[name]], num, 70 + seed)
 
 
