@@ -25,7 +25,7 @@ from torch_utils import distributed as dist
 
 __all__ = ["RIDGE", "Fit", "State", "advance", "fit_coefficients", "gram", "look"]
 
-RIDGE = 1e-5  # relative to the Gram diagonal; 1e-6 to 1e-3 fit equally well
+RIDGE = 1e-5  # relative to the Gram diagonal; 1e-6 to 1e-4 fit equally well, 1e-3 up to 8 % worse
 _BLOCK = 1 << 18  # columns converted to float64 at once
 
 

@@ -76,6 +76,8 @@ def choose_stamps(
     Raises:
         ValueError: options that contradict each other or that the chosen source does not use, a bad file.
     """
+    if given.get("solver") == CALIBRATED and "dp" in given:  # a search for this solver is a calibration
+        given = {"calibrate": 0, **{name: value for name, value in given.items() if name != "dp"}}
     sources = [n for n in ("t_steps", "schedule", "schedule_type", "dp", "calibrate") if n in given]
     if len(sources) > 1 and ("schedule" in given or {"dp", "calibrate"} <= set(given)):
         raise ValueError(f"{' and '.join(map(flag, sources))} both say which time stamps: leave one of them out")
