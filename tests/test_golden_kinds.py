@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 from golden_cases import GOLDEN, HANDLED, kinds
 
-
 # Areas of methods that are not built yet; only what other parts need of them is tested (the ADM crop of the data tool).
 PARTIAL = {"combostoc"}
 
