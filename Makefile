@@ -38,12 +38,14 @@ demo: $(STAMP)
 	    --cbase=32 --cres=1,2 --num-blocks=2 --batch=128 --duration=$(DEMO_MIMG) --lr=2e-3 --lr-rampup=0.01 \
 	    --ema=0.01 --ema-rampup=0.1 --dropout=0 --augment=0 --tick=3 --snap=100
 	$(BIN)/python fid.py ref --data=$(DEMO)/digits.zip --features=pixels --dest=$(DEMO)/digits-pixels.npz
-	for nfe in 3 5; do $(BIN)/python generate.py --network=$(NET) --calibrate=$$nfe --num-warmup=128 --seeds=0-63 \
-	    --save-schedule=$(DEMO)/calibrated-$$nfe.json --grid=$(DEMO)/calibrated-$$nfe.png || exit 1; done
+	$(BIN)/python generate.py --network=$(NET) --calibrate=3,4,8,10,5 --num-warmup=64 --seeds=0-63 \
+	    --save-schedule=$(DEMO)/demo.json --grid=$(DEMO)/calibrated-5.png
+	$(BIN)/python generate.py --network=$(NET) --schedule=$(DEMO)/demo.json --nfe=3 --seeds=0-63 \
+	    --grid=$(DEMO)/calibrated-3.png
 	$(BIN)/python generate.py --network=$(NET) --seeds=0-7 --steps=12 --save-traj=$(DEMO)/trajectory.npz
-	$(BIN)/python analyze.py compare --network=$(NET) --outdir=$(DEMO) --nfe=3,4,5,6,8,10,35 --num=128 \
+	$(BIN)/python analyze.py compare --network=$(NET) --outdir=$(DEMO) --nfe=3,4,5,8,10,35 --num=128 \
 	    --ref=$(DEMO)/digits-pixels.npz --num-fid=1797 --solvers=edm,euler,ipndm \
-	    --schedule=$(DEMO)/calibrated-3.json,$(DEMO)/calibrated-5.json
+	    --schedule=$(DEMO)/demo.json
 	$(BIN)/python analyze.py trajectory $(DEMO)/trajectory.npz --outdir=$(DEMO)
 	$(BIN)/python analyze.py curve $(DEMO)/train --outdir=$(DEMO)
 	cp $$(ls $(DEMO)/train/samples-*.png | tail -1) $(DEMO)/classes.png

@@ -16,7 +16,7 @@ from samplers.time_stamps import SEARCH, flag
 __all__ = ["adaptive_plan"]
 
 # What such a solver chooses itself.
-GRID = ("num_steps", "schedule", "schedule_type", "schedule_rho", "t_steps", "dp", "calibrate", *SEARCH)
+GRID = ("num_steps", "schedule", "schedule_type", "schedule_rho", "t_steps", "nfe", "dp", "calibrate", *SEARCH)
 
 
 def adaptive_plan(

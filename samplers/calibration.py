@@ -1,14 +1,15 @@
-"""Calibrate a few-step student to a model: schedule and coefficients of the solver `calibrated`, all in one go.
+"""Calibrate few-step students to a model: schedule and coefficients of the solver `calibrated`, all in one go.
 
 1. A teacher samples warm-up noise on a fine grid; GITS (`samplers.gits`) picks the grid points to start from.
-2. `samplers.fitting` fits the coefficients of every step in closed form.
+2. `samplers.fitting` fits the coefficients of every step in closed form; the same with the analytical first step, which
+   buys one more step for the same evaluations. Held-out samples decide between the two.
 3. `samplers.refine` moves levels and coefficients together until the student's end points are nearest the teacher's:
    first on a quarter of the samples, then on all.
-4. The same with the analytical first step, which buys one more step for the same evaluations; held-out samples decide.
 
-    student = calibrate(field, nfe=5, img_shape=(3, 32, 32))
-    x = sample(field, noise, student.sigmas, solver="calibrated", coefficients=student.coefficients, afs=student.afs)
-    student.schedule_file().save("five.json")
+    found = calibrate(field, nfe=(3, 5, 8), img_shape=(3, 32, 32))
+    five = found.students[1]
+    x = sample(field, noise, five.sigmas, solver="calibrated", coefficients=five.coefficients, afs=five.afs)
+    found.schedule_file().save("students.json")
 
 `docs/gits.md` has measurements, and what else was tried.
 """
@@ -35,47 +36,59 @@ from samplers.start import starts_exactly
 from samplers.warmup import Chunk, check_teacher, resolve_shape, run_teacher, warmup_chunks
 from torch_utils import distributed as dist
 
-__all__ = ["Calibration", "calibrate"]
+__all__ = ["Calibration", "Student", "calibrate"]
 
 _FIRST = 64  # the first refinement uses a quarter of the samples, and at least so many
 
 
 @dataclass(frozen=True)
-class Calibration:
-    """A calibrated student.
+class Student:
+    """A sampler of so many evaluations.
 
     Attributes:
+        nfe: evaluations per sample.
         sigmas: `[N+1]` float64 levels.
         coefficients: per step, newest first, for the solver `calibrated`.
         afs: made for sampling with the analytical first step.
         errors: root-mean-square distance of end points from the teacher's, on held-out samples: "held_out" of this
             student, "ipndm" of GITS with the solver iPNDM at the same evaluations, and of the students not chosen.
-        path, options, settings: for the schedule file.
+        provenance: which of those it is ("chosen"), "start_indices" on the grid, "evaluations" that finding it took.
     """
 
+    nfe: int
     sigmas: Tensor
     coefficients: list[list[float]]
     afs: bool
     errors: dict[str, float]
+    provenance: dict[str, Any] = dataclass_field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Students of one teacher, in the order asked for; `path`, `options` and `settings` are for the schedule file."""
+
+    students: tuple[Student, ...]
     path: str = "ve"
     options: dict[str, Any] = dataclass_field(default_factory=dict)
     settings: dict[str, Any] = dataclass_field(default_factory=dict)
 
     def schedule_file(self, model_hash: str | None = None) -> ScheduleFile:
         """Ready to `save`; `generate.py --schedule` samples with it."""
-        entry = Entry(
-            sigmas=tuple(self.sigmas.tolist()),
-            cost=self.errors["held_out"],
-            afs=self.afs,
-            coefficients=self.coefficients,
-        )
+        entries = [
+            Entry(
+                sigmas=tuple(one.sigmas.tolist()), cost=one.errors["held_out"], afs=one.afs,
+                coefficients=one.coefficients,
+            )
+            for one in self.students
+        ]  # fmt: skip
+        students = [{"nfe": one.nfe, "errors": one.errors, **one.provenance} for one in self.students]
         return ScheduleFile(
             solver="calibrated",
             options=self.options,
-            entries=(entry,),
+            entries=tuple(entries),
             path=self.path,
             model_hash=model_hash,
-            provenance={**self.settings, "errors": self.errors},
+            provenance={**self.settings, "students": students},
         )
 
 
@@ -101,7 +114,7 @@ class _Candidate:
 
 def calibrate(
     field: Field | Callable[..., Tensor],
-    nfe: int = 5,
+    nfe: int | Sequence[int] = 5,
     *,
     img_shape: Sequence[int] | None = None,
     max_order: int = 4,
@@ -119,24 +132,25 @@ def calibrate(
     sigma_max: float | None = 80,
     schedule_type: str = "polynomial",
     schedule_rho: float = 7,
-    iterations: int = 10,
+    iterations: int = 4,
     max_gib: float = 4.0,
     device: torch.device | str = "cpu",
     progress: Callable[[str], Any] | None = None,
 ) -> Calibration:
-    """Find the student that is nearest to the teacher with `nfe` evaluations per sample.
+    """Find the students that are nearest to the teacher with `nfe` evaluations per sample.
 
-    Costs the teacher's evaluations, plus about `nfe`^2 per refinement on every warm-up sample (`docs/gits.md`). Memory:
-    the teacher's states of all warm-up samples, 4 T D bytes each, shared out over processes.
+    Costs the teacher's evaluations once, and per student some `10 nfe^2` on every warm-up sample (`docs/gits.md`).
+    Memory: the teacher's states of all warm-up samples, 4 T D bytes each, shared out over processes, and about as much
+    again for the refinement.
 
     Args:
         field: a model, guided or not (evaluations are counted once for both halves of a guided one).
-        nfe: evaluations per sample.
+        nfe: evaluations per sample, one number or several.
         max_order: the most drifts a step uses, 1 to 4.
         afs: analytical first step: True, False, or None: whichever is better on held-out samples.
         num_warmup: samples to fit on, over all processes.
         num_heldout: further samples to choose and report on.
-        iterations: at most so many in the first refinement.
+        iterations: measure the derivatives at most so many times in the first refinement; 0: fit only.
         max_gib: most memory for the teacher's states on one process; fewer warm-up samples are used where they would
             need more, and a line says so.
         progress: called with a line of text now and then.
@@ -150,12 +164,15 @@ def calibrate(
     exact = starts_exactly(field.ve())  # takes an evaluation of its own, and leaves nothing to guess
     if exact and afs:
         raise ValueError("afs guesses the drift that this model's exact start knows: leave out afs")
-    steps = nfe - exact
-    if not 1 <= steps <= num_steps_tea - 2:
-        raise ValueError(
-            f"nfe={nfe} evaluations are not possible with a teacher of {num_steps_tea} timestamps: "
-            f"give {1 + exact} to {num_steps_tea - 2 + exact}, or a finer teacher (num_steps_tea)"
-        )
+    wanted = (nfe,) if isinstance(nfe, int) else tuple(nfe)
+    for n in wanted:
+        if not 1 + exact <= n <= num_steps_tea - 2 + exact:
+            raise ValueError(
+                f"nfe={n} evaluations are not possible with a teacher of {num_steps_tea} timestamps: "
+                f"give {1 + exact} to {num_steps_tea - 2 + exact}, or a finer teacher (num_steps_tea)"
+            )
+    if not wanted or len(set(wanted)) < len(wanted):
+        raise ValueError(f"nfe={','.join(map(str, wanted))}: give one or more numbers of evaluations, each once")
     if metric not in METRICS:
         raise ValueError(f"unknown metric '{metric}': choose one of {', '.join(METRICS)}")
     if min(num_warmup, num_heldout) < dist.get_world_size():
@@ -192,33 +209,41 @@ def calibrate(
     heldout = collect(range(num_warmup, num_warmup + num_heldout), [0, -1])
     tell(f"teacher: {solver_tea}, {num_steps_tea} timestamps, {num_warmup} + {num_heldout} samples")
     cost = (dist.all_reduce_sum(total) / num_warmup).cpu()
-    indices = shortest_path(cost, steps + 1, coeff)
-    with torch.no_grad():
+    afs_choices = (False, True) if afs is None and not exact else (bool(afs),)
+
+    def student(n: int) -> Student:
+        indices = shortest_path(cost, n - exact + 1, coeff)
         errors = {"ipndm": _rms(_distances(heldout, grid[indices].tolist(), "ipndm", afs=False))}
-        candidates = []
-        for free in [False, True] if afs is None and not exact else [bool(afs)]:
-            start = _with_free_level(cost, indices, coeff) if free else indices
-            candidates += _students(first, every, grid, start, max_order, free, iterations)
-        scores = []
-        for one in candidates:
+
+        def score(one: _Candidate) -> float:
             distances = _distances(heldout, one.sigmas, "calibrated", one.afs, one.coefficients, max_order)
-            scores.append(_mean(distances.sqrt()))  # less at the mercy of single samples than the mean square
             errors[one.name] = _rms(distances)
-            tell(f"{one.name}: distance to the teacher {errors[one.name]:.4g}")
-    best = candidates[scores.index(min(scores))]
+            tell(f"{n} evaluations, {one.name}: distance to the teacher {errors[one.name]:.4g}")
+            return _mean(distances.sqrt())  # less at the mercy of single samples than the mean square
+
+        candidates = [_fitted(every, grid, cost, indices, coeff, max_order, free) for free in afs_choices]
+        best = min(candidates, key=score)
+        if iterations > 0:
+            candidates.append(_refined(first, every, best, iterations))
+            best = min(best, candidates[-1], key=score)
+        return Student(
+            nfe=n, sigmas=torch.tensor(best.sigmas, dtype=torch.float64), coefficients=best.coefficients, afs=best.afs,
+            errors={"held_out": errors[best.name], **errors},
+            provenance={
+                "chosen": best.name, "start_indices": indices, "evaluations": sum(c.evaluations for c in candidates),
+            },
+        )  # fmt: skip
+
+    with torch.no_grad():
+        students = tuple(student(n) for n in wanted)
     return Calibration(
-        sigmas=torch.tensor(best.sigmas, dtype=torch.float64),
-        coefficients=best.coefficients,
-        afs=best.afs,
-        errors={"held_out": errors[best.name], **errors},
+        students=students,
         path=path_name(field.path),
         options={"max_order": max_order},
         settings={
-            "method": "calibrated", "chosen": best.name, "nfe": nfe, "solver_tea": solver_tea,
-            "options_tea": teacher_options, "num_steps_tea": num_steps_tea, "metric": metric, "coeff": coeff,
-            "num_warmup": num_warmup, "num_heldout": num_heldout, "seed": seed, "class_idx": class_idx, "ridge": RIDGE,
-            "grid": grid.tolist(), "start_indices": indices,
-            "evaluations": num_steps_tea - 1 + sum(c.evaluations for c in candidates),
+            "method": "calibrated", "solver_tea": solver_tea, "options_tea": teacher_options,
+            "num_steps_tea": num_steps_tea, "metric": metric, "coeff": coeff, "num_warmup": num_warmup,
+            "num_heldout": num_heldout, "seed": seed, "class_idx": class_idx, "ridge": RIDGE, "grid": grid.tolist(),
         },
     )  # fmt: skip
 
@@ -243,22 +268,25 @@ def _with_free_level(cost: Tensor, indices: list[int], coeff: float) -> list[int
     return [0, max(1, round(2 / 3 * indices[1])), *indices[1:]]
 
 
-def _students(
-    first: _Warmup, every: _Warmup, grid: Tensor, indices: list[int], max_order: int, afs: bool,
-    iterations: int,
-) -> list[_Candidate]:  # fmt: skip
-    """Fitted in closed form, and refined from there."""
-    sigmas, note = grid[indices].tolist(), ", afs" if afs else ""
+def _fitted(
+    every: _Warmup, grid: Tensor, cost: Tensor, indices: list[int], coeff: float, max_order: int, afs: bool
+) -> _Candidate:
+    """The student on the searched knots, in closed form."""
+    if afs:
+        indices = _with_free_level(cost, indices, coeff)
+    sigmas = grid[indices].tolist()
     fit = fit_coefficients(every.chunks, every.at(indices), sigmas, max_order=max_order, afs=afs)
-    fitted = _Candidate(f"fitted{note}", sigmas, fit.coefficients, afs, len(sigmas) - 1 - afs)
-    if iterations == 0:
-        return [fitted]
-    few = refine(first.chunks, first.teacher, sigmas, fit.coefficients, afs=afs, iterations=iterations)
-    last = refine(every.chunks, every.teacher, few.sigmas, few.coefficients, afs=afs, iterations=2)
-    return [
-        fitted,
-        _Candidate(f"refined{note}", last.sigmas, last.coefficients, afs, few.evaluations + last.evaluations),
-    ]
+    return _Candidate(f"fitted{', afs' * afs}", sigmas, fit.coefficients, afs, len(sigmas) - 1 - afs)
+
+
+def _refined(first: _Warmup, every: _Warmup, start: _Candidate, iterations: int) -> _Candidate:
+    """Levels and coefficients moved together, on some of the samples until that ends, then on all."""
+    found = refine(first.chunks, first.teacher, start.sigmas, start.coefficients, afs=start.afs, iterations=iterations)
+    evaluations = start.evaluations + found.evaluations
+    if len(every.chunks) > len(first.chunks):
+        found = refine(every.chunks, every.teacher, found.sigmas, found.coefficients, afs=start.afs, iterations=1)
+        evaluations += found.evaluations
+    return _Candidate(f"refined{', afs' * start.afs}", found.sigmas, found.coefficients, start.afs, evaluations)
 
 
 def _distances(

@@ -7,6 +7,7 @@ time stamps can be asked for instead, and added noise with solvers of one step.
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any
 
 import torch
@@ -15,12 +16,13 @@ from torch import Tensor
 from samplers.field import Field
 from samplers.mac import ONE_STEP, coefficient_cost, sample_mac
 from samplers.solve import SOLVERS
+from samplers.solver import Solver
 from samplers.time_stamps import CHURN, DEFAULT_SOLVER, FORMULA, choose_stamps, flag
 
 __all__ = ["mac_plan"]
 
 EDM_ONLY = ("disc", "form", "scaling", "rho")
-GRID = (*FORMULA, "schedule", "t_steps", "dp")
+GRID = (*FORMULA, "schedule", "nfe", "t_steps", "dp")
 
 
 def mac_plan(net: Any, given: dict[str, Any], to_zero: bool, **search: Any) -> dict[str, Any]:
@@ -62,7 +64,9 @@ def mac_plan(net: Any, given: dict[str, Any], to_zero: bool, **search: Any) -> d
     afs = {"afs": True} if given.get("afs") else {}
     if to_zero:
         sigmas = torch.cat([sigmas, torch.zeros(1, dtype=torch.float64)])
-    nfe = entry.nfe(len(sigmas), ends_at_zero=to_zero, **afs, **options)
+    if getattr(inner, "start", "scaled") == "exact" and sigmas[0] < math.inf:
+        sigmas = torch.cat([torch.full([1], math.inf, dtype=torch.float64), sigmas])
+    nfe = _nfe(entry, sigmas, to_zero, **afs, **options)
     v, c = coefficient_cost(inner)
     said = "".join(f", {name} {value}" for name, value in (options | churn | afs).items())
     levels = ", ".join(f"{s:.4g}" for s in sigmas.tolist())
@@ -79,6 +83,13 @@ def mac_plan(net: Any, given: dict[str, Any], to_zero: bool, **search: Any) -> d
         "run": functools.partial(_run, sigmas=sigmas, solver=solver, **options, **churn, **afs),
         "stochastic": churn.get("S_churn", 0) > 0,
     }
+
+
+def _nfe(entry: Solver, sigmas: Tensor, to_zero: bool, **options: Any) -> int:
+    """From infinite sigma the first step is one evaluation, whatever the solver."""
+    at_once = int(sigmas[0] == math.inf)
+    steps = len(sigmas) - at_once
+    return at_once + (entry.nfe(steps, ends_at_zero=to_zero, **options) if steps > 1 else 0)
 
 
 def _run(net: Any, noise: Tensor, class_labels: Tensor | None, **options: Any) -> Tensor:

@@ -132,6 +132,8 @@ def _sigma_plan(net: Field | Callable[..., Tensor], given: dict[str, Any], **sea
     given = {name: value for name, value in given.items() if name != "coordinates"}
     start = given.pop("start", None)
     exact = starts_exactly(net if isinstance(net, Field) else Field(net), start)
+    if exact and "nfe" in given:
+        given["nfe"] -= 1  # the start takes one
     if given.get("schedule") in SCHEDULE_FORMS:
         given["form"] = given.pop("schedule")
     solver = given.get("solver")

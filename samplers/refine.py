@@ -6,17 +6,22 @@ teacher's, p the interior levels (as log sigma) and all coefficients, and J = dr
 
     dp = (J^T W J + mu diag) ^ -1  J^T W r            (Levenberg-Marquardt; Marquardt 1963)
 
-J comes from forward differences: a coefficient of step n changes only what follows it, so an iteration costs about
-N^2 evaluations per warm-up sample for N steps, no back-propagation and no memory for it. W is Huber's weight per
+J comes from forward differences: a coefficient of step n changes only what follows it, so J costs about 2 N^2
+evaluations per warm-up sample for N steps, no back-propagation and no memory for it. Between two such J, every step
+tried mends the one at hand (Broyden 1965),
+
+    J <- J + (dr - J dp) dp^T / |dp|^2,
+
+which costs the N evaluations of the trial alone; J is measured anew when it no longer leads on. W is Huber's weight per
 sample: trajectories that end on another mode of the data than the teacher's must not rule the fit.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,8 +34,9 @@ __all__ = ["Refined", "end_errors", "refine"]
 
 _EPS = 5e-3  # forward difference, in log sigma and in coefficients: well above the rounding of a float32 network
 _HUBER = 3.0  # weight 1 up to so many times the typical error
-_TRIES = 6  # dampings tried per iteration
-_ENOUGH = 3e-3  # stop when an iteration lowers the objective by less than this share
+_TRIES, _STALE_TRIES = 6, 2  # dampings tried with a measured J, and with one that Broyden's rule brought along
+_WORTHWHILE = 0.1  # measure J anew when a step lowers the objective by less than this share
+_ENOUGH = 3e-3  # stop when not even the first step of a measured J lowers it by this share
 
 
 class Refined(NamedTuple):
@@ -119,12 +125,11 @@ def refine(
     coefficients: Sequence[Sequence[float]],
     *,
     afs: bool = False,
-    iterations: int = 10,
-    progress: Callable[[int], Any] | None = None,
+    iterations: int = 4,
 ) -> Refined:
     """Lower the error of the end point from a calibrated schedule on; both ends of the schedule stay.
 
-    Memory: 2 N states per warm-up sample of this process, and one chunk's end points per parameter.
+    Memory per warm-up sample of this process: an end point for each of the fewer than 5 N parameters, and 2 N states.
 
     Args:
         chunks: this process's warm-up samples.
@@ -132,57 +137,87 @@ def refine(
         sigmas: N+1 levels, falling and positive.
         coefficients: where to begin, for example from `fit_coefficients`.
         afs: the student takes the analytical first step.
-        iterations: at most so many.
-        progress: called with the number of each iteration done.
+        iterations: measure J at most so many times.
     """
     student = _run(chunks, teacher, [float(s) for s in sigmas], [list(row) for row in coefficients], afs)
     N, order = len(student.rows), max(map(len, student.rows))
     parameters = [_Parameter(n, k) for n, row in enumerate(student.rows) for k in range(len(row))]
     parameters += [_Parameter(n, None) for n in range(1, N)]
-    per_iteration = sum(N - 1 - p.n + (p.k is None) for p in parameters)
+    cost_of_jacobian = sum(N - 1 - p.n + (p.k is None) for p in parameters)
     damping, evaluations = 1e-3, N
-    for iteration in range(iterations):
-        errors = end_errors(student.ends, teacher)
-        weights = _huber(errors)
-        before = float(dist.all_reduce_sum((weights * errors).sum()))
-        system = _normal_equations(chunks, teacher, student, parameters, weights, order, afs)
-        evaluations += per_iteration
-        for _ in range(_TRIES):
-            step = _solve(system, damping)
-            sigmas, rows = _changed(student, parameters, step)
-            if all(a > b for a, b in pairwise(sigmas)) and all(map(math.isfinite, step)):
-                trial = _run(chunks, teacher, sigmas, rows, afs)
-                evaluations += N
-                after = float(dist.all_reduce_sum((weights * end_errors(trial.ends, teacher)).sum()))
-                if after < before:
-                    break
-            damping = max(8 * damping, 1e-4)
-        else:
-            break
-        student, damping = trial, damping / 5
-        if progress is not None:
-            progress(iteration + 1)
-        if after > (1 - _ENOUGH) * before:
+    for _ in range(iterations):
+        jacobian = [_jacobian(chunk, student, c, parameters, order, afs) for c, chunk in enumerate(chunks)]
+        evaluations += cost_of_jacobian
+        gains: list[float] = []
+        while not gains or gains[-1] > _WORTHWHILE:
+            tries = _STALE_TRIES if gains else _TRIES
+            found = _step(chunks, teacher, student, jacobian, parameters, damping, tries, afs)
+            student, damping, evaluations = found.student, found.damping, evaluations + N * found.runs
+            gains.append(found.gain)
+        if gains[0] < _ENOUGH:
             break
     return Refined(student.sigmas, student.rows, evaluations)
 
 
+class _Step(NamedTuple):
+    """The student after a step (the same if none was better), the share by which it is better, the next damping, and
+    the students run to find it."""
+
+    student: _Student
+    gain: float
+    damping: float
+    runs: int
+
+
+def _step(
+    chunks: Sequence[Chunk], teacher: Sequence[Tensor], student: _Student, jacobian: Sequence[Tensor],
+    parameters: Sequence[_Parameter], damping: float, tries: int, afs: bool,
+) -> _Step:  # fmt: skip
+    """One step of Levenberg-Marquardt, more damped at each of so many tries; each mends `jacobian` in place."""
+    weights = _huber(end_errors(student.ends, teacher))
+    before, runs = _objective(student, teacher, weights), 0
+    for _ in range(tries):
+        step = _solve(_normal_equations(jacobian, student, teacher, weights, len(parameters) + 1), damping)
+        sigmas, rows = _changed(student, parameters, step)
+        if all(a > b for a, b in pairwise(sigmas)) and all(map(math.isfinite, step)):
+            trial, runs = _run(chunks, teacher, sigmas, rows, afs), runs + 1
+            after = _objective(trial, teacher, weights)
+            if math.isfinite(after):
+                _broyden(jacobian, student, trial, step)
+            if after < before:
+                return _Step(trial, 1 - after / before, damping / 5, runs)
+        damping = max(8 * damping, 1e-4)
+    return _Step(student, 0.0, damping, runs)
+
+
+def _objective(student: _Student, teacher: Sequence[Tensor], weights: Tensor) -> float:
+    """Weighted sum of the end points' errors over samples and processes."""
+    return float(dist.all_reduce_sum((weights * end_errors(student.ends, teacher)).sum()))
+
+
+def _jacobian(
+    chunk: Chunk, student: _Student, c: int, parameters: Sequence[_Parameter], order: int, afs: bool
+) -> Tensor:
+    """dr/dp of one chunk, a row per parameter: `[P, b * D]`."""
+    return torch.stack([_derivative(chunk, student, c, p, order, afs) for p in parameters])
+
+
+def _broyden(jacobian: Sequence[Tensor], student: _Student, trial: _Student, step: Sequence[float]) -> None:
+    """Make every chunk's J give the change of the end points that a step really made."""
+    for J, old, new in zip(jacobian, student.ends, trial.ends, strict=True):
+        dp = J.new_tensor(step)
+        J.addr_(dp / (dp @ dp), (new - old).flatten() - dp @ J)
+
+
 def _normal_equations(
-    chunks: Sequence[Chunk], teacher: Sequence[Tensor], student: _Student, parameters: Sequence[_Parameter],
-    weights: Tensor, order: int, afs: bool,
-) -> Tensor:  # fmt: skip
+    jacobian: Sequence[Tensor], student: _Student, teacher: Sequence[Tensor], weights: Tensor, size: int
+) -> Tensor:
     """`[P+1, P+1]`: J^T W J with J^T W r as last column, summed over samples and processes."""
-    size = len(parameters) + 1
-    device = chunks[0].noise.device if chunks else weights.device
-    sums, done = torch.zeros(size, size, dtype=torch.float64, device=device), 0
-    for c, (chunk, path) in enumerate(zip(chunks, teacher, strict=True)):
-        target = path[-1]
-        columns = [_derivative(chunk, student, c, p, order, afs) for p in parameters]
-        columns.append((target - student.ends[c]).flatten())
-        root = weights[done : done + len(target)].sqrt().to(target.dtype)
-        root = root.repeat_interleave(target[0].numel())
-        sums += gram(torch.stack(columns).mul_(root))
-        done += len(target)
+    sums, done = torch.zeros(size, size, dtype=torch.float64, device=weights.device), 0
+    for J, end, path in zip(jacobian, student.ends, teacher, strict=True):
+        root = weights[done : done + len(end)].sqrt().to(J.dtype).repeat_interleave(end[0].numel())
+        sums += gram(torch.cat([J, (path[-1] - end).flatten()[None]]) * root)
+        done += len(end)
     return dist.all_reduce_sum(sums).cpu()
 
 

@@ -68,6 +68,7 @@ class SamplerOptions:
         choices=["polynomial", "logsnr", "time_uniform", "discrete"],
     )  # fmt: skip
     schedule_rho: float | None = _number("Exponent of the spread [default: 7]", above=0)
+    nfe: int | None = _count("Which schedule of a file: the one with so many network evaluations")
     t_steps: tuple[float, ...] | None = opt(
         None, "The time stamps themselves, e.g. [80,10.9,2.5,0.002]", metavar="LIST", type=NumberList()
     )
@@ -85,11 +86,12 @@ class SamplerOptions:
     solver_tea: str | None = opt(None, "Search: solver of the teacher [default: ipndm]", metavar="NAME")
     num_steps_tea: int | None = _count("Search: time stamps of the teacher [default: 61]")
     search_seed: int | None = opt(None, "Search: seed of the warm-up samples [default: 0]", metavar="INT", at_least=0)
-    calibrate: int | None = opt(
+    calibrate: tuple[int, ...] | None = opt(
         None,
         "Fit a solver of so many network evaluations to this network, time stamps and all; without a number: one less "
-        "than --num-steps. The options of the search hold",
-        metavar="NFE", at_least=0, bare=0,
+        "than --num-steps. The options of the search hold. Of several, e.g. 3,5,8, the last makes the images, and "
+        "--save-schedule keeps all",
+        metavar="NFE", bare="0",
     )  # fmt: skip
 
     # Every solver: how it steps

@@ -107,18 +107,28 @@ class ScheduleFile:
         if not self.entries:
             raise ValueError("a schedule file holds at least one schedule, this one none")
 
-    def choose(self, num_steps: int | None = None, coeff: float | None = None) -> Entry:
-        """The one entry with so many levels (and this coefficient).
+    def choose(
+        self,
+        num_steps: int | None = None,
+        coeff: float | None = None,
+        nfe: int | None = None,
+        solver: str | None = None,
+    ) -> Entry:
+        """The one entry with so many levels, this coefficient, and so many evaluations by `solver` (the file's own).
 
         Raises:
             ValueError: none fits, or several do; the message lists what there is.
         """
-        found = [e for e in self.entries if e.fits(num_steps, coeff)]
+
+        def evaluations(entry: Entry) -> int:
+            return SOLVERS[solver or self.solver].nfe(entry.num_steps, afs=entry.afs)
+
+        found = [e for e in self.entries if e.fits(num_steps, coeff) and nfe in (None, evaluations(e))]
         if len(found) == 1:
             return found[0]
-        asked = {"num_steps": num_steps, "coeff": coeff}
+        asked = {"num_steps": num_steps, "coeff": coeff, "nfe": nfe}
         wish = ", ".join(f"{k}={v:g}" for k, v in asked.items() if v is not None) or "any schedule"
-        there = "; ".join(str(e) for e in found or self.entries)
+        there = "; ".join(f"{e} (nfe={evaluations(e)})" for e in found or self.entries)
         raise ValueError(f"{len(found) or 'none'} of the file's schedules fit {wish}: ask for one of {there}")
 
     def check_model(self, path: FlowPath | str, model_hash: str | None = None) -> str | None:

@@ -77,7 +77,7 @@ def choose_stamps(
         ValueError: options that contradict each other or that the chosen source does not use, a bad file.
     """
     if given.get("solver") == CALIBRATED and "dp" in given:  # a search for this solver is a calibration
-        given = {"calibrate": 0, **{name: value for name, value in given.items() if name != "dp"}}
+        given = {"calibrate": (0,), **{name: value for name, value in given.items() if name != "dp"}}
     sources = [n for n in ("t_steps", "schedule", "schedule_type", "dp", "calibrate") if n in given]
     if len(sources) > 1 and ("schedule" in given or {"dp", "calibrate"} <= set(given)):
         raise ValueError(f"{' and '.join(map(flag, sources))} both say which time stamps: leave one of them out")
@@ -85,6 +85,8 @@ def choose_stamps(
     for name in SEARCH:
         if name in given and not {"dp", "calibrate"} & set(given) and not (name == "coeff" and from_file):
             raise ValueError(f"{flag(name)} belongs to the schedule search: add --dp, or leave it out")
+    if "nfe" in given and not from_file:
+        raise ValueError("--nfe chooses from the schedules of a file: add --schedule=FILE.json, or say --num-steps")
     solver, afs = given.get("solver", DEFAULT_SOLVER), bool(given.get("afs"))
     if "t_steps" in given:
         over = [flag(n) for n in OVERRIDDEN if n in given]
@@ -122,8 +124,8 @@ def _from_file(net: Field | Callable[..., Tensor], given: Mapping[str, Any], opt
     coeff = given.get("coeff", (None,))
     if len(coeff) > 1:
         raise ValueError("of a schedule file one coefficient is used: give one number as --coeff")
-    entry = file.choose(given.get("num_steps"), coeff[0])
     solver = given.get("solver", file.solver)
+    entry = file.choose(given.get("num_steps"), coeff[0], given.get("nfe"), solver)
     if entry.coefficients is not None:
         if solver != file.solver:
             raise ValueError(f"{path} holds coefficients of solver '{file.solver}': leave out --solver={solver}")
@@ -172,27 +174,31 @@ def _calibrated(
     SOLVERS[CALIBRATED].resolve(options)
     asked = _search_arguments(given)
     num_steps, nfe = asked.pop("num_steps", None), given["calibrate"]
-    if num_steps is not None and nfe not in (0, num_steps - 1):
+    if num_steps is not None and nfe not in ((0,), (num_steps - 1,)):
         raise ValueError(
-            f"--calibrate={nfe} and --num-steps={num_steps} are different numbers of steps: give one of them"
+            f"--calibrate={','.join(map(str, nfe))} and --num-steps={num_steps} are different numbers of steps: "
+            "give one of them"
         )
+    if nfe == (0,):
+        nfe = ((num_steps or DEFAULT_NUM_STEPS) - 1,)
     if len(asked.get("coeff", ())) > 1:
         raise ValueError("a calibration starts from one coefficient: give one number as --coeff")
     if "coeff" in asked:
         (asked["coeff"],) = asked["coeff"]
     field = net if isinstance(net, Field) else Field(net)
     found = calibrate(
-        field, nfe or (num_steps or DEFAULT_NUM_STEPS) - 1, afs=given.get("afs"), device=_device(field),
+        field, nfe, afs=given.get("afs"), device=_device(field),
         progress=functools.partial(dist.print0, file=sys.stderr), **asked, **options,
         **{name: value for name, value in search.items() if name != "progress"},
     )  # fmt: skip
-    how, errors = found.settings, found.errors
+    how, student = found.settings, found.students[-1]
     about = (
-        f"calibrated, {how['chosen']}, teacher {how['solver_tea']} over {how['num_steps_tea']} time stamps, "
-        f"{how['num_warmup']} samples, distance to it {errors['held_out']:.4g} (ipndm {errors['ipndm']:.4g})"
+        f"calibrated, {student.provenance['chosen']}, teacher {how['solver_tea']} over {how['num_steps_tea']} time "
+        f"stamps, {how['num_warmup']} samples, distance to it {student.errors['held_out']:.4g} "
+        f"(ipndm {student.errors['ipndm']:.4g})"
     )
     return Stamps(
-        found.sigmas, about, CALIBRATED, {**options, "coefficients": found.coefficients}, found.afs, found=found
+        student.sigmas, about, CALIBRATED, {**options, "coefficients": student.coefficients}, student.afs, found=found
     )
 
 

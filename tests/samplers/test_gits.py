@@ -234,7 +234,7 @@ def model(x, sigma, class_labels=None):
 with dist.process_group("cpu"):
     options = {"img_shape": (2, 3), "num_steps_tea": 13, "num_warmup": 9, "batch": 4}
     found = search_schedule(model, 4, afs=True, **options)
-    student = calibrate(model, 2, num_heldout=5, **options)
+    student = calibrate(model, 2, num_heldout=5, **options).students[0]
     result = [found.indices, found.cost.tolist(), student.sigmas.tolist(), student.errors["held_out"]]
     open(f"{sys.argv[1]}/{dist.get_world_size()}-{dist.get_rank()}.json", "w").write(json.dumps(result))
 """

@@ -31,7 +31,9 @@ def test_choice():
     assert FILE.choose(num_steps=4) == ENTRIES[2]
     assert FILE.choose(coeff=1.1) == ENTRIES[0]
     assert FILE.choose(num_steps=3, coeff=1.2) == ENTRIES[1]
-    with pytest.raises(ValueError, match=r"2 of the file's schedules fit num_steps=3.*coeff=1.1; .*coeff=1.2"):
+    assert FILE.choose(nfe=3) == ENTRIES[2]
+    assert FILE.choose(nfe=6, solver="heun") == ENTRIES[2]
+    with pytest.raises(ValueError, match=r"2 of the file's schedules fit num_steps=3.*coeff=1.1 .*; .*coeff=1.2"):
         FILE.choose(num_steps=3)
     with pytest.raises(ValueError, match="none of the file's schedules fit num_steps=9: ask for one of num_steps=3"):
         FILE.choose(num_steps=9)

@@ -198,11 +198,12 @@ def test_schedule_search(run):
 
 
 def test_calibration(run):
-    fit = "--calibrate=3 --num_warmup=4 --num_steps_tea=9 --save-schedule=c.json"
+    fit = "--calibrate=2,3 --num_warmup=4 --num_steps_tea=9 --save-schedule=c.json"
     output = ok(run(f"{fit} --npz=a.npz --seeds=0-2"))
     assert "Solver:   calibrated" in output
     assert "3 network evaluations" in output
-    ok(run("--schedule=c.json --npz=b.npz --seeds=0-2"))
+    ok(run("--schedule=c.json --nfe=3 --npz=b.npz --seeds=0-2"))
+    assert "2 network evaluations" in ok(run("--schedule=c.json --nfe=2 --npz=c.npz --seeds=0-2"))
     np.testing.assert_array_equal(np.load("a.npz")["images"], np.load("b.npz")["images"])
 
 
