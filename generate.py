@@ -74,7 +74,9 @@ class OutputOptions:
     batch: int = opt(64, "Most images at once on one process", metavar="INT", at_least=1)
 
     outdir: str | None = opt(
-        None, "Folder of SEED.png; default without --grid=FILE or --npz: samples/NETWORK/SOLVER_nfeNFE", metavar="DIR"
+        None,
+        "Folder of SEED.png; default without --grid=FILE or --npz: samples/NETWORK/SOLVER_nfeNFE[_GUIDANCE]",
+        metavar="DIR",
     )
     subdirs: bool | None = opt(None, "A sub-folder for every 1000 seeds", metavar="BOOL", bare=True)
     grid: str | None = opt(
@@ -179,7 +181,9 @@ def choose_targets(options: Options, name: str, plan: Plan, points: bool = False
     outdir = options.outdir
     steps = f"rtol{options.rtol or 1e-5:g}" if plan.nfe is None else f"nfe{plan.nfe}"
     if outdir is None and (in_outdir or not (grid or options.npz or options.save_traj)):
-        outdir = Path("samples", *(["grids"] if in_outdir else []), name, f"{plan.solver}_{steps}")
+        rate = "" if options.guidance_rate is None else f"{options.guidance_rate:g}"
+        guided = f"_{options.guidance_type}{rate}" if options.guidance_type else ""
+        outdir = Path("samples", *(["grids"] if in_outdir else []), name, f"{plan.solver}_{steps}{guided}")
     if points and outdir is not None and not in_outdir:
         return Targets(
             grid=Path(grid or Path(outdir, "points.png")), npz=Path(options.npz or Path(outdir, "points.npz")),

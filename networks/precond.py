@@ -16,12 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from networks.dhariwal_unet import DhariwalUNet
+from networks.mlp import FourierMLP
 from networks.song_unet import SongUNet
 from torch_utils.misc import expand_to
 
-__all__ = ["MODELS", "EDMGammaPrecond", "EDMPrecond", "Precond", "VEPrecond", "VPPrecond", "iDDPMPrecond"]
+__all__ = ["MODELS", "EDMGammaPrecond", "EDMPrecond", "Precond", "VEPrecond", "VPPrecond", "iDDPMPrecond", "vp_sigma"]
 
-MODELS: dict[str, type[nn.Module]] = {"SongUNet": SongUNet, "DhariwalUNet": DhariwalUNet}
+MODELS: dict[str, type[nn.Module]] = {"SongUNet": SongUNet, "DhariwalUNet": DhariwalUNet, "FourierMLP": FourierMLP}
 
 # Floor of logarithms: sigma = 0 stays finite and every normal float32 stays as it is.
 _TINY = torch.finfo(torch.float32).tiny
@@ -162,7 +163,7 @@ class VPPrecond(Precond):
         **model_kwargs: Any,
     ) -> None:
         ends = torch.tensor([epsilon_t, 1], dtype=torch.float32, device="cpu")
-        sigma_min, sigma_max = _vp_sigma(ends, beta_d, beta_min).tolist()
+        sigma_min, sigma_max = vp_sigma(ends, beta_d, beta_min).tolist()
         super().__init__(
             img_resolution, img_channels, label_dim, use_fp16, sigma_min, sigma_max, model_type, model_kwargs
         )
@@ -170,7 +171,7 @@ class VPPrecond(Precond):
 
     def sigma(self, t: Tensor | float) -> Tensor:
         """Noise level at time t in [0, 1]."""
-        return _vp_sigma(torch.as_tensor(t), self.beta_d, self.beta_min)
+        return vp_sigma(torch.as_tensor(t), self.beta_d, self.beta_min)
 
     def sigma_inv(self, sigma: Tensor | float) -> Tensor:
         """Time of a noise level: the inverse of `sigma`."""
@@ -181,7 +182,8 @@ class VPPrecond(Precond):
         return 1.0, -sigma, (sigma.square() + 1).rsqrt(), (self.M - 1) * self.sigma_inv(sigma)
 
 
-def _vp_sigma(t: Tensor, beta_d: float, beta_min: float) -> Tensor:
+def vp_sigma(t: Tensor, beta_d: float, beta_min: float) -> Tensor:
+    """Noise level of the VP process at time `t`, any shape (Karras et al. 2022, table 1)."""
     # exp - 1, not expm1: sigma_min of the published networks carries the cancellation of the float32 formula
     return ((0.5 * beta_d * t.square() + beta_min * t).exp() - 1).sqrt()
 

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from networks.precond import vp_sigma
 from torch_utils.rng import TorchRNG
 from training.augment import AugmentPipe
 
@@ -82,7 +83,7 @@ class VPLoss(DenoisingLoss):
     def sigma(self, r: Tensor) -> Tensor:
         t = 1 + r * (self.epsilon_t - 1)
         # exp(..) - 1 rather than expm1: the levels of published VP models, whose smallest ones carry float32 rounding.
-        return ((0.5 * self.beta_d * t**2 + self.beta_min * t).exp() - 1).sqrt()
+        return vp_sigma(t, self.beta_d, self.beta_min)
 
 
 @dataclass(frozen=True)

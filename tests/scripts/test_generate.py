@@ -213,6 +213,8 @@ def test_guidance(run):
     assert "6 network evaluations per image (3 conditional, 3 unconditional)" in output
     ok(run("--npz=b.npz --seeds=0-2 --steps=2"))
     assert (np.load("a.npz")["images"] != np.load("b.npz")["images"]).any()
+    ok(run("--seeds=0 --steps=2 --guidance_type=cfg --guidance_rate=1.5"))  # not taken for unguided images later
+    assert files("samples") == ["cond/edm_nfe6_cfg1.5/000000.png"]
     check_refused(run("--guidance_type=cfg --guidance_rate=3", network="grey"), "no classes")
     check_refused(run("--guidance_rate=3"), "guidance type")
 
