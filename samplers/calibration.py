@@ -222,10 +222,11 @@ def calibrate(
             return _mean(distances.sqrt())  # less at the mercy of single samples than the mean square
 
         candidates = [_fitted(every, grid, cost, indices, coeff, max_order, free) for free in afs_choices]
-        best = min(candidates, key=score)
+        scores = [score(one) for one in candidates]
         if iterations > 0:
-            candidates.append(_refined(first, every, best, iterations))
-            best = min(best, candidates[-1], key=score)
+            candidates.append(_refined(first, every, candidates[scores.index(min(scores))], iterations))
+            scores.append(score(candidates[-1]))
+        best = candidates[scores.index(min(scores))]
         return Student(
             nfe=n, sigmas=torch.tensor(best.sigmas, dtype=torch.float64), coefficients=best.coefficients, afs=best.afs,
             errors={"held_out": errors[best.name], **errors},
