@@ -20,6 +20,11 @@ Examples:
       --network=runs/00000-digits-cond-ddpmpp-edm-gpus1-batch128-fp32/network-snapshot-000080.pkl \\
       --coef-channels=32 --coef-mult=1,2 --coef-blocks=1 --batch=64 --batch-edm=64 --batch-disc=64 --kimg=10
 \b
+  # Points in the plane, here from a flow of train.py curvature --independent (docs/mac.md)
+  python train_trajectory.py --outdir=runs --data=toy:moons --network=runs/flow/network-snapshot-001000.pkl \\
+      --train-v=0 --scale=0.5 --coef-channels=64 --coef-blocks=2 --batch=256 --batch-disc=256 \\
+      --glr=5e-4 --dlr=1e-3 --kimg=200
+\b
   # What would that do, and what would a sample cost?
   python train_trajectory.py --outdir=runs --data=... --network=... --dry-run
 

@@ -92,6 +92,16 @@ class CoefficientFamily:
         Raises:
             ValueError: c with another number of maps.
         """
+        f, g = self.shares(t, c)
+        return self.t_max * g / (f + g)
+
+    def endpoints(self, t: Tensor | float, c: Tensor) -> tuple[Tensor, Tensor]:
+        """Shares of data and noise in the state; here 1 and gamma. For others see `networks.interpolants`."""
+        gamma = self.gamma(t, c)
+        return torch.ones_like(gamma), gamma
+
+    def shares(self, t: Tensor | float, c: Tensor) -> tuple[Tensor, Tensor]:
+        """f and g, each `[B, C, H, W]`; arguments as of `gamma`, t up to t_max."""
         t = torch.as_tensor(t, device=c.device)
         t = t.to(torch.promote_types(t.dtype, c.dtype)).reshape(-1)
         if c.shape[1] not in (1, self.maps):
@@ -104,8 +114,7 @@ class CoefficientFamily:
         s = torch.einsum("bgmhw,bm->bghw", grouped, self.basis(t).to(c.dtype).expand(batch, -1))
         tau = (t / self.t_max)[:, None, None, None]
         f, g = s.to(tau.dtype).square().chunk(2, dim=1)
-        f, g = 1 - tau + f, tau + g
-        return self.t_max * g / (f + g)
+        return 1 - tau + f, tau + g
 
 
 # --- smooth maps -----------------------------------------------------------------------------------------------------

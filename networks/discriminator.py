@@ -6,8 +6,6 @@ backbone, cross-channel mixing (CCM, 1x1 convolutions), cross-scale mixing (CSM,
 
 Only the heads learn. Backbones and projections keep `requires_grad` False and eval mode whatever the module is told;
 heads run in train mode, also in generator steps: batch statistics, and one power iteration per forward.
-
-Losses are sums over rows (samples and backbones) of the mean over the logits of a row.
 """
 
 from __future__ import annotations
@@ -29,33 +27,11 @@ __all__ = [
     "Projector",
     "SpectralConv2d",
     "class_embedding_from_features",
-    "fake_loss",
-    "generator_loss",
-    "real_loss",
 ]
 
 EMBEDDING_DIM = 320  # the reference starts from pooled features of tf_efficientnet_lite0
 PROJECTED_LABEL_DIM = 64
 PROJECTIONS = (0, 1, 2)
-
-
-def generator_loss(logits: Sequence[Tensor]) -> Tensor:
-    """Sum of mean(-logit), for what should look real. `logits`: per backbone `[B, L]`; returns []."""
-    return _sum_of_row_means(-x for x in logits)
-
-
-def fake_loss(logits: Sequence[Tensor]) -> Tensor:
-    """Hinge: sum of mean relu(1 + logit)."""
-    return _sum_of_row_means(F.relu(1 + x) for x in logits)
-
-
-def real_loss(logits: Sequence[Tensor]) -> Tensor:
-    """Hinge: sum of mean relu(1 - logit)."""
-    return _sum_of_row_means(F.relu(1 - x) for x in logits)
-
-
-def _sum_of_row_means(values: Iterable[Tensor]) -> Tensor:
-    return torch.stack([x.mean(dim=1).sum() for x in values]).sum()
 
 
 class ProjectedDiscriminator(nn.Module):

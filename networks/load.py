@@ -19,10 +19,11 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from networks.flow_checkpoint import Config, read_state, to_checkpoint
+from networks.published_mac import denoiser_spec, mac_spec
 from networks.registry import NETWORKS, build
 from torch_utils import checkpoint
 from torch_utils.files import download, map_file
-from torch_utils.foreign_pickle import Record, naming, read_edm_pickle, to_network_spec
+from torch_utils.foreign_pickle import Record, naming, read_edm_pickle
 from torch_utils.pickle_machine import shown
 
 __all__ = ["PUBLISHED", "load_encoder", "load_network", "save_network"]
@@ -179,7 +180,9 @@ def _read(path: Path, config: Config | None = None) -> tuple[dict[str, Any], dic
 def _read_edm(path: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, Tensor]]:
     content = read_edm_pickle(path)
     with naming(path):
-        class_name, kwargs, state = to_network_spec(content["ema"])
+        if "ema" not in content:
+            return mac_spec(content["G_ema"])
+        class_name, kwargs, state = denoiser_spec(content["ema"])
     config = {"class_name": class_name, **kwargs}
     parts = {key: content.get(key) for key in ("loss_fn", "augment_pipe", "dataset_kwargs")}
     info = {"config": config, "path": "ve", "predicts": "data", "method": "edm", "source": "EDM-style pickle"}

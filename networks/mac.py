@@ -2,7 +2,8 @@
 
 As a network it is its denoiser V. `levels(noise, labels, sigmas)` turns nominal levels into the element-wise ones
 gamma(sigma; c), c = C(noise, labels), along which `samplers.mac` samples: x_i = data + gamma(sigma_i) * noise
-(Lee et al. 2024, arXiv 2404.14161). The nominal schedule it was trained with is part of it.
+(Lee et al. 2024, arXiv 2404.14161). The nominal schedule it was trained with is part of it. V may live on another path
+than that of denoisers; levels are then those of the field in sigma coordinates.
 """
 
 from __future__ import annotations
@@ -13,26 +14,26 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from networks.coefficients import CoefficientFamily, CoefficientNet
+from networks.coefficients import CoefficientNet
+from networks.interpolants import FAMILIES
+from networks.points import CoefficientMLP
 
 __all__ = ["MACNetwork"]
 
 
 class MACNetwork(nn.Module):
-    """V and C. State-dict keys: `V.*` of the denoiser, `C.UNet.*` of the coefficient network.
+    """V and C. State-dict keys: `V.*` of the denoiser, `C.UNet.*` of the coefficient network (of points: `C.MLP.*`).
 
     Args:
         network: class name and arguments of V, as in `net.config`.
-        coefficients: arguments of `CoefficientNet` beside resolution, channels, labels and M.
-        schedule: nominal noise levels, noisy to clean, without the final 0.
-        M, rho, k, t_max: the family, see `CoefficientFamily`.
+        coefficients: arguments of `CoefficientNet`, of points `CoefficientMLP`, beside resolution, channels, labels, M.
+        schedule: nominal noise levels, noisy to clean, without the final 0; of a flow family they begin at infinity.
+        M, rho, k, t_max: the family, see `CoefficientFamily`; t_max of "edm" alone.
+        family: key of `networks.interpolants.FAMILIES`.
 
     Raises:
         ValueError: parts that do not fit each other.
     """
-
-    path = "ve"
-    predicts = "data"
 
     def __init__(
         self,
@@ -43,6 +44,7 @@ class MACNetwork(nn.Module):
         rho: float = 7,
         k: float = 0,
         t_max: float = 80.0,
+        family: str = "edm",
     ) -> None:
         from networks.registry import build  # the registry lists this class
 
@@ -52,9 +54,27 @@ class MACNetwork(nn.Module):
         self.V = build(**network)
         for name in ("img_resolution", "img_channels", "label_dim", "sigma_min", "sigma_max"):
             setattr(self, name, getattr(self.V, name))
-        self.family = CoefficientFamily(self.img_channels, M, rho, k, t_max)
-        self.C = CoefficientNet(self.img_resolution, self.img_channels, self.label_dim, M, **coefficients)
+        self.path, self.predicts = self.V.path, self.V.predicts
+        self.gaussian_noise = getattr(self.V, "gaussian_noise", True)
+        self._set_family(family, M, rho, k, t_max)
+        if self.img_resolution == 1:
+            self.C = CoefficientMLP(self.img_channels, self.label_dim, M, **coefficients)
+        else:
+            self.C = CoefficientNet(self.img_resolution, self.img_channels, self.label_dim, M, **coefficients)
         self.schedule = tuple(float(s) for s in schedule)
+
+    def _set_family(self, family: str, M: int, rho: float, k: float, t_max: float) -> None:
+        if family not in FAMILIES:
+            raise ValueError(f"there is no family '{family}': choose from {', '.join(FAMILIES)}")
+        flow = family != "edm"
+        if flow and self.path not in ("linear", "trig"):
+            raise ValueError(
+                f"the family {family} begins in pure noise, which a network on the path {self.path} does not know: "
+                "use edm"
+            )
+        self.start = "exact" if flow else "scaled"
+        ends = {} if flow else {"t_max": t_max}
+        self.family = FAMILIES[family](self.img_channels, M, rho, k, **ends)
 
     @property
     def takes_gamma(self) -> bool:
@@ -73,7 +93,7 @@ class MACNetwork(nn.Module):
         return self.V.round_sigma(sigma)
 
     def forward(self, x: Tensor, sigma: Tensor | float, class_labels: Tensor | None = None, **kwargs: Any) -> Tensor:
-        """The clean estimate of V; see `Precond.forward`."""
+        """What V predicts; see `Precond.forward`, and `VelocityNetwork.forward` on another path."""
         return self.V(x, sigma, class_labels, **kwargs)
 
     def coefficients(self, noise: Tensor, class_labels: Tensor | None = None) -> Tensor:

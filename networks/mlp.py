@@ -2,9 +2,11 @@
 
 - `MLP`: three linear layers with tanh, the time as one more input. Keys: fc1, fc2, fc3.
 - `FourierMLP`: features sin, cos of c_j t + p_j, c_j from 0.1 to 100, added to an embedding of the sample, then linear
-  layers with GELU. Keys: timestep_coeff (buffer), timestep_phase, timestep_embed.{0,2}, input_embed, layers.
+  layers with GELU. Keys: timestep_coeff (buffer), timestep_phase, timestep_embed.{0,2}, input_embed, layers; with
+  classes also label_embed.
 
-Both are the two-dimensional networks of Lee, Kim, Ye 2023 (arXiv 2301.12003), published with their code.
+Both are the two-dimensional networks of Lee, Kim, Ye 2023 (arXiv 2301.12003), published with their code; classes are an
+addition. As the trunk of a denoiser, FourierMLP is given ln(sigma) / 4 for the time.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from networks.layers import Init, Linear
+from networks.unet_block import condition_labels
 
 __all__ = ["MLP", "FourierMLP"]
 
@@ -49,14 +52,25 @@ class MLP(nn.Module):
 
 
 class FourierMLP(nn.Module):
-    """GELU network with sinusoidal features of the time; arguments as MLP, `num_layers` hidden layers of `channels`."""
+    """GELU network with sinusoidal features of the time; arguments as MLP, `num_layers` hidden layers of `channels`.
+
+    label_dim, label_dropout: classes, and the share of them left out in training, as of `SongUNet`.
+    """
 
     timestep_coeff: Tensor
 
     def __init__(
-        self, img_resolution: int, in_channels: int, out_channels: int, channels: int = 128, num_layers: int = 3
+        self,
+        img_resolution: int,
+        in_channels: int,
+        out_channels: int,
+        channels: int = 128,
+        num_layers: int = 3,
+        label_dim: int = 0,
+        label_dropout: float = 0,
     ) -> None:
         super().__init__()
+        self.label_dim, self.label_dropout = label_dim, label_dropout
         pixels = img_resolution**2
         self.register_buffer("timestep_coeff", torch.linspace(0.1, 100, channels)[None])
         self.timestep_phase = nn.Parameter(torch.randn(1, channels))
@@ -66,10 +80,14 @@ class FourierMLP(nn.Module):
         )
         hidden = [nn.Sequential(Linear(channels, channels, init=_INIT), nn.GELU()) for _ in range(num_layers)]
         self.layers = nn.Sequential(nn.GELU(), *hidden, Linear(channels, out_channels * pixels, init=_INIT))
+        self.label_embed = Linear(label_dim, channels, bias=False, init=_INIT) if label_dim else None
 
-    def forward(self, x: Tensor, noise_labels: Tensor) -> Tensor:
-        """`[N, in_channels, ...]`, times [N or 1] -> `[N, out_channels, ...]`."""
+    def forward(self, x: Tensor, noise_labels: Tensor, class_labels: Tensor | None = None) -> Tensor:
+        """`[N, in_channels, ...]`, times [N or 1], one-hot labels [N or 1, label_dim] -> `[N, out_channels, ...]`."""
         flat = x.flatten(1)
         phase = self.timestep_coeff.to(x.dtype) * _column(noise_labels, flat) + self.timestep_phase.to(x.dtype)
         time = self.timestep_embed(torch.cat([phase.sin(), phase.cos()], dim=1))
+        if self.label_embed is not None:
+            labels = condition_labels(class_labels, x, self.label_dim, self.label_dropout, self.training)
+            time = time + self.label_embed(labels)
         return self.layers(self.input_embed(flat) + time).reshape(x.shape[0], -1, *x.shape[2:])

@@ -5,6 +5,10 @@ steps along the maps. Published is Euler to level 0,
 
     x' = x + (gamma_{i+1} - gamma_i) (x - D(x; gamma_i)) / gamma_i.
 
+The same step serves families of coefficients that end in pure noise (`networks.interpolants`): with y = gamma0 x the
+blend y' = gamma0' D + gamma1' noise of the two estimates is this one at the levels gamma1 / gamma0. There the first
+level is infinite, and the first step starts from the noise itself.
+
 Added noise ("churn", Karras et al. 2022, arXiv 2206.00364, algorithm 2) raises the nominal level to
 sigma_hat = sigma (1 + min(S_churn / N, sqrt(2) - 1)) and the state by the noise between the maps of the two.
 """
@@ -23,6 +27,7 @@ from torch import Tensor
 from samplers.field import Field
 from samplers.solve import SOLVERS, sample
 from samplers.solver import Step
+from samplers.start import exact_start
 from torch_utils.misc import expand_to
 from torch_utils.profile import forward_cost
 from torch_utils.rng import TorchRNG
@@ -71,7 +76,8 @@ def sample_mac(
     Args:
         net: an adaptive network or a field of one.
         noise: `[B, C, H, W]`, unit variance; its dtype is that of the state.
-        sigmas: nominal levels, noisy to clean; the last may be 0.
+        sigmas: nominal levels, noisy to clean; the last may be 0. Of a family that ends in pure noise they begin at
+            infinity; where that is left out it is added.
         solver, class_labels, trace, options: as of `samplers.sample`.
         coefficients: c `[B or 1, 2 C M, H, W]` to use instead of the network's; zeros give the ordinary path.
         S_churn, S_min, S_max, S_noise: amount of added noise, range of nominal levels that get it, its inflation.
@@ -91,12 +97,20 @@ def sample_mac(
     family = field.net.family
     c = field.net.coefficients(noise, field.class_labels) if coefficients is None else coefficients
     c = c.expand(len(noise), -1, -1, -1)
+    exact = getattr(field.net, "start", "scaled") == "exact"
+    times = [t for t in times if t < math.inf] if exact else times
     maps = [family.gamma(torch.tensor(t, dtype=torch.float64), c) if t else torch.zeros((), device=c.device)
             for t in times]  # fmt: skip
     if getattr(field.net, "takes_gamma", False):
         field = replace(field, net=_Told(field.net, times, maps))
+    if S_churn and exact:
+        raise ValueError("noise can be added along the family edm only: leave S_churn out")
+    if exact and len(maps) == 1:
+        return exact_start(field.ve(), noise, maps[0].to(noise.device))
     if not S_churn:
-        return sample(field, noise, maps, solver=solver, trace=trace, **options)
+        start = "exact" if exact else "scaled"
+        return sample(field, noise, maps, solver=solver, start=start, trace=trace, **options)
+    field = field.ve()
     return _churned(
         field, noise, times, maps, lambda t: family.gamma(torch.tensor(t, dtype=torch.float64), c), solver,
         (S_churn, S_min, S_max, S_noise), rng or TorchRNG(noise.device), trace, options,

@@ -106,14 +106,14 @@ def build_plan(
     search = {"batch": batch, "class_idx": class_idx, "progress": progress}
     if chooses_levels(net) and guidance:
         raise ValueError("--guidance-type does not go with a network that chooses its noise levels: leave it out")
-    own_levels = chooses_levels(net) and "steps" not in given
+    own_levels = chooses_levels(net) and not given.keys() & {"steps", "N", "coordinates"}
     net = guide(net, **guidance)
     refuse_for_coupling(net, given)
-    if wants_native(net, given):
-        plan = Plan(**native_plan(net, given))
-    elif own_levels:
+    if own_levels:
         _check_solver(given.get("solver"))
         plan = Plan(**mac_plan(net, given, options.denoise_to_zero is not False, **search))
+    elif wants_native(net, given):
+        plan = Plan(**native_plan(net, given))
     else:
         plan = _sigma_plan(net, given, **search)
     run, prior = start_from_prior(net, plan.run, prior)

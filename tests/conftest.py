@@ -8,6 +8,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from live_pickles import persistence  # noqa: F401  # a fixture of several files
+
 torch.set_num_threads(1)
 
 

@@ -5,7 +5,12 @@ In these files (Karras et al. 2022, arXiv 2206.00364) every layer is a call of `
 `Record` of class name and attributes, `module_src` is dropped unread, tensors are views of checked storages, and any
 name outside the list below stops the reading. The network is then built from our own classes by name.
 
+Files of MAC (Lee et al. 2024, arXiv 2404.14161) hold the generator as a live object instead: its classes are pickled by
+name, without source. Those names, in whatever module of the project they are, become Records as well. Classes pickled
+by value (dill) would have to be run to exist, and are refused.
+
     read_edm_pickle(path)      {"ema": Record, "loss_fn": Record, "augment_pipe": Record | None, "dataset_kwargs": dict}
+                               or {"G_ema": Record}
     read_training_state(path)  {"net": Record, "optimizer_state": Adam's state dict}
     to_network_spec(record)    class name, constructor arguments, state dict
 """
@@ -13,7 +18,8 @@ name outside the list below stops the reading. The network is then built from ou
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,6 +70,13 @@ _TORCH_MODULES = {
         ("activation", "SiLU"),
     )
 }
+
+# Classes of EDM and MAC that are pickled as plain objects: their names alone count, their modules differ between files.
+_PROJECT_CLASSES = {
+    "Generator", "CoefficientGenerator", "SinusoidalMacCalculator", "SongUNetModified", "DhariwalUNetModified",
+    "SongUNet", "DhariwalUNet", "UNetBlock", "Linear", "Conv2d", "GroupNorm", "PositionalEmbedding", "FourierEmbedding",
+}  # fmt: skip
+_NO_PROJECT = sys.stdlib_module_names | {"__builtin__", "copy_reg", "dill", "cloudpickle", "joblib", "numpy", "torch"}
 
 # numpy scalar type -> struct code
 _SCALARS = {"f2": "e", "f4": "f", "f8": "d", "b1": "?", "i1": "b", "i2": "h", "i4": "i", "i8": "q"}
@@ -120,14 +133,14 @@ def naming(path: str | Path) -> Iterator[None]:
 
 
 def read_edm_pickle(path: str | Path) -> dict[str, Any]:
-    """The dictionary of an EDM-style network pickle; it holds a `Record` under "ema".
+    """The dictionary of an EDM-style network pickle; it holds a `Record` under "ema", or under "G_ema" (MAC).
 
     Raises:
         ValueError: see `read_foreign`, or the file is something else.
     """
     value = read_foreign(path).value
-    if not isinstance(value, dict) or not isinstance(value.get("ema"), Record):
-        raise ValueError(f"{path} holds no network under 'ema': it is not an EDM-style network pickle")
+    if not isinstance(value, dict) or not any(isinstance(value.get(key), Record) for key in ("ema", "G_ema")):
+        raise ValueError(f"{path} holds no network under 'ema' or 'G_ema': it is not an EDM-style network pickle")
     return value
 
 
@@ -264,8 +277,18 @@ def _edm_reader(view: memoryview) -> TorchReader:
     }
     reader.classes |= {name: lambda cls=cls: Record(cls, {}) for name, cls in _TORCH_MODULES.items()}
     reader.classes |= {"dnnlib.util.EasyDict": dict, "dnnlib.EasyDict": dict}
+    reader.other_class = _project_class
     reader.values |= {str(dtype): dtype for dtype in DTYPES.values()}
     return reader
+
+
+def _project_class(name: str) -> Callable[[], Record] | None:
+    """Classes of the project that wrote the file; those of Python, torch and numpy are none, whatever their name."""
+    module, _, cls = name.rpartition(".")
+    parts = module.split(".")
+    if cls not in _PROJECT_CLASSES or parts[0] in _NO_PROJECT or not all(p.isidentifier() for p in parts):
+        return None
+    return lambda: Record(cls)
 
 
 def _persistent_object(arguments: tuple) -> Record:

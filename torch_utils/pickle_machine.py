@@ -54,6 +54,7 @@ class Vocabulary:
         build: function(value, state) for BUILD; raises ValueError where an object takes no state.
         persistent: function(id) for storages kept outside of the pickle; None: none may occur.
         met: collects the names that the file used.
+        other_class: function(name) for names not listed: as an entry of `classes`, or None to refuse.
     """
 
     calls: Mapping[str, Callable[[tuple], Any]] = field(default_factory=dict)
@@ -62,6 +63,11 @@ class Vocabulary:
     build: Callable[[Any, Any], None] | None = None
     persistent: Callable[[Any], Any] | None = None
     met: set[str] = field(default_factory=set)
+    other_class: Callable[[str], Callable[[], Any] | None] = lambda name: None
+
+    def maker(self, name: str) -> Callable[[], Any] | None:
+        """What makes an object of the class `name`."""
+        return self.classes.get(name) or self.other_class(name)
 
 
 @dataclass
@@ -216,7 +222,7 @@ class _Machine:
         v = self.vocabulary
         if name in v.values:
             self.push(v.values[name])
-        elif name in v.calls or name in v.classes:
+        elif name in v.calls or v.maker(name) is not None:
             self.push(Name(name))
         else:
             raise ValueError(f"it asks for {shown(name)}, which is not on the list of harmless names; nothing was run")
@@ -235,7 +241,7 @@ class _Machine:
 
     def new_object(self) -> None:
         arguments, cls = self.pop(), self.pop()
-        known = self.vocabulary.classes.get(cls.text) if isinstance(cls, Name) else None
+        known = self.vocabulary.maker(cls.text) if isinstance(cls, Name) else None
         if known is None or arguments != ():
             raise ValueError(f"it makes an object of {_describe(cls)}, which is not on the list of harmless classes")
         self.push(known())

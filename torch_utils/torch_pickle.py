@@ -81,6 +81,7 @@ class TorchReader:
             "torch._utils._rebuild_parameter": _parameter,
         }
         self.classes: dict[str, Callable[[], Any]] = {}
+        self.other_class: Callable[[str], Callable[[], Any] | None] = lambda name: None
         self.values: dict[str, Any] = {}
         self.build: Callable[[Any, Any], None] = _drop_metadata
 
@@ -170,7 +171,7 @@ class TorchReader:
 
     def _run(self, view: memoryview, position: int, persistent: Callable[[Any], Any] | None) -> tuple[Any, int]:
         values = self.values if persistent is None else {**self.values, **STORAGES}
-        vocabulary = Vocabulary(self.calls, self.classes, values, self.build, persistent, self.met)
+        vocabulary = Vocabulary(self.calls, self.classes, values, self.build, persistent, self.met, self.other_class)
         return run(view, position, vocabulary, self.budget)
 
     def _legacy(self, view: memoryview, read_object: Callable[..., tuple[Any, int]]) -> Any:

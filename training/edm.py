@@ -2,11 +2,15 @@
 
 Karras, Aittala, Aila, Laine: Elucidating the Design Space of Diffusion-Based Generative Models, NeurIPS 2022,
 arXiv 2206.00364 (table 1). Command line and defaults follow the published training code.
+
+Points in the plane (`--data=toy:NAME`) keep their coordinates: sigma_data is their root mean square, the noise levels
+of training are those of images in units of it, and the network is an MLP.
 """
 
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,16 +24,18 @@ from torch_utils.images import save_image
 from torch_utils.misc import format_count
 from torch_utils.options import opt
 from torch_utils.profile import forward_cost
+from torch_utils.scatter import is_points, scatter
 from training import phema
 from training.augment import edm_preset
 from training.config import CommonOptions
 from training.data import ImageDataset
 from training.ema import halflife_beta
-from training.losses import loss_for
+from training.losses import EDMLoss, loss_for
 from training.mac import COEFFICIENT_SAMPLERS, CoefficientOptions, gamma_loss
 from training.method import Average, Batch, LossOut, Method, Phase
-from training.preview import sample_grid
+from training.preview import sample_grid, sample_points, shown_part
 from training.schedules import lr_rampup
+from training.toys import is_toy, spread
 
 __all__ = ["EDMOptions", "build"]
 
@@ -46,6 +52,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
         "model_channels": 128, "channel_mult": [2, 2, 2],
     },
     "adm": {"model_type": "DhariwalUNet", "model_channels": 192, "channel_mult": [1, 2, 3, 4]},
+    "mlp": {"model_type": "FourierMLP"},
 }  # fmt: skip
 
 # edm_alpha and edm_gamma are MAC's names: plain EDM, and EDM with a noise level for every element (`training/mac.py`).
@@ -54,44 +61,75 @@ PRECONDITIONERS = {
     "edm_alpha": ("EDMPrecond", "EDMLoss"), "edm_gamma": ("EDMGammaPrecond", "EDMGammaLoss"),
 }  # fmt: skip
 
+P_MEAN = EDMLoss.P_mean
+
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True, kw_only=True)
 class EDMOptions(CoefficientOptions, CommonOptions):
-    arch: str = opt("ddpmpp", "Network architecture: DDPM++, NCSN++ or ADM", choices=list(ARCHITECTURES))
+    arch: str | None = opt(
+        None, "Network architecture: DDPM++, NCSN++, ADM, or of points an MLP [default: ddpmpp; of points mlp]",
+        choices=list(ARCHITECTURES),
+    )  # fmt: skip
     precond: str = opt("edm", "Preconditioning and loss", choices=list(PRECONDITIONERS))
     cbase: int | None = opt(None, "Base channels; default: the architecture's", metavar="INT", at_least=1)
     cres: tuple[int, ...] | None = opt(None, "Channel multiplier per resolution, e.g. 1,2,2,2", metavar="LIST")
     num_blocks: int | None = opt(None, "Residual blocks per resolution", metavar="INT", at_least=1)
     attn_resolutions: tuple[int, ...] | None = opt(None, "Resolutions with self-attention, e.g. 16,8", metavar="LIST")
-    dropout: float = opt(0.13, "Dropout probability", metavar="P", at_least=0, at_most=1)
+    dropout: float | None = opt(
+        None, "Dropout probability [default: 0.13; mlp has none]", metavar="P", at_least=0, at_most=1
+    )
     label_dropout: float = opt(
         0.0, "Share of labels hidden in training, for classifier-free guidance", metavar="P", at_least=0, at_most=1
     )
-    augment: float = opt(0.12, "Augmentation probability; 0 = off", metavar="P", at_least=0, at_most=1)
+    augment: float | None = opt(
+        None, "Augmentation probability; 0 = off [default: 0.12; mlp has none]", metavar="P", at_least=0, at_most=1
+    )
     p_mean: float | None = opt(None, "Mean of ln(sigma) in training (EDM loss); default -1.2", metavar="FLOAT")
     p_std: float | None = opt(None, "Std of ln(sigma) in training (EDM loss); default 1.2", metavar="FLOAT", above=0)
-    sigma_data: float | None = opt(None, "Std of the data (EDM); default 0.5", metavar="FLOAT", above=0)
+    sigma_data: float | None = opt(
+        None, "Std of the data (EDM); default 0.5, of points their root mean square", metavar="FLOAT", above=0
+    )
 
     coefficient_sampler: str | None = opt(
         None, "edm_gamma: random coefficients as defined, or with the flaws of the published code [default: defined]",
         choices=list(COEFFICIENT_SAMPLERS),
     )  # fmt: skip
 
+    @property
+    def architecture(self) -> str:
+        return self.arch or ("mlp" if is_toy(self.data) else "ddpmpp")
+
+    @property
+    def augment_probability(self) -> float:
+        default = 0 if self.architecture == "mlp" else 0.12
+        return default if self.augment is None else self.augment
+
     def name_parts(self) -> list[str]:
-        return [self.arch, self.precond]
+        return [self.architecture, self.precond]
 
     def network_kwargs(self) -> dict[str, Any]:
-        kwargs = dict(ARCHITECTURES[self.arch])
+        """Constructor arguments of the network but for those of the data."""
+        kwargs = dict(ARCHITECTURES[self.architecture])
+        if self.architecture == "mlp":
+            return kwargs | self._mlp_kwargs()
         given = {
             "model_channels": self.cbase, "channel_mult": self.cres, "num_blocks": self.num_blocks,
             "attn_resolutions": self.attn_resolutions, "sigma_data": self.sigma_data,
         }  # fmt: skip
         kwargs |= {k: list(v) if isinstance(v, tuple) else v for k, v in given.items() if v is not None}
-        if self.augment:
-            kwargs["augment_dim"] = edm_preset(self.augment).num_labels
-        return kwargs | {"dropout": self.dropout, "label_dropout": self.label_dropout}
+        if self.augment_probability:
+            kwargs["augment_dim"] = edm_preset(self.augment_probability).num_labels
+        dropout = 0.13 if self.dropout is None else self.dropout
+        return kwargs | {"dropout": dropout, "label_dropout": self.label_dropout}
+
+    def _mlp_kwargs(self) -> dict[str, Any]:
+        for name in ("cres", "attn_resolutions", "dropout", "augment"):
+            if getattr(self, name):
+                raise ValueError(f"--{name.replace('_', '-')} belongs to U-Nets: leave it out with --arch=mlp")
+        given = {"channels": self.cbase, "num_layers": self.num_blocks, "sigma_data": self.sigma_data}
+        return {k: v for k, v in given.items() if v is not None} | {"label_dropout": self.label_dropout}
 
     def loss_kwargs(self) -> dict[str, Any]:
         given = {"P_mean": self.p_mean, "P_std": self.p_std}
@@ -105,13 +143,25 @@ class EDMOptions(CoefficientOptions, CommonOptions):
 
 def build_network(options: EDMOptions, dataset: ImageDataset) -> nn.Module:
     precond, _ = PRECONDITIONERS[options.precond]
+    kwargs = options.network_kwargs()
+    if is_points(dataset.image_shape):
+        if options.architecture != "mlp":
+            raise ValueError(f"--arch={options.arch} is for images, {options.data} holds points: leave it out")
+        if options.lpf or options.gauss_kernel_sigma:
+            raise ValueError(f"--lpf smooths maps, {options.data} holds points: leave it out")
+        if not options.precond.startswith("edm"):
+            raise ValueError(
+                f"--precond={options.precond} is made for images in [-1, 1], {options.data} holds points of other "
+                "scale: use --precond=edm"
+            )
+        kwargs = {"sigma_data": spread(dataset)} | kwargs
     return networks.build(
         precond,
         img_resolution=dataset.resolution,
         img_channels=dataset.num_channels,
         label_dim=dataset.label_dim if options.cond else 0,
         use_fp16=options.trunk_precision == "fp16",
-        **options.network_kwargs(),
+        **kwargs,
     )
 
 
@@ -122,18 +172,22 @@ def build(options: EDMOptions, dataset: ImageDataset, device: torch.device) -> M
         ValueError: the options do not describe a network for this data set.
     """
     _, loss_name = PRECONDITIONERS[options.precond]
-    if dataset.resolution == 1:
-        raise ValueError(f"train.py edm has networks for images only, {options.data} holds points: use another method")
+    points = is_points(dataset.image_shape)
     net = build_network(options, dataset)
     cost = _training_cost(net)
     net.to(device, memory_format=torch.channels_last).train().requires_grad_(True)
     net.compute_dtype = DTYPES[options.trunk_precision]
     loss_kwargs = options.loss_kwargs()
+    if points:  # the levels of images, whose sigma_data is 0.5, in units of the data's
+        loss_kwargs = {"P_mean": P_MEAN + math.log(net.sigma_data / 0.5)} | loss_kwargs
     if options.precond == "edm_gamma":
-        loss_fn = gamma_loss(net, options.coefficient_settings(), options.coefficient_sampler, **loss_kwargs)
+        settings = options.coefficient_settings()
+        if points:
+            settings["lpf"] = False  # there are no neighbours to smooth over
+        loss_fn = gamma_loss(net, settings, options.coefficient_sampler, **loss_kwargs)
     else:
         loss_fn = loss_for(net, loss_name, **loss_kwargs)
-    augment_pipe = edm_preset(options.augment) if options.augment else None
+    augment_pipe = edm_preset(options.augment_probability) if options.augment_probability else None
     call = torch.compile(net) if options.compile else net
 
     def loss(batch: Batch) -> LossOut:
@@ -157,7 +211,7 @@ def build(options: EDMOptions, dataset: ImageDataset, device: torch.device) -> M
         phases=(phase,),
         averages={"ema": average, **phema.averages(options.phema, "net")},
         save=_save,
-        preview=_preview,
+        preview=functools.partial(_preview_points, data=dataset.images()) if points else _preview,
         flops_per_image=3 * cost.flops,
         summary=_summary(net, cost, options, dataset),
     )
@@ -197,3 +251,8 @@ def _save(path: Path, averaged: Mapping[str, nn.Module], info: Mapping[str, Any]
 def _preview(path: Path, averaged: Mapping[str, nn.Module]) -> None:
     """A grid of samples from fixed seeds, one row per class where there are classes."""
     save_image(sample_grid(averaged["ema"]), path)
+
+
+def _preview_points(path: Path, averaged: Mapping[str, nn.Module], *, data: torch.Tensor) -> None:
+    """Samples over the data."""
+    save_image(scatter(sample_points(averaged["ema"]), reference=shown_part(data)), path)

@@ -19,6 +19,7 @@ from networks.encoder import Encoded
 from samplers.path import Linear, Path
 from torch_utils.misc import expand_to
 from torch_utils.rng import TorchRNG
+from training.couplings import independent
 
 __all__ = ["T_EPS", "FlowLoss", "flow_loss", "gaussian_kl"]
 
@@ -54,6 +55,7 @@ def flow_loss(
     path: Path | None = None,
     prior_std: Tensor | float = 1.0,
     t_eps: float = T_EPS,
+    coupling: Callable[[Tensor, Tensor], Tensor] = independent,
 ) -> FlowLoss:
     """The loss of a batch.
 
@@ -65,11 +67,12 @@ def flow_loss(
         rng: source of eps and of the times.
         path: default linear.
         prior_std: deviations of the prior, broadcast against the data.
+        coupling: without an encoder, (data, noise) -> the noise in the order of its data.
     """
     path = Linear() if path is None else path
     eps = rng.randn_like(data)
     if encoder is None:
-        z, kl = prior_std * eps, torch.zeros(len(data), device=data.device)
+        z, kl = coupling(data, prior_std * eps), torch.zeros(len(data), device=data.device)
     else:
         z, mu, logvar = encoder(data, eps)
         kl = gaussian_kl(mu, logvar, torch.as_tensor(prior_std) ** 2)

@@ -163,12 +163,20 @@ class Loop:
                 p.requires_grad_(True)
 
     def _accumulate(self, index: int, phase: Phase, module: nn.Module, data: Tensor, labels: Tensor) -> None:
-        """Gradients of the whole batch; processes exchange them in the last round only."""
+        """Gradients of the whole batch; processes exchange them in the last round only.
+
+        Every round starts from the same buffers, as processes do: power iterations advance once a step, not once a
+        round, and a batch in rounds is the batch of as many processes.
+        """
         settings, per_process = self.settings, data.shape[0]
         self.optimizers[phase.name].zero_grad(set_to_none=True)
         rounds = self.rounds if phase.batch_size is None else settings.rounds(self.world, phase.batch_size)
         size = per_process // rounds
+        buffers = [b for part in self.method.modules.values() for b in part.buffers()] if rounds > 1 else []
+        saved = [b.clone() for b in buffers]
         for r in range(rounds):
+            if r and buffers:
+                torch._foreach_copy_(buffers, saved)
             rows = slice(r * size, (r + 1) * size)
             start = self.rank * per_process + rows.start
             rng = BatchRNG(settings.seed, self.nimg, start, start + size, self.device, stream=index)

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["TOYS", "ToyDataset", "draw", "is_toy"]
+__all__ = ["TOYS", "ToyDataset", "draw", "is_toy", "spread"]
 
 PREFIX = "toy:"
 SIZE = 100_000
@@ -113,6 +113,11 @@ def _black_pixels(path: Path, n: int, seed: int) -> Tensor:
     points = np.stack([x / max(width - 1, 1), 1 - y / max(height - 1, 1)], axis=1)
     chosen = np.random.default_rng(seed).integers(len(points), size=n)
     return torch.from_numpy(points[chosen].astype(np.float32))
+
+
+def spread(dataset: ToyDataset) -> float:
+    """Root mean square of all coordinates, to four digits: what EDM calls sigma_data."""
+    return float(f"{dataset.images().double().square().mean().sqrt().item():.4g}")
 
 
 def is_toy(data: object) -> bool:

@@ -12,6 +12,7 @@ Lee et al. 2024/2025, arXiv 2404.14161. D looks through frozen pretrained featur
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Mapping
@@ -26,13 +27,16 @@ from torch.utils.checkpoint import checkpoint
 import networks
 from networks.backbones import build_backbone
 from networks.discriminator import ProjectedDiscriminator
+from networks.interpolants import FAMILY_OF_PATH, interpolant_schedule
 from networks.mac import MACNetwork
+from networks.points import PointDiscriminator
 from samplers.field import Field
 from samplers.mac import coefficient_cost, sample_mac
 from samplers.stochastic import general_levels
 from torch_utils import distributed as dist
 from torch_utils.misc import format_count
 from torch_utils.rng import TorchRNG
+from torch_utils.scatter import is_points
 from training import phema, trajectory_pictures
 from training.adversarial import fake_loss, generator_loss, real_loss
 from training.data import ImageDataset
@@ -42,7 +46,10 @@ from training.ema import halflife_beta
 from training.loop import Settings
 from training.method import Average, Batch, LossOut, Method, Phase
 from training.schedules import lr_rampup
+from training.toys import ToyDataset, spread
 from training.trajectory_options import TrajectoryOptions
+
+ALL_NOISE = 1e9  # the level that stands for infinity, where a path ends in pure noise
 
 __all__ = ["TrajectoryOptions", "build", "draw_levels", "generate", "noised_levels", "single_step"]
 
@@ -52,6 +59,7 @@ class _Checkpointed:
 
     def __init__(self, net: MACNetwork) -> None:
         self.net, self.family, self.takes_gamma, self.coefficients = net, net.family, net.takes_gamma, net.coefficients
+        self.path, self.predicts, self.start = net.path, net.predicts, net.start
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
         # V is in eval mode: no dropout, so no random state to restore.
@@ -95,6 +103,10 @@ def single_step(
     net: MACNetwork, data: Tensor, noise: Tensor, labels: Tensor | None, t: Tensor, gamma: Tensor
 ) -> Tensor:
     """V's estimate of `data` from `data + gamma * noise`; V is told gamma, or its mean over each image."""
+    if net.path != "ve":
+        field = Field(net, class_labels=labels)
+        time = field.path.time_of(gamma.clamp(max=ALL_NOISE))
+        return field.data(field.path.mix(data, noise, time), time)
     x = data + gamma * noise
     extra = {}
     if (augment := getattr(getattr(net.V, "model", None), "map_augment", None)) is not None:
@@ -167,7 +179,8 @@ def build(options: TrajectoryOptions, dataset: ImageDataset, device: torch.devic
     net.compute_dtype = DTYPES[options.trunk_precision]
     net.V.eval()
     net.C.train()
-    disc = _discriminator(options, dataset).to(device).train()
+    points = is_points(dataset.image_shape)
+    disc = (_point_discriminator if points else _discriminator)(options, dataset).to(device).train()
     losses = _Losses(net, disc, options, torch.tensor(net.schedule, dtype=torch.float64, device=device))
     phases = [_phase("D", "D", losses.discriminator, options.dlr, options, options.batch_disc)]
     if options.train_c:
@@ -182,7 +195,9 @@ def build(options: TrajectoryOptions, dataset: ImageDataset, device: torch.devic
         averages={"ema": Average("net", lambda n, batch: halflife_beta(n, batch, options.ema * 1e6, rampup))}
         | phema.averages(options.phema, "net"),
         save=_save,
-        preview=trajectory_pictures.write,
+        preview=functools.partial(trajectory_pictures.write_points, data=dataset.images())
+        if points
+        else trajectory_pictures.write,
         summary=_summary(net, disc, costs, options, dataset),
     )
 
@@ -222,10 +237,15 @@ def _check_network(v: nn.Module, options: TrajectoryOptions, dataset: ImageDatas
     missing = [
         n for n in ("sigma_min", "sigma_max", "img_resolution", "img_channels", "label_dim") if not hasattr(v, n)
     ]
-    if missing or getattr(v, "path", "ve") != "ve" or getattr(v, "predicts", "data") != "data":
+    if missing:
         raise ValueError(
             f"{what} holds a {type(v).__name__}, which is no denoiser with a range of noise levels (sigma_min, "
-            "sigma_max): give one that train.py edm made, or an EDM pickle"
+            "sigma_max): give one that train.py made, or an EDM pickle"
+        )
+    if getattr(v, "prior", None) is not None or getattr(v, "prior_std", None) is not None:
+        raise ValueError(
+            f"{what} does not start from unit noise: give a network trained without a learned coupling "
+            "(train.py curvature --independent)"
         )
     image = (v.img_channels, v.img_resolution, v.img_resolution)
     if image != tuple(dataset.image_shape):
@@ -250,19 +270,46 @@ def _check_network(v: nn.Module, options: TrajectoryOptions, dataset: ImageDatas
 
 def _network_config(v: nn.Module, options: TrajectoryOptions) -> dict[str, Any]:
     """Arguments of the MACNetwork."""
-    family = options.coefficient_settings()
-    levels = general_levels(v, options.num_steps, rho=family["rho"])[:-1]
-    coefficients = {n: family[n] for n in ("scale", "multidimensionality", "lpf", "gauss_kernel_sigma")} | {
+    given = options.coefficient_settings()
+    family = options.family or FAMILY_OF_PATH[v.path]
+    if family == "edm":
+        rho, schedule = given["rho"], general_levels(v, options.num_steps, rho=given["rho"])[:-1].tolist()
+    else:
+        rho = 1.0 if options.rho is None else options.rho
+        schedule = interpolant_schedule(options.num_steps, rho)
+    return {
+        "network": v.config, "coefficients": _coefficients(v, given, options), "schedule": schedule,
+        "M": given["basis_num"], "rho": rho, "k": options.k, "family": family,
+    }  # fmt: skip
+
+
+def _coefficients(v: nn.Module, given: Mapping[str, Any], options: TrajectoryOptions) -> dict[str, Any]:
+    """Arguments of the coefficient network."""
+    common = {n: given[n] for n in ("scale", "multidimensionality")} | {
         "x_0_conditioning": options.x_0_conditioning,
-        "downsample": options.coef_downsample,
         "model_channels": options.coef_channels,
-        "channel_mult": list(options.coef_mult),
         "num_blocks": options.coef_blocks,
     }
-    return {
-        "network": v.config, "coefficients": coefficients, "schedule": levels.tolist(),
-        "M": family["basis_num"], "rho": family["rho"], "k": options.k,
-    }  # fmt: skip
+    if v.img_resolution == 1:
+        return common
+    return common | {
+        "lpf": given["lpf"],
+        "gauss_kernel_sigma": given["gauss_kernel_sigma"],
+        "downsample": options.coef_downsample,
+        "channel_mult": list(options.coef_mult),
+    }
+
+
+OF_IMAGES = ("backbones", "diffaugment", "coef_mult", "coef_downsample", "lpf", "gauss_kernel_sigma")
+
+
+def _point_discriminator(options: TrajectoryOptions, dataset: ToyDataset) -> PointDiscriminator:
+    defaults = {f.name: f.default for f in dataclasses.fields(options)}
+    for name in OF_IMAGES:
+        if getattr(options, name) != defaults[name]:
+            raise ValueError(f"--{name.replace('_', '-')} is for images, {options.data} holds points: leave it out")
+    label_dim = dataset.label_dim if options.cond else 0
+    return PointDiscriminator(dataset.num_channels, label_dim, std=spread(dataset))
 
 
 def _discriminator(options: TrajectoryOptions, dataset: ImageDataset) -> ProjectedDiscriminator:

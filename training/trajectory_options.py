@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from networks.backbones import BACKBONES
+from networks.interpolants import FAMILIES
 from torch_utils.options import opt
 from training.config import CommonOptions
 from training.diffaugment import POLICY
@@ -39,6 +40,10 @@ class TrajectoryOptions(CoefficientOptions, CommonOptions):
     s_noise: float = opt(1.0, "Inflation of the added noise", metavar="FLOAT", at_least=0)
 
     # The coefficient network
+    family: str | None = opt(
+        None, "Coefficients of data and noise: EDM's, or of a flow that ends in pure noise [default: as the network's "
+        "path]", choices=list(FAMILIES),
+    )  # fmt: skip
     k: float = opt(0.0, "MAC: smoothness of the coefficients in time; larger damps fast changes", metavar="FLOAT")
     x_0_conditioning: bool = opt(True, "C sees the starting noise; else all images share their levels", metavar="BOOL")
     coefficient_conditioning: bool | None = opt(

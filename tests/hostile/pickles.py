@@ -24,6 +24,7 @@ from hostile.assemble import (
     tensor,
     text,
 )
+from hostile.live_objects import LIVE, generators
 
 # Streams that name something to run: the refusal must name it too.
 
@@ -313,7 +314,7 @@ _EDM_ONLY |= {
         "operations",
     ),
 }  # fmt: skip
-BODIES |= _EDM_ONLY
+BODIES |= _EDM_ONLY | LIVE
 
 
 def networks():
@@ -360,6 +361,7 @@ def networks():
         "text for a number": module_state(_init_kwargs=items(img_resolution=text("eight"), img_channels=b"K\x03")),
     }
     result = {name: p2(items(ema=persistent(state=state))) for name, state in states.items()}
+    result |= generators()
     result["unknown class"] = p2(items(ema=persistent("os")))
     result["dunder class"] = p2(items(ema=persistent("__class__")))
     result["no ema"] = p2(items(net=child))

@@ -4,7 +4,6 @@ import collections
 import os
 import pickle
 import sys
-import types
 from contextlib import suppress
 
 import hostile
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from golden_cases import cases, fill_weights
+from live_pickles import module_dict
 
 from torch_utils import checkpoint
 from torch_utils.describe import describe
@@ -106,47 +106,6 @@ def test_adam_accepts_the_training_state(case):
 
 
 # Files that Python and PyTorch write themselves
-
-
-@pytest.fixture
-def persistence(monkeypatch):
-    """Classes that pickle as the original ones do: a call of a function in a module of that name."""
-    module = types.ModuleType("torch_utils.persistence")
-
-    def _reconstruct_persistent_obj(meta):
-        raise AssertionError("the reader must not call this")
-
-    _reconstruct_persistent_obj.__module__ = module.__name__
-    _reconstruct_persistent_obj.__qualname__ = _reconstruct_persistent_obj.__name__
-    module._reconstruct_persistent_obj = _reconstruct_persistent_obj
-    monkeypatch.setitem(sys.modules, module.__name__, module)
-    import torch_utils
-
-    monkeypatch.setattr(torch_utils, "persistence", module, raising=False)
-
-    class Persistent:
-        def __init__(self, class_name, state, source="# source"):
-            self.meta = {"type": "class", "version": 6, "module_src": source, "class_name": class_name, "state": state}
-
-        def __reduce__(self):
-            return _reconstruct_persistent_obj, (self.meta,)
-
-    return Persistent
-
-
-def module_dict(parameters=None, buffers=None, modules=None, **others):
-    od = collections.OrderedDict
-    return {
-        "training": False,
-        "_parameters": od(parameters or {}),
-        "_buffers": od(buffers or {}),
-        "_non_persistent_buffers_set": {"hidden"},
-        "_backward_hooks": od(),
-        "_modules": od(modules or {}),
-        "_init_args": (),
-        "_init_kwargs": {},
-        **others,
-    }
 
 
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])

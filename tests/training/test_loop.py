@@ -123,6 +123,19 @@ def test_accumulation_changes_only_rounding():
         torch.testing.assert_close(tensors(parts)[key], value, rtol=1e-4, atol=1e-6)
 
 
+def test_every_round_starts_from_the_same_buffers():
+    """What a forward pass leaves in buffers (power iterations) is what one round leaves, as with as many processes."""
+    loop, counter = make_loop(batch_gpu=2), nn.Module()
+    counter.register_buffer("passes", torch.zeros(()))
+    loop.method.modules["counter"] = counter
+    seen = []
+    loop.method.modules["net"].register_forward_pre_hook(lambda *_: seen.append(counter.passes.add_(1).item()))
+    for _ in range(2):
+        loop.step()
+    assert seen == [1, 1, 1, 1, 2, 2, 2, 2]
+    assert counter.passes == 2
+
+
 def test_first_step_moves_nothing_but_counts():
     loop = make_loop()
     before = tensors(loop)["m.0.weight"].clone()
