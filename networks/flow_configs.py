@@ -87,6 +87,8 @@ def to_kwargs(config: Mapping[str, Any], encoder: bool = False) -> dict[str, Any
         raise ValueError(f"a {kind} configuration has no field {unknown[0]}: it takes {', '.join(taken)}")
     if missing := [k for k, p in taken.items() if p.default is p.empty and k not in fields]:
         raise ValueError(f"the {kind} configuration lacks the field {missing[0]}: it needs {', '.join(missing)} too")
+    for name, value in fields.items():
+        _check_value(name, value, taken[name])
     channels, out = fields.pop("in_channels"), fields.pop("out_channels")
     if out != channels * (1 + encoder):
         raise ValueError(
@@ -101,6 +103,27 @@ def to_kwargs(config: Mapping[str, Any], encoder: bool = False) -> dict[str, Any
         "model_type": _UNETS[kind],
         **fields,
     }
+
+
+_KINDS: dict[str, tuple[Any, str]] = {
+    "int": (int, "a whole number"), "float": (int | float, "a number"), "bool": (bool, "true or false"),
+    "str": (str, "a text"),
+}  # fmt: skip
+
+
+def _check_value(name: str, value: Any, parameter: inspect.Parameter) -> None:
+    """A ValueError where the value is not what the network's argument is declared as, or is below 0."""
+    kind = str(parameter.annotation).removeprefix("Sequence[").removesuffix("]")
+    types, word = _KINDS[kind]
+    listed = kind != parameter.annotation
+    values = (value if isinstance(value, list | tuple) else [None]) if listed else [value]
+    lowest = -1 if parameter.default == -1 else 0
+    for v in values:
+        if not isinstance(v, types) or (kind != "bool" and isinstance(v, bool)) or (kind != "str" and v < lowest):
+            raise ValueError(
+                f"the field {name} is {json.dumps(value)}: give {'a list, each ' * listed}{word}"
+                + (f" of {lowest} or more" if kind in ("int", "float") else "")
+            )
 
 
 def _need_full_precision(fields: dict[str, Any]) -> None:

@@ -78,7 +78,7 @@ class VelocityNetwork(nn.Module):
         gaussian_noise: the noise of training was Gaussian and independent of the data, so that scores can be had.
         prior_std: deviations per channel of the Gaussian that training aimed at; None: 1.
         prior_rank: directions of the measured prior; None: no measured prior.
-        path: "linear", or "vp" for the variance-preserving path instead.
+        path: "linear", or instead "vp", the variance-preserving path, or "trig", cos and sin of time.
 
     Attributes:
         path, predicts, start: how samplers read this model. start = "exact": the state at infinite sigma is known.
@@ -110,12 +110,12 @@ class VelocityNetwork(nn.Module):
             raise ValueError(f"a velocity network of type {model_type} takes no class labels: train it with --cond=0")
         if prior_std is not None and (len(prior_std) != img_channels or min(prior_std) <= 0):
             raise ValueError(f"prior_std={list(prior_std)}: give {img_channels} positive deviations, one per channel")
-        if path not in ("linear", "vp"):
-            raise ValueError(f"a velocity network lives on the path linear or vp, not on '{path}'")
+        if path not in ("linear", "vp", "trig"):
+            raise ValueError(f"a velocity network lives on the path linear, vp or trig, not on '{path}'")
         super().__init__()
         self.img_resolution, self.img_channels, self.label_dim = img_resolution, img_channels, label_dim
         self.time_scale, self.gaussian_noise = time_scale, gaussian_noise
-        self.path, self.start = path, "exact" if path == "linear" else "scaled"
+        self.path, self.start = path, "scaled" if path == "vp" else "exact"
         self.prior_std = None if prior_std is None else list(prior_std)
         self.compute_dtype = torch.float32
         labels = {"label_dim": label_dim} if model_type == "SongUNet" else {}
@@ -137,8 +137,14 @@ class VelocityNetwork(nn.Module):
 
     @property
     def priors(self) -> tuple[str, ...]:
-        """The start distributions that `start_noise` knows, the recommended one first."""
-        return ("standard",) if self.prior is None else ("matched", "standard")
+        """The start distributions that `start_noise` knows, the recommended one first.
+
+        As measured (docs/curvature.md): points start best from the matched one. Few steps make images too narrow, for
+        which the wider prior makes up.
+        """
+        if self.prior is None:
+            return ("standard",)
+        return ("matched", "standard") if self.img_resolution == 1 else ("standard", "matched")
 
     def round_sigma(self, sigma: Tensor | float) -> Tensor:
         """The nearest noise level that the network supports: every one."""

@@ -25,6 +25,7 @@ from samplers.run import Samples, generate
 from samplers.schedules import get_schedule
 from samplers.solve import SOLVERS, sample
 from samplers.solver import Step
+from samplers.start import start_noise
 from torch_utils import distributed as dist
 from torch_utils.frechet import Extractor, FeatureStats, Moments
 from torch_utils.images import to_uint8
@@ -130,7 +131,7 @@ def compare(
     teacher = measure.teacher(net)
     teacher_nfe = SOLVERS[teacher.solver].nfe(len(teacher.sigmas), denoise_to_zero=True)
     clean = []
-    for batch in generate(net, compared, teacher, batch=measure.batch, device=device, rank=0, world=1):
+    for batch in generate(net, compared, _started(teacher), batch=measure.batch, device=device, rank=0, world=1):
         clean.append(batch.images)
         progress(teacher_nfe * len(batch.images))
     ends = {False: torch.cat(teacher.ends), True: torch.cat(clean)} if compared else {}
@@ -141,7 +142,7 @@ def compare(
             results.append({**result, "sigmas": None, "rmse": None, "why": cell.why})
             continue
         seeds = compared + further
-        batches = generate(net, seeds, cell.run.sampler, batch=measure.batch, device=device, rank=0, world=1)
+        batches = generate(net, seeds, _started(cell.run.sampler), batch=measure.batch, device=device, rank=0, world=1)
         numbers = _measure(batches, ends.get(cell.run.ends_at_zero), cell.nfe, measure, device, progress)
         results.append({**result, "sigmas": list(cell.run.sigmas), **numbers})
     report = {
@@ -153,6 +154,16 @@ def compare(
         num = measure.num if measure.num_fid is None else measure.num_fid
         report["frechet"] = {"features": measure.extractor.name, "num": num}
     return {**report, "results": results}
+
+
+def _started(sampler: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The sampler from the noise that the model starts from, as in `generate.py`."""
+
+    def run(net: Field | Callable[..., Tensor], noise: Tensor, class_labels: Tensor | None, *, rng: Any) -> Tensor:
+        field = net if isinstance(net, Field) else Field(net)
+        return sampler(net, start_noise(field, noise.double()), class_labels, rng=rng)
+
+    return run
 
 
 def _measure(

@@ -3,7 +3,8 @@
 A contestant is written NAME[:MAX_ORDER][:OPTION=VALUE...][@SCHEDULE[#COEFF]], for example `ipndm`, `ab:2`,
 `unipc:3:variant=bh1`, `dpmpp@logsnr`, `ipndm@gits.json#1.15` (a schedule file, and which of its coefficients). `edm` is
 Heun with a last step to level 0 (Karras et al. 2022, arXiv 2206.00364, Alg. 1): 2 N - 1 evaluations. The others end at
-the lowest level: (N - 1) times their evaluations a step.
+the lowest level: (N - 1) times their evaluations a step. Where a model starts exactly, at infinite sigma, that is one
+evaluation more. `euler@native` takes equal steps in a flow model's own time, as it is published.
 """
 
 from __future__ import annotations
@@ -19,15 +20,19 @@ import torch
 from torch import Tensor
 
 from samplers.field import Field
+from samplers.native import sample_native, uniform_times
+from samplers.path import VE
 from samplers.schedule_file import ScheduleFile, path_name
 from samplers.schedules import SCHEDULES, get_schedule
 from samplers.solve import SOLVERS, sample
 from samplers.solver import Solver
+from samplers.start import native, starts_exactly
 from samplers.stochastic import edm_sampler, general_levels
 
 __all__ = ["Cell", "Contestant", "Run", "parse_contestant", "plan_cells"]
 
 EDM = "edm"
+NATIVE = "native"  # in place of a schedule
 
 
 class Run(NamedTuple):
@@ -46,7 +51,7 @@ class Contestant:
         label: how it was written; column head.
         solver: key of `SOLVERS`, or "edm".
         options: the solver's own.
-        schedule: name of a schedule, or a file of searched ones.
+        schedule: name of a schedule, a file of searched ones, or "native".
         coeff: which of the file's coefficients; None: the only one.
     """
 
@@ -58,22 +63,37 @@ class Contestant:
 
     def at(self, nfe: int, net: Field | Callable[..., Tensor]) -> Run | str:
         """The sampler that makes exactly `nfe` evaluations per image, or the sentence why there is none."""
+        field = net if isinstance(net, Field) else Field(net)
+        if self.schedule == NATIVE:
+            return self._native(nfe, field)
+        first = int(starts_exactly(field))  # evaluations at infinite sigma
+        more = " plus 1, for the exact start" if first else ""
         if self.solver == EDM:
-            return self._edm(nfe, net)
+            return self._edm(nfe - first, net, more)
         entry = SOLVERS[self.solver]
         if isinstance(self.schedule, ScheduleFile):
-            return self._from_file(self.schedule, entry, nfe, net)
-        num_steps = nfe // entry.evaluations + 1
-        if num_steps < 2 or entry.nfe(num_steps, **self.options) != nfe:
-            return f"{self.solver} takes {entry.evaluations} evaluations a step: NFE must be a multiple of it"
+            return self._from_file(self.schedule, entry, nfe - first, net)
+        num_steps = (nfe - first) // entry.evaluations + 1
+        if num_steps < 2 or entry.nfe(num_steps, **self.options) != nfe - first:
+            return f"{self.solver} takes {entry.evaluations} evaluations a step: NFE must be a multiple of it{more}"
         return self._stamps(get_schedule(num_steps, None, None, self.schedule, net=net), False)
 
-    def _edm(self, nfe: int, net: Field | Callable[..., Tensor]) -> Run | str:
+    def _edm(self, nfe: int, net: Field | Callable[..., Tensor], more: str) -> Run | str:
         if nfe % 2 == 0:
-            return "EDM's sampler takes 2 N - 1 evaluations for N steps: NFE must be odd"
+            return f"EDM's sampler takes 2 N - 1 evaluations for N steps: NFE must be odd{more}"
         steps = (nfe + 1) // 2
         levels = general_levels(net, steps, 0.002, 80)
         return Run(functools.partial(edm_sampler, num_steps=steps), tuple(levels.tolist()), True)
+
+    def _native(self, nfe: int, field: Field) -> Run | str:
+        if isinstance(native(field).path, VE):
+            return "this network lives in sigma coordinates and has no time of its own"
+        try:
+            times = uniform_times(nfe, self.solver)
+        except ValueError as error:
+            return str(error)
+        run = functools.partial(_sample_native, times=times, solver=self.solver, **self.options)
+        return Run(run, tuple(times.tolist()), True)
 
     def _from_file(self, file: ScheduleFile, entry: Solver, nfe: int, net: Field | Callable[..., Tensor]) -> Run | str:
         file.check_model(path_name((net if isinstance(net, Field) else Field(net)).path))
@@ -106,6 +126,12 @@ def _sample(
     return sample(net, noise.double(), class_labels=class_labels, rng=rng, **options)
 
 
+def _sample_native(
+    net: Field | Callable[..., Tensor], noise: Tensor, class_labels: Tensor | None, *, rng: Any = None, **options: Any
+) -> Tensor:
+    return sample_native(net, noise.double(), class_labels=class_labels, **options)
+
+
 def parse_contestant(text: str) -> Contestant:
     """The contestant that is written so; options of a schedule file hold where the text does not say otherwise.
 
@@ -131,10 +157,10 @@ def parse_contestant(text: str) -> Contestant:
         SOLVERS[solver].resolve(options)
         label = f"{name}@{Path(schedule).stem}{hash_}{coeff}"
         return Contestant(label, solver, options, file, _number(label, coeff) if hash_ else None)
-    if hash_ or (schedule and schedule not in SCHEDULES):
+    if hash_ or (schedule and schedule not in (*SCHEDULES, NATIVE)):
         raise ValueError(
             f"there is no schedule '{schedule}{hash_}{coeff}': give a schedule file (.json) or one of "
-            f"{', '.join(SCHEDULES)}"
+            f"{', '.join(SCHEDULES)}, {NATIVE}"
         )
     SOLVERS[solver].resolve(options)
     return Contestant(label, solver, options, schedule or "polynomial")

@@ -118,7 +118,7 @@ class SamplerOptions:
     )
     prior: str | None = opt(
         None, "Models of a learned coupling: start from the Gaussian measured on encoded data, or from the one that "
-        "training aimed at [default: matched where it was measured]", choices=list(PRIORS),
+        "training aimed at [default: matched for points, standard for images]", choices=list(PRIORS),
     )  # fmt: skip
     start: str | None = opt(
         None, "Flow models in sigma: begin at infinite sigma (one more evaluation) or with scaled noise "

@@ -29,9 +29,21 @@ def make_data(folder):
     return folder
 
 
-def drive(tmp_path, data, outdir, kimg, runs, world=1):
+def joint_options(folder, dropout=0.1):
+    """Of a tiny `train.py curvature` run; its two network configurations are written to the folder."""
+    config = {"img_resolution": 8, "in_channels": 1, "model_channels": 8, "channel_mult": [1], "num_blocks": 1}
+    for role, channels in (("de", 1), ("en", 2)):
+        text = json.dumps(config | {"out_channels": channels, "attn_resolutions": [], "dropout": dropout})
+        (folder / f"{role}.json").write_text(text)
+    return (
+        f"--config_de={folder / 'de.json'} --config_en={folder / 'en.json'} --optimizer=adam --lr=1e-3 "
+        "--warmup_steps=4 --ema_decay=0.9 --N=2 --num_samples=4 --batch=32 --tick=0.064 --snap=2 --dump=1 --seed=3 "
+    )
+
+
+def drive(tmp_path, data, outdir, kimg, runs, world=1, method="edm", options=OPTIONS):
     """Exit statuses and events of each process of each run, by `kill_driver.py`."""
-    command = [f"--outdir={outdir}", f"--data={data}", f"--duration={kimg / 1000}", *OPTIONS.split()]
+    command = [method, f"--outdir={outdir}", f"--data={data}", f"--duration={kimg / 1000}", *options.split()]
     plan = tmp_path / "plan.json"
     plan.write_text(json.dumps({"command": command, "world": world, "runs": runs}))
     done = subprocess.run(

@@ -8,6 +8,7 @@ makes, from which sampling starts (`training/prior.py`).
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,14 +26,16 @@ from torch_utils.images import from_uint8, make_grid, save_image, to_uint8
 from torch_utils.misc import format_count
 from torch_utils.profile import forward_cost
 from torch_utils.rng import PerSampleRNG
-from torch_utils.scatter import is_points, scatter
+from torch_utils.scatter import is_points
 from training import phema
+from training.couplings import COUPLINGS
 from training.curvature_options import CurvatureOptions
 from training.data import ImageDataset
 from training.edm import DTYPES
 from training.ema import halflife_beta
 from training.flow_loss import flow_loss
 from training.method import Average, Batch, LossOut, Method, Phase
+from training.plane import LINES, draw_planes, look
 from training.prior import measure_prior, with_prior
 from training.schedules import lr_rampup
 
@@ -40,7 +43,7 @@ __all__ = ["CurvatureOptions", "build", "ema_factor", "optimizer_of", "warmup_lr
 
 PRIOR_SAMPLES = 8192  # data encoded to measure the start distribution, once a snapshot
 PICTURES = 16  # samples in a preview
-POINTS = 2048  # the same of points in the plane
+POINTS = 8192  # the same of points in the plane
 
 
 def warmup_lr(step: int, lr: float, warmup: int) -> float:
@@ -79,6 +82,7 @@ def build(options: CurvatureOptions, dataset: ImageDataset, device: torch.device
         out = flow_loss(
             call, encoder, batch.data, beta=options.weight_prior, rng=batch.rng, prior_std=prior_std,
             class_labels=batch.labels if net.label_dim else None, path=PATHS[net.path](),
+            coupling=COUPLINGS[options.coupling],
         )  # fmt: skip
         terms = {"Loss/loss": out.total, "Loss/flow_matching": out.flow_matching}
         return LossOut(out.total, terms if encoder is None else {**terms, "Loss/kl": out.kl})
@@ -101,6 +105,7 @@ def build(options: CurvatureOptions, dataset: ImageDataset, device: torch.device
         phases=(phase,),
         averages={**averages, **phema.averages(options.phema, "net")},
         save=functools.partial(_save, shown=shown),
+        export=shown.with_prior,
         preview=shown.preview if dataset.num_channels in (1, 3) or is_points(dataset.image_shape) else None,
         figures=shown.figures,
         flops_per_image=3 * cost.flops,
@@ -143,7 +148,8 @@ def _networks(options: CurvatureOptions, dataset: ImageDataset) -> tuple[nn.Modu
             f"the networks are for images of {kwargs['img_resolution']} pixels and {kwargs['img_channels']} channels, "
             f"{options.data} has {dataset.resolution} and {dataset.num_channels}: choose another preset or data set"
         )
-    more: dict[str, Any] = {"gaussian_noise": encoder is None, "path": "vp" if options.ddpm else "linear"}
+    path = "vp" if options.ddpm else "trig" if options.trig else "linear"
+    more: dict[str, Any] = {"gaussian_noise": encoder is None and options.coupling == "independent", "path": path}
     if options.prior_std is not None:
         more["prior_std"] = list(options.prior_std)
     if options.cond:
@@ -188,7 +194,7 @@ def _summary(
     def size(module: nn.Module) -> str:
         return f"{format_count(sum(p.numel() for p in module.parameters()))} parameters"
 
-    coupling = "independent" if encoder is None else f"encoder of {size(encoder)}, beta {options.weight_prior:g}"
+    coupling = options.coupling if encoder is None else f"encoder of {size(encoder)}, beta {options.weight_prior:g}"
     return (
         ("Network", f"{type(net).__name__} ({type(net.model).__name__}), {size(net)}"),
         ("Coupling", coupling),
@@ -238,10 +244,13 @@ class _Shown:
         return float(trajectory_curvature([*states, end], times))
 
     def _sample(self, net: nn.Module, start: Tensor, times: Tensor, **more: Any) -> Tensor:
-        labels = None
-        if net.label_dim:
-            labels = torch.eye(net.label_dim, device=self.device)[torch.arange(len(start)) % net.label_dim]
-        return sample_native(net, start, times, class_labels=labels, **more)
+        return sample_native(net, start, times, class_labels=self._labels(net, len(start)), **more)
+
+    def _labels(self, net: nn.Module, count: int) -> Tensor | None:
+        """The classes in turn, one-hot."""
+        if not net.label_dim:
+            return None
+        return torch.eye(net.label_dim, device=self.device)[torch.arange(count) % net.label_dim]
 
     def with_prior(self, averaged: Mapping[str, nn.Module]) -> nn.Module:
         """The averaged network with the moments of the noise that the averaged encoder makes."""
@@ -251,13 +260,26 @@ class _Shown:
         rank = min(self.options.prior_rank, net.img_channels * net.img_resolution**2)
         return with_prior(net, measure_prior(averaged["encoder"], self.data(PRIOR_SAMPLES), rank))
 
+    def _pairs(self, averaged: Mapping[str, nn.Module]) -> tuple[Tensor, Tensor]:
+        """Data and the noise that training pairs it with, whole batches of at least LINES in all."""
+        batch = self.options.batch
+        x = torch.cat(list(self.data(batch * math.ceil(LINES / batch))))
+        eps = self.noise(len(x), seed=POINTS)
+        if "encoder" in averaged:
+            return x, averaged["encoder"](x, eps).z
+        z, couple = averaged["ema"].start_noise(eps, "standard"), COUPLINGS[self.options.coupling]
+        return x, torch.cat([couple(*ends) for ends in zip(x.split(batch), z.split(batch), strict=True)])
+
     @torch.inference_mode()
     def preview(self, path: Path, averaged: Mapping[str, nn.Module]) -> None:
-        """Samples by 4 Euler steps above the same samples by N, in rows of eight; of points, N steps over the data."""
-        net = self.with_prior(averaged).to(self.device).eval()
+        """Samples by 4 Euler steps above the same samples by N, in rows of eight; of points, lines and densities."""
+        net = self.with_prior(averaged)
         if is_points(self.dataset.image_shape):
-            points = self._sample(net, net.start_noise(self.noise(POINTS)), uniform_times(self.options.N))
-            save_image(scatter(points, reference=torch.cat(list(self.data(POINTS)))), path)
+            name, points = f"{self.options.N} Euler steps", torch.cat(list(self.data(POINTS)))
+            plane = look(
+                name, net, self._pairs(averaged), points, self.noise(POINTS), self.options.N, self._labels(net, POINTS)
+            )
+            draw_planes([plane], path)
             return
         start = net.start_noise(self.noise(PICTURES))
         rows = [to_uint8(self._sample(net, start, uniform_times(n))).cpu().split(8) for n in (4, self.options.N)]

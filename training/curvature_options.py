@@ -15,6 +15,7 @@ from networks.flow_configs import PRESETS
 from torch_utils.cli import NumberList
 from torch_utils.options import opt
 from training.config import CommonOptions
+from training.couplings import COUPLINGS
 
 __all__ = ["HYPER", "ORIGINAL", "CurvatureOptions"]
 
@@ -69,7 +70,12 @@ class CurvatureOptions(CommonOptions):
         metavar="BETA", names=("--beta",),
     )  # fmt: skip
     independent: bool = opt(False, "No encoder: noise independent of the data, plain flow matching", flag=True)
+    coupling: str = opt(
+        "independent", "With --independent: noise as it is drawn, or assigned to the data of the batch by optimal "
+        "transport", choices=list(COUPLINGS),
+    )  # fmt: skip
     ddpm: bool = opt(False, "The variance-preserving path instead of the linear one", flag=True)
+    trig: bool = opt(False, "The trigonometric path, cos and sin of time, instead of the linear one", flag=True)
     prior_std: tuple[float, ...] | None = opt(
         None, "Deviations of the prior per channel, e.g. 6,1 [default: the preset's, else 1]", metavar="LIST",
         type=NumberList(),
@@ -132,6 +138,12 @@ class CurvatureOptions(CommonOptions):
             raise ValueError(f"--weight-cur={self.weight_cur:g} had no effect in the original program: leave it out")
         if self.preset and self.dataset:
             raise ValueError("--preset and --dataset both name a published model: leave one of them out")
+        if self.coupling != "independent" and not self.independent:
+            raise ValueError(
+                f"--coupling={self.coupling} pairs noise that no encoder makes: give --independent as well"
+            )
+        if self.ddpm and self.trig:
+            raise ValueError("--ddpm and --trig are two paths: leave one of them out")
         if self.independent and self.config_en:
             raise ValueError("--independent trains no encoder: leave out --config-en")
         if self.lr_rampup is not None and self.warmup_steps and "warmup_steps" not in self._published():
@@ -153,4 +165,5 @@ class CurvatureOptions(CommonOptions):
         return max(math.ceil(round(self.duration * 1000, 6)), 1)
 
     def name_parts(self) -> list[str]:
-        return ["curvature", "independent" if self.independent else f"beta{self.weight_prior:g}"]
+        plain = "independent" if self.coupling == "independent" else self.coupling
+        return ["curvature", plain if self.independent else f"beta{self.weight_prior:g}"]

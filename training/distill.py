@@ -23,6 +23,7 @@ from torch import Tensor, nn
 import networks
 from samplers.field import Field
 from samplers.path import Linear, Trig
+from samplers.sampler_options import SamplerOptions
 from torch_utils import distributed as dist
 from torch_utils.images import from_uint8, make_grid, save_image, to_uint8
 from torch_utils.misc import format_count
@@ -173,6 +174,7 @@ def build(options: DistillOptions, dataset: PairDataset, device: torch.device) -
         phases=(phase,),
         averages={"ema": Average("net", lambda nimg, batch: halflife_beta(nimg, batch, options.ema * 1e6))},
         save=_save,
+        sampler=SamplerOptions(N=1),
         preview=functools.partial(_preview, shown=test or dataset, test=test, loss_fn=loss_fn),
         flops_per_image=3 * cost.flops,
         summary=(

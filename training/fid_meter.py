@@ -35,13 +35,21 @@ BATCH = 64  # images at once on one process, sampled and described
 class FidMeter:
     """Call it with a network on every process; each samples its share of the seeds 0, 1, ..., `--fid-num` - 1."""
 
-    def __init__(self, options: CommonOptions, dataset: ImageDataset, device: torch.device) -> None:
+    def __init__(
+        self, options: CommonOptions, dataset: ImageDataset, device: torch.device, sampler: SamplerOptions | None = None
+    ) -> None:
         """Find or make the reference; all processes take part.
 
+        Args:
+            sampler: of the images; None: EDM's with `--fid-steps`, or the network's own where it chooses its levels.
+
         Raises:
-            ValueError, OSError: no weights of the features, or a reference that does not fit them.
+            ValueError, OSError: points, no weights of the features, or a reference that does not fit them.
         """
+        if not isinstance(dataset, ImageDataset):
+            raise ValueError(f"--fid-every measures images and {options.data} holds points: leave it out")
         self._device, self._num, self._steps = device, options.fid_num, options.fid_steps
+        self._sampler = sampler
         self._extractor = dist.rank0_first(lambda: load_features(options.fid_features, device=device))
         if options.fid_ref == "auto":
             folder = Path(options.outdir) / "fid-refs"
@@ -57,7 +65,8 @@ class FidMeter:
 
     def __call__(self, net: nn.Module) -> float:
         """Fréchet distance, the same number on every process."""
-        plan = build_plan(net, SamplerOptions() if chooses_levels(net) else SamplerOptions(steps=self._steps))
+        own = SamplerOptions() if chooses_levels(net) else SamplerOptions(steps=self._steps)
+        plan = build_plan(net, self._sampler or own)
         samples = generate(net, range(self._num), plan, batch=BATCH, device=self._device)
         stats = feature_stats((to_uint8(s.images) for s in samples), self._extractor)
         return dist.from_rank0(lambda: stats.moments().distance(self._reference))

@@ -89,7 +89,7 @@ def _train(
         info,
         wandb=options.wandb,
         autocast_dtype=DTYPES[options.trunk_precision],
-        fid=FidMeter(options, dataset, device) if options.fid_every else None,
+        fid=FidMeter(options, dataset, device, method.sampler) if options.fid_every else None,
     )
     try:
         if place.state is not None:
@@ -146,11 +146,18 @@ def _cadence(options: CommonOptions) -> Cadence:
 
 
 def _transfer(method: Method, source: str) -> None:
-    """Start every network and average from the weights of a snapshot."""
+    """Start every network and average from the weights of a snapshot, an encoder from the encoder in it."""
     import networks
 
-    donor = networks.load_network(source).state_dict()
-    for name, module in method.modules.items():
+    donors = dict.fromkeys(method.modules, networks.load_network(source).state_dict())
+    if "encoder" in donors:
+        try:
+            donors["encoder"] = networks.load_encoder(source).state_dict()
+        except ValueError as error:  # a coupling that is learned from here on: it begins as the independent one
+            dist.print0(f"{error}; 'encoder' starts fresh")
+            del donors["encoder"]
+    for name, donor in donors.items():
+        module = method.modules[name]
         own = module.state_dict()
         shared = {k: v for k, v in donor.items() if k in own and own[k].shape == v.shape}
         if not shared:

@@ -6,6 +6,7 @@ given. A method is one file in this folder and a line in `training.registry.METH
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from samplers.sampler_options import SamplerOptions
 from torch_utils.rng import TorchRNG
 
 __all__ = ["Average", "Batch", "LossOut", "Method", "Phase"]
@@ -76,6 +78,8 @@ class Method:
         phases: run in order within every step.
         averages: by name; "ema" is the network that snapshots export.
         save: writes a snapshot: `save(path, averaged modules by name, info)`.
+        export: from averaged modules by name to the network that a snapshot holds, for measuring it before it is one.
+        sampler: of FID during training; None: EDM's with --fid-steps, or the network's own levels.
         preview: writes a picture of samples next to a snapshot, or None.
         figures: further statistics of the averaged modules, by name, once a tick and the same on every process.
         flops_per_image: of one training step (forward and backward), for the utilisation figure.
@@ -87,6 +91,8 @@ class Method:
     phases: tuple[Phase, ...]
     averages: Mapping[str, Average]
     save: Callable[[Path, Mapping[str, nn.Module], Mapping[str, Any]], None]
+    export: Callable[[Mapping[str, nn.Module]], nn.Module] = operator.itemgetter("ema")
+    sampler: SamplerOptions | None = None
     preview: Callable[[Path, Mapping[str, nn.Module]], None] | None = None
     figures: Callable[[Mapping[str, nn.Module]], Mapping[str, float]] | None = None
     flops_per_image: float | None = None

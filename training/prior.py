@@ -73,8 +73,9 @@ def _directions(mu: Tensor, inner: Tensor, rank: int) -> dict[str, Tensor]:
 
 
 def with_prior(net: nn.Module, moments: Mapping[str, Tensor]) -> nn.Module:
-    """A copy of a velocity network that carries measured moments."""
+    """A copy of a velocity network that carries measured moments: on its device, in its precision and mode."""
     copy = networks.build(**{**net.config, "prior_rank": len(moments["gains"])})
     state = {**net.state_dict(), **{f"prior.{name}": value for name, value in moments.items()}}
     copy.load_state_dict(state)
-    return copy
+    copy.compute_dtype = net.compute_dtype
+    return copy.to(next(net.parameters()).device).train(net.training)

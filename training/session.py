@@ -138,7 +138,8 @@ class Session:
             for key, average in self.loop.method.averages.items():
                 if average.sigma_rel is not None:
                     facts = {**info, "sigma_rel": average.sigma_rel}
-                    self.loop.method.save(self.run_dir / f"{key}-{name}.pkl", {"ema": self.loop.averaged[key]}, facts)
+                    one = {**self.loop.averaged, "ema": self.loop.averaged[key]}
+                    self.loop.method.save(self.run_dir / f"{key}-{name}.pkl", one, facts)
             self.loop.method.save(self.run_dir / f"network-snapshot-{name}.pkl", self.loop.averaged, info)
             if self.loop.method.preview is not None:
                 grid = self.run_dir / f"samples-{name}.png"
@@ -238,9 +239,9 @@ class Session:
         self._idle = self._tick_began - ended
 
     def _measure(self) -> Iterator[str]:
-        """FID of the average, into the statistics; yields what the status line says."""
+        """FID of what a snapshot would hold, into the statistics; yields what the status line says."""
         loop = self.loop
-        value = self._fid(loop.averaged["ema"])
+        value = self._fid(loop.method.export(loop.averaged))
         kimg = loop.nimg / 1000
         self._best = min(self._best or (value, kimg), (value, kimg))
         loop.stats.report("Metrics/fid", value)

@@ -10,6 +10,7 @@ from networks.features import load_features
 from samplers import SOLVERS, get_schedule, sample
 from samplers.compare import HELD_OUT, Measure, compare, tables
 from samplers.contestants import parse_contestant, plan_cells
+from samplers.native import sample_native, uniform_times
 from samplers.schedule_file import Entry, ScheduleFile
 from torch_utils.frechet import Moments
 
@@ -98,6 +99,59 @@ def test_nfe_is_what_is_spent():
         assert possible["euler", nfe]
         assert possible["heun", nfe] == possible["dpm", nfe] == (nfe % 2 == 0)
         assert possible["edm", nfe] == (nfe % 2 == 1)
+
+
+class Coupled:
+    """Velocity of data N(0, 0.5^2) and noise z = 0.8 x + 0.7 eps, which starts from the deviations of z."""
+
+    img_channels, img_resolution, label_dim = 1, 4, 0
+    path, predicts, start, gaussian_noise = "linear", "velocity", "exact", False
+    calls = 0
+
+    def start_noise(self, noise, prior=None):
+        return noise * math.hypot(0.8 * 0.5, 0.7)
+
+    def __call__(self, x, t, class_labels=None):
+        self.calls += 1
+        t = torch.as_tensor(t, dtype=x.dtype).reshape(-1, 1, 1, 1)
+        mix = 1 - t + 0.8 * t
+        return x * (mix * -0.2 * 0.25 + t * 0.49) / (mix**2 * 0.25 + t**2 * 0.49)
+
+
+def test_the_exact_start_is_one_evaluation():
+    net = Coupled()
+    texts = ("euler", "dpm", "ipndm", "unipc:2", "edm", "euler@native", "heun@native", "ab@native")
+    noise, possible = torch.zeros(2, 1, 4, 4), {}
+    for cell in plan_cells(contestants(*texts), range(2, 8), net):
+        possible[cell.label, cell.nfe] = cell.run is not None
+        if cell.run is not None:
+            net.calls = 0
+            cell.run.sampler(net, noise, None)
+            assert net.calls == cell.nfe, cell
+    for nfe in range(2, 8):
+        assert possible["euler", nfe] == possible["euler@native", nfe] == possible["ab@native", nfe]
+        assert possible["dpm", nfe] == possible["heun@native", nfe] == (nfe % 2 == 1)
+        assert possible["edm", nfe] == (nfe % 2 == 0)
+
+
+def test_comparisons_start_where_the_model_does():
+    net = Coupled()
+    noise = torch.stack([torch.randn(1, 4, 4, generator=torch.Generator().manual_seed(s)) for s in (5, 6)]).double()
+    z = net.start_noise(noise)
+    exact = z * 0.5 / math.hypot(0.8 * 0.5, 0.7)  # the flow maps one Gaussian to the other
+    ours = sample_native(net, z, uniform_times(4))
+    report = run(net, ["euler@native"], [4], num=2, seed=5, teacher_solver="ab", teacher_steps=400)
+    want = (ours - exact).square().mean().sqrt().item()
+    assert by_cell(report)["euler@native", 4] == pytest.approx(want, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("net", "text", "words"),
+    [(Gaussian(), "euler@native", "no time of its own"), (Coupled(), "unipc@native", "native time")],
+)
+def test_native_time_where_there_is_none(net, text, words):
+    with pytest.raises(ValueError, match=words):
+        plan_cells(contestants(text), [4], net)
 
 
 def test_impossible_cells_say_why():

@@ -146,7 +146,7 @@ def test_golden_two_modes(case):
     for n, value in want["curvature"].items():
         within(curvature(net, start, int(n), num=min(params["particles"], 8000)), value)
     for n, value in want["W2"].items():
-        within(w2(net, start, int(n), sets=1), value)
+        within(w2(net, start, int(n), net, sets=1), value)
     within(intersection(net, params), want["fm_loss_min"])
 
 

@@ -9,6 +9,8 @@ from golden_cases import cases
 from mac_golden import expect, inputs
 
 from samplers import SOLVERS, Field, sample
+from samplers.calibration import calibrate
+from samplers.gits import search_schedule
 from samplers.guidance import cfg
 from samplers.native import DRIFT_SOLVERS, encode, sample_native, uniform_times
 from samplers.start import exact_start, native
@@ -227,6 +229,31 @@ def test_exact_start_has_no_floor():
     assert error["exact", 80] < 0.1 * error["scaled", 80]
     assert error["exact", 800] < 0.01 * error["scaled", 800]
     assert 0.05 < error["scaled", 800] / error["scaled", 80] < 0.2
+
+
+@pytest.mark.parametrize("case", cases("curvature", "exact_flow"))
+def test_five_evaluations_beat_the_published_euler(case):
+    """A searched schedule, UniPC and a calibrated solver on a dependent coupling, against five equal Euler steps."""
+    given = inputs(case)
+    net, z = model(case, given), start_state(case, given["z"])
+    exact = sample_native(net, z, [1.0, 0.0], solver="dop853", rtol=1e-9, atol=1e-9)
+    warmup = {"img_shape": z.shape[1:], "num_warmup": 64}
+    searched = search_schedule(net, solver="ipndm", num_steps=5, **warmup)
+    fitted = calibrate(net, 5, num_heldout=32, iterations=2, **warmup).students[0]
+    how = {"coefficients": fitted.coefficients, "afs": fitted.afs}
+    samplers = {
+        "euler": lambda: sample_native(net, z, uniform_times(5)),
+        "gits": lambda: sample(net, z, searched.sigmas, solver="ipndm"),
+        "unipc": lambda: sample(net, z, [4, 1.5, 2 / 3, 0.25, 0.002], solver="unipc"),  # the times of Euler
+        "calibrated": lambda: sample(net, z, fitted.sigmas, solver="calibrated", **how),
+    }
+    error = {}
+    for name, sampler in samplers.items():
+        net.calls = 0
+        error[name] = float((sampler() - exact).square().mean().sqrt())
+        assert net.calls == 5, name
+    assert max(error["gits"], error["calibrated"]) < 0.5 * error["euler"], error
+    assert error["unipc"] < 0.8 * error["euler"], error
 
 
 def test_the_network_says_how_to_start():

@@ -5,7 +5,7 @@ import signal
 
 import pytest
 import torch
-from exact_runs import assert_same, drive, make_data, only_run, outcome
+from exact_runs import assert_same, drive, joint_options, make_data, only_run, outcome
 
 KILL = -signal.SIGKILL
 
@@ -20,9 +20,9 @@ def kills(count, last_event, world=1, seed=0):
     return [{"signal": "KILL", "event": rng.randint(1, last_event), "rank": rng.randrange(world)} for _ in range(count)]
 
 
-def check_kills(tmp_path, data, kimg, actions, world=1):
-    drive(tmp_path, data, tmp_path / "straight", kimg, [{}], world)
-    results, _ = drive(tmp_path, data, tmp_path / "killed", kimg, [*actions, {}], world)
+def check_kills(tmp_path, data, kimg, actions, world=1, **method):
+    drive(tmp_path, data, tmp_path / "straight", kimg, [{}], world, **method)
+    results, _ = drive(tmp_path, data, tmp_path / "killed", kimg, [*actions, {}], world, **method)
     for action, processes in zip(actions, results, strict=False):
         assert processes[action["rank"]][0] == KILL
     assert [status for status, _ in results[-1]] == [0] * world
@@ -48,6 +48,28 @@ def test_killed_with_two_processes(tmp_path, data):
 @pytest.mark.slow
 def test_killed_at_many_points_with_two_processes(tmp_path, data):
     check_kills(tmp_path, data, 6, kills(40, 16, world=2, seed=1), world=2)
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_joint_training_is_killed(tmp_path, data, world):
+    """The encoder, its average and its share of the optimiser are part of the state."""
+    method = {"method": "curvature", "options": joint_options(tmp_path)}
+    check_kills(tmp_path, data, 1, kills(4, 24, world=world, seed=world), world=world, **method)
+    tensors, _ = outcome(tmp_path / "killed")
+    assert any("/loop.averages.encoder." in name for name in tensors), list(tensors)[:50]
+
+
+def test_joint_training_by_two_processes_is_that_of_one(tmp_path, data):
+    method = {"method": "curvature", "options": joint_options(tmp_path, dropout=0)}
+    for world in (1, 2):
+        drive(tmp_path, data, tmp_path / f"by{world}", 1, [{}], world, **method)
+    (one, curves), (two, other) = (outcome(tmp_path / f"by{world}") for world in (1, 2))
+    for a, b in zip(curves["Loss/loss"], other["Loss/loss"], strict=True):
+        assert (a["num"], a["mean"]) == (b["num"], pytest.approx(b["mean"], rel=1e-4))
+    weights = [name for name in one if "/loop.modules." in name]
+    assert any("encoder" in name for name in weights)
+    for name in weights:
+        torch.testing.assert_close(two[name], one[name], atol=2e-4, rtol=1e-3)
 
 
 def test_asked_to_stop(tmp_path, data):

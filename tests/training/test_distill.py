@@ -1,5 +1,6 @@
 """One-step distillation: golden training steps, pairs on disk, the whole command, and what cannot be distilled."""
 
+import json
 import sys
 import types
 
@@ -132,7 +133,10 @@ def test_pairs_of_generate_are_what_distill_reads_and_fid_measures_one_step(tmp_
     )  # fmt: skip
     assert abs(float(distance)) < 1e-3
     args = [network, f"--data={tmp_path}", f"--outdir={tmp_path}/runs", "--nosubdir", "--duration=0.001", "--batch=8"]
-    run(train, "distill", *args, "--lr=1e-12", "--seed=0")
+    measure = ["--fid-every=1", "--fid-features=pixels", "--fid-num=40", "--tick=1"]
+    run(train, "distill", *args, "--lr=1e-12", "--seed=0", *measure)
+    stats = [json.loads(line) for line in (tmp_path / "runs" / "stats.jsonl").read_text().splitlines()]
+    assert abs(stats[-1]["Metrics/fid"]["mean"]) < 1e-3  # also in one step
     student = f"--network={tmp_path}/runs/network-snapshot-000001.pkl"
     distance = run(fid, "calc", student, "--N=1", f"--ref={tmp_path}/samples", "--features=pixels", "--seeds=0-39")
     assert abs(float(distance)) < 1e-3

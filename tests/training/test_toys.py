@@ -10,7 +10,8 @@ from PIL import Image
 import train
 from torch_utils.wasserstein import wasserstein
 from training.data import Batches
-from training.toys import TOYS, ToyDataset, draw, is_toy
+from training.preview import shown_part
+from training.toys import TOYS, ToyDataset, draw, is_toy, spread
 
 
 @pytest.mark.slow
@@ -89,16 +90,29 @@ def test_batches(cache):
 
 
 def test_training_on_a_toy(tmp_path):
-    """The command opens the toy by name and draws its points; EDM, whose networks are for images, says so."""
+    """The command opens the toy by name and draws its points."""
     args = [f"--outdir={tmp_path}", "--nosubdir", "--data=toy:moons:size=500", "--device=cpu", "--seed=0"]
     more = ["--iterations=20", "--batch=64", "--num-samples=8", "--N=2"]
     result = CliRunner().invoke(train.main, ["curvature", *args, *more], catch_exceptions=False)
     assert result.exit_code == 0, result.output
     with Image.open(tmp_path / "samples-000002.png") as picture:
-        assert picture.mode == "RGB"
-    result = CliRunner().invoke(train.main, ["edm", *args, "--dry-run"])
-    assert result.exit_code == 1
-    assert "networks for images only, toy:moons:size=500 holds points" in result.output
+        assert picture.width > picture.height  # four panels
+
+
+def test_spread():
+    dataset = ToyDataset("toy:two_gaussians:size=20000")
+    assert spread(dataset) == pytest.approx(((64 + 3 + 64 + 0.1) / 2) ** 0.5, rel=0.01)
+    assert len(str(spread(dataset))) <= 5
+
+
+def test_a_part_shows_the_whole():
+    """Moons come in the order of their arcs: the first points would be one end of one arc."""
+    data = ToyDataset("toy:moons:size=5000").images()
+    part = shown_part(data, 500)
+    assert part.shape == (500, 2, 1, 1)
+    torch.testing.assert_close(part.mean(0), data.mean(0), atol=0.1, rtol=0)
+    torch.testing.assert_close(part.std(0), data.std(0), atol=0.1, rtol=0)
+    assert len(shown_part(data[:7], 500)) == 7
 
 
 def test_black_pixels(tmp_path):
