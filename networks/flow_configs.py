@@ -112,12 +112,13 @@ _KINDS: dict[str, tuple[Any, str]] = {
 
 
 def _check_value(name: str, value: Any, parameter: inspect.Parameter) -> None:
-    """A ValueError where the value is not what the network's argument is declared as, or is below 0."""
+    """A ValueError where the value is not what the network's argument is declared as, or too small for it."""
     kind = str(parameter.annotation).removeprefix("Sequence[").removesuffix("]")
     types, word = _KINDS[kind]
     listed = kind != parameter.annotation
     values = (value if isinstance(value, list | tuple) else [None]) if listed else [value]
-    lowest = -1 if parameter.default == -1 else 0
+    sized = kind == "int" and (listed or parameter.default not in (0, -1))
+    lowest = 1 if sized else -1 if parameter.default == -1 else 0
     for v in values:
         if not isinstance(v, types) or (kind != "bool" and isinstance(v, bool)) or (kind != "str" and v < lowest):
             raise ValueError(

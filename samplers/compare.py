@@ -25,7 +25,7 @@ from samplers.run import Samples, generate
 from samplers.schedules import get_schedule
 from samplers.solve import SOLVERS, sample
 from samplers.solver import Step
-from samplers.start import start_noise
+from samplers.start import start_noise, starts_exactly
 from torch_utils import distributed as dist
 from torch_utils.frechet import Extractor, FeatureStats, Moments
 from torch_utils.images import to_uint8
@@ -129,7 +129,8 @@ def compare(
     """
     compared, further = measure.seeds()
     teacher = measure.teacher(net)
-    teacher_nfe = SOLVERS[teacher.solver].nfe(len(teacher.sigmas), denoise_to_zero=True)
+    exact = starts_exactly(net if isinstance(net, Field) else Field(net))  # one evaluation before the first step
+    teacher_nfe = SOLVERS[teacher.solver].nfe(len(teacher.sigmas), denoise_to_zero=True) + exact
     clean = []
     for batch in generate(net, compared, _started(teacher), batch=measure.batch, device=device, rank=0, world=1):
         clean.append(batch.images)

@@ -256,6 +256,22 @@ def test_published_file_by_configuration(tmp_path):
         networks.load_network(path, config="digits")
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"channel_mult_emb": 0}, "channel_mult_emb is 0: give a whole number of 1 or more"),
+        ({"channel_mult": [1, 0]}, r"channel_mult is \[1, 0\]: give a list, each a whole number of 1 or more"),
+        ({"num_blocks": "two"}, 'num_blocks is "two": give a whole number'),
+        ({"num_blocks": True}, "num_blocks is true"),
+        ({"dropout": -0.1}, "dropout is -0.1: give a number of 0 or more"),
+        ({"embedding_type": 3}, "embedding_type is 3: give a text"),
+    ],
+)
+def test_configuration_with_wrong_values(change, message):
+    with pytest.raises(ValueError, match=message):
+        to_kwargs({**PRESETS["digits"]["de"], **change})
+
+
 def test_published_file_is_strict(tmp_path):
     net = velocity_net(PRESETS["digits"]["de"])
     state = net.model.state_dict()
