@@ -24,7 +24,7 @@ import torch
 from tqdm import tqdm
 
 import networks
-from bench.curvature_2d import parse_betas
+from bench.curvature_2d import label, parse_betas
 from networks.features import FEATURES, load_features
 from networks.flow_configs import PRESETS
 from samplers.compare import HELD_OUT
@@ -45,10 +45,6 @@ from training.launch import launch
 
 BATCH = 256
 CURVATURE = {"evaluations": 100, "num": 256, "seed": HELD_OUT}
-
-
-def label(beta: float | None) -> str:
-    return "independent" if beta is None else f"beta {beta:g}"
 
 
 def run_options(beta: float | None, outdir: Path, **more: Any) -> CurvatureOptions:

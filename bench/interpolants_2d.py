@@ -13,10 +13,7 @@ runs of --outdir are used again.
 from __future__ import annotations
 
 import json
-import shlex
 import statistics
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,6 +21,7 @@ import click
 import torch
 
 import networks
+from bench import commands
 from samplers.mac import sample_mac
 from samplers.native import sample_native, uniform_times
 from torch_utils.cli import Command, IntList
@@ -32,29 +30,18 @@ from torch_utils.rng import PerSampleRNG
 from torch_utils.wasserstein import wasserstein
 from training.toys import draw
 
-ROOT = Path(__file__).parents[1]
 FLOW = (
-    "train.py curvature --data=toy:{toy} --independent --coupling={coupling} --optimizer=adam --batch=256 --lr=1e-3 "
+    "curvature --data=toy:{toy} --independent --coupling={coupling} --optimizer=adam --batch=256 --lr=1e-3 "
     "--duration=1 --ema-decay=0.999 --tick=200 --snap=100 --dump=0"
 )
 COEFFICIENTS = (
-    "train_trajectory.py --data=toy:{toy} --network={network} --train-v=0 --num-steps=5 --scale=0.5 --coef-channels=64 "
+    "--data=toy:{toy} --network={network} --train-v=0 --num-steps=5 --scale=0.5 --coef-channels=64 "
     "--coef-blocks=2 --batch=256 --batch-disc=256 --glr=5e-4 --dlr=1e-3 --ema=0.005 --kimg=200 --checkpointing=0 "
     "--tick=100 --snap=100 --dump=0"
 )
 POINTS = 4000
 DATA_SEED, NOISE_SEED = 10_000, 1_000_000  # of points and noise that no training saw
 FINE = 100  # steps of a flow that is nearly exact
-
-
-def trained(command: str, run_dir: Path, **values: object) -> Path:
-    """The last snapshot of a run, which is made if it is not there."""
-    if not list(run_dir.glob("network-snapshot-*.pkl")):
-        text = f"{command.format(**values)} --outdir={run_dir} --nosubdir --device=cpu"
-        done = subprocess.run([sys.executable, *shlex.split(text)], cwd=ROOT, capture_output=True, text=True)
-        if done.returncode:
-            raise click.ClickException(f"{text}\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
-    return sorted(run_dir.glob("network-snapshot-*.pkl"))[-1]
 
 
 @torch.inference_mode()
@@ -89,8 +76,11 @@ def main(toys: str, couplings: str, seeds: Sequence[int], outdir: str) -> None:
             rows = []
             for seed in seeds:
                 place = Path(outdir, f"{toy}-{coupling}-{seed}")
-                flow = trained(FLOW + f" --seed={seed}", place / "flow", toy=toy, coupling=coupling)
-                mac = trained(COEFFICIENTS + f" --seed={seed}", place / "mac", toy=toy, network=flow)
+                common = f"--seed={seed} --device=cpu"
+                options = f"{FLOW.format(toy=toy, coupling=coupling)} {common}"
+                flow = commands.trained(place / "flow", "train.py", options)
+                options = f"{COEFFICIENTS.format(toy=toy, network=flow)} {common}"
+                mac = commands.trained(place / "mac", "train_trajectory.py", options)
                 rows.append(measure(toy, flow, mac, seed))
                 click.echo(json.dumps({"toy": toy, "coupling": coupling, "seed": seed, **rows[-1]}))
             gain = [1 - r["learned"] / r["ordinary"] for r in rows]

@@ -15,21 +15,18 @@ from __future__ import annotations
 
 import json
 import math
-import shlex
 import statistics
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import click
 from scipy.stats import t as student
 
+from bench import commands
 from torch_utils.cli import Command, IntList
 from torch_utils.files import write_json
 from torch_utils.page import Table
 
-ROOT = Path(__file__).parents[1]
 DENOISER = (
     "--cbase=32 --cres=1,2 --num-blocks=2 --batch=128 --lr=2e-3 --lr-rampup=0.01 --ema=0.01 --ema-rampup=0.1 "
     "--dropout=0 --augment=0 --tick=30 --snap=1000"
@@ -48,29 +45,11 @@ VARIANTS = {
 }
 
 
-def call(script: str, arguments: str) -> None:
-    """Run one of the project's command lines, shown first."""
-    click.echo(f"python {script} {arguments}")
-    command = [sys.executable, str(ROOT / script), *shlex.split(arguments)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise click.ClickException(f"{script} failed: {(done.stderr or done.stdout).strip()[-2000:]}")
-
-
-def trained(run: Path, script: str, arguments: str) -> Path:
-    """The last snapshot of a training run; `run.done` says that it is finished, else the command starts or goes on."""
-    done = run.with_name(run.name + ".done")
-    if not done.exists():
-        call(script, f"{arguments} --outdir={run} --nosubdir")
-        done.touch()
-    return max(run.glob("network-snapshot-*.pkl"))
-
-
 def distance(file: Path, network: Path, options: str, ref: Path, num: int) -> float:
     """Fréchet distance of `num` samples, measured once and kept in `file`."""
     if not file.exists():
         what = f"--network={network} {options} --num={num}"
-        call("fid.py", f"calc {what} --ref={ref} --features=pixels --batch=500 --json={file}")
+        commands.call("fid.py", f"calc {what} --ref={ref} --features=pixels --batch=500 --json={file}")
     return json.loads(file.read_text())["distance"]
 
 
@@ -79,14 +58,14 @@ def measure(folder: Path, seed: int, variant: str, *, mimg: float, kimg: float, 
     own = folder / f"seed{seed}"
     data, ref = folder / "digits.zip", folder / "digits.npz"
     if not data.exists():
-        call("dataset_tool.py", f"--source=digits --dest={data}")
+        commands.call("dataset_tool.py", f"--source=digits --dest={data}")
     if not ref.exists():
-        call("fid.py", f"ref --data={data} --features=pixels --dest={ref}")
+        commands.call("fid.py", f"ref --data={data} --features=pixels --dest={ref}")
     common = f"--data={data} --cond=1 --seed={seed}"
-    network = trained(own / "denoiser", "train.py", f"edm {common} --duration={mimg} {DENOISER}")
+    network = commands.trained(own / "denoiser", "train.py", f"edm {common} --duration={mimg} {DENOISER}")
     if variant in VARIANTS:
         options = f"--network={network} {TRAJECTORY} --kimg={kimg} {VARIANTS[variant]}"
-        network = trained(own / variant, "train_trajectory.py", f"{common} {options}")
+        network = commands.trained(own / variant, "train_trajectory.py", f"{common} {options}")
     return distance(own / f"{variant}-{num}.json", network, SAMPLED.get(variant, ""), ref, num)
 
 

@@ -29,7 +29,7 @@ def calls(monkeypatch):
         else:
             mac.Path(given["dest"]).touch()
 
-    monkeypatch.setattr(mac, "call", call)
+    monkeypatch.setattr(mac.commands, "call", call)
     return made
 
 
