@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from samplers.costs import METRICS, cost_sums, read_coefficients, shortest_path
-from samplers.field import Field
+from samplers.field import Field, as_field
 from samplers.fitting import RIDGE, fit_coefficients
 from samplers.refine import end_errors, refine
 from samplers.schedule_file import Entry, ScheduleFile, path_name
@@ -160,7 +160,7 @@ def calibrate(
     Raises:
         ValueError: one sentence about the option that does not fit.
     """
-    field = field if isinstance(field, Field) else Field(field)
+    field = as_field(field)
     exact = starts_exactly(field.ve())  # takes an evaluation of its own, and leaves nothing to guess
     if exact and afs:
         raise ValueError("afs guesses the drift that this model's exact start knows: leave out afs")

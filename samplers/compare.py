@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from samplers.contestants import Cell
-from samplers.field import Field
+from samplers.field import Field, as_field
 from samplers.run import Samples, generate
 from samplers.schedules import get_schedule
 from samplers.solve import SOLVERS, sample
@@ -129,7 +129,7 @@ def compare(
     """
     compared, further = measure.seeds()
     teacher = measure.teacher(net)
-    exact = starts_exactly(net if isinstance(net, Field) else Field(net))  # one evaluation before the first step
+    exact = starts_exactly(as_field(net))  # one evaluation before the first step
     teacher_nfe = SOLVERS[teacher.solver].nfe(len(teacher.sigmas), denoise_to_zero=True) + exact
     clean = []
     for batch in generate(net, compared, _started(teacher), batch=measure.batch, device=device, rank=0, world=1):
@@ -161,7 +161,7 @@ def _started(sampler: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """The sampler from the noise that the model starts from, as in `generate.py`."""
 
     def run(net: Field | Callable[..., Tensor], noise: Tensor, class_labels: Tensor | None, *, rng: Any) -> Tensor:
-        field = net if isinstance(net, Field) else Field(net)
+        field = as_field(net)
         return sampler(net, start_noise(field, noise.double()), class_labels, rng=rng)
 
     return run

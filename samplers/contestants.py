@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from samplers.field import Field
+from samplers.field import Field, as_field
 from samplers.native import sample_native, uniform_times
 from samplers.path import VE
 from samplers.schedule_file import ScheduleFile, path_name
@@ -63,7 +63,7 @@ class Contestant:
 
     def at(self, nfe: int, net: Field | Callable[..., Tensor]) -> Run | str:
         """The sampler that makes exactly `nfe` evaluations per image, or the sentence why there is none."""
-        field = net if isinstance(net, Field) else Field(net)
+        field = as_field(net)
         if self.schedule == NATIVE:
             return self._native(nfe, field)
         first = int(starts_exactly(field))  # evaluations at infinite sigma
@@ -96,7 +96,7 @@ class Contestant:
         return Run(run, tuple(times.tolist()), True)
 
     def _from_file(self, file: ScheduleFile, entry: Solver, nfe: int, net: Field | Callable[..., Tensor]) -> Run | str:
-        file.check_model(path_name((net if isinstance(net, Field) else Field(net)).path))
+        file.check_model(path_name(as_field(net).path))
         fits = [e for e in file.entries if e.fits(None, self.coeff) and entry.nfe(e.num_steps, afs=e.afs) == nfe]
         if not fits:
             return "the schedule file holds no schedule with this NFE"

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from samplers.compare import HELD_OUT
-from samplers.field import Field
+from samplers.field import Field, as_field
 from samplers.native import sample_native, uniform_times
 from samplers.path import Linear
 from samplers.run import generate, image_shape
@@ -56,7 +56,7 @@ def trajectory(
     """
     if solver not in SOLVERS:
         raise ValueError(f"curvature is measured with {' or '.join(SOLVERS)}, not with '{solver}'")
-    field = net if isinstance(net, Field) else Field(net)
+    field = as_field(net)
     times = uniform_times(evaluations, solver)
     if isinstance(field.path, Linear):
         states: list[Tensor] = []

@@ -26,7 +26,7 @@ from torch import Tensor
 from samplers.path import PATHS, VE, Kind, Path
 from torch_utils.misc import expand_to
 
-__all__ = ["Field"]
+__all__ = ["Field", "as_field"]
 
 
 def _path_of(net: Callable) -> Path:
@@ -126,6 +126,11 @@ class Field:
             return (x - data) / t
         noise = (x - self.path.alpha(t) * data) / self.path.sigma(t)
         return self.path.d_alpha(t) * data + self.path.d_sigma(t) * noise
+
+
+def as_field(net: Field | Callable[..., Tensor]) -> Field:
+    """A network as a field on its own path; a field as it is."""
+    return net if isinstance(net, Field) else Field(net)
 
 
 class _VEDenoiser:

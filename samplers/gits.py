@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from samplers.costs import METRICS, cost_matrix, cost_sums, path_cost, path_table, read_coefficients, shortest_path
-from samplers.field import Field
+from samplers.field import Field, as_field
 from samplers.schedule_file import Entry, ScheduleFile, path_name
 from samplers.schedules import get_schedule
 from samplers.solve import SOLVERS, sample
@@ -137,7 +137,7 @@ def search_schedule(
     Raises:
         ValueError: one sentence about the option that does not fit.
     """
-    field = field if isinstance(field, Field) else Field(field)
+    field = as_field(field)
     coeffs = read_coefficients(coeff)
     if not 2 <= num_steps <= num_steps_tea:
         raise ValueError(

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from samplers.eps_denoiser import EpsDenoiser
-from samplers.field import Field
+from samplers.field import Field, as_field
 
 __all__ = ["GUIDANCE", "cfg", "classifier_guidance", "guide", "unconditional"]
 
@@ -102,7 +102,7 @@ def cfg(
     Raises:
         ValueError: a rate that is not finite, an unconditional network, a network trained without label dropout.
     """
-    field = field if isinstance(field, Field) else Field(field)
+    field = as_field(field)
     if not math.isfinite(rate):
         raise ValueError(f"guidance rate {rate} is not possible: give a finite number")
     if getattr(field.net, "label_dim", None) == 0:
@@ -122,7 +122,7 @@ def classifier_guidance(field: Field | Callable[..., Tensor], rate: float) -> Fi
     Raises:
         ValueError: a denoiser without classifier, a rate that is not finite.
     """
-    field = field if isinstance(field, Field) else Field(field)
+    field = as_field(field)
     if not math.isfinite(rate):
         raise ValueError(f"guidance rate {rate} is not possible: give a finite number")
     if not isinstance(field.net, EpsDenoiser) or field.net.classifier is None:
@@ -137,7 +137,7 @@ def unconditional(field: Field | Callable[..., Tensor], rate: float = 1.0) -> Fi
     """`field` with its condition, if it has one, left empty."""
     if rate != 1:
         raise ValueError(f"guidance type uncond has nothing to guide towards: leave out guidance rate {rate:g}")
-    field = field if isinstance(field, Field) else Field(field)
+    field = as_field(field)
     return field if getattr(field.net, "label_dim", None) == 0 else cfg(field, 0)
 
 

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from samplers.field import Field
+from samplers.field import Field, as_field
 from samplers.solve import SOLVERS, sample
 from samplers.solver import Step
 from samplers.start import exact_start
@@ -89,7 +89,7 @@ def sample_mac(
     Raises:
         ValueError: a network that is not adaptive, added noise with a multi-step solver, what `sample` refuses.
     """
-    field = net if isinstance(net, Field) else Field(net)
+    field = as_field(net)
     field = field if class_labels is None else field.bind(class_labels)
     if not chooses_levels(field):
         raise ValueError(f"a {type(field.net).__name__} does not choose its noise levels: use samplers.sample")

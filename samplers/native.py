@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from samplers.field import Field
+from samplers.field import Field, as_field
 from samplers.path import VE
 from samplers.solve import SOLVERS
 from samplers.solver import Step
@@ -72,7 +72,7 @@ def sample_native(
     _check_solver(solver)
     entry = SOLVERS[solver]
     options = entry.resolve(options)
-    field = native(field if isinstance(field, Field) else Field(field))
+    field = native(as_field(field))
     if isinstance(field.path, VE):
         raise ValueError("this model lives in sigma coordinates and has no time of its own: leave out native")
     if class_labels is not None:
@@ -87,7 +87,7 @@ def encode(
 
     `trace` gets every state, data and result included.
     """
-    field = native(field if isinstance(field, Field) else Field(field))
+    field = native(as_field(field))
     x = data
     for i in range(steps):
         if trace is not None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from samplers.field import Field
+from samplers.field import Field, as_field
 from samplers.native import DRIFT_SOLVERS, sample_native, uniform_times
 from samplers.path import VE
 from samplers.solve import SOLVERS
@@ -28,17 +28,13 @@ _ALONE = ("euler", "heun", *(name for name, entry in SOLVERS.items() if entry.ad
 _OPTIONS = ("max_order", "rtol", "atol")
 
 
-def _as_field(net: Field | Callable[..., Tensor]) -> Field:
-    return net if isinstance(net, Field) else Field(net)
-
-
 def wants_native(net: Field | Callable[..., Tensor], given: dict[str, Any]) -> bool:
     """Whether the options ask for native coordinates.
 
     Raises:
         ValueError: native coordinates of a model without a time of its own, or `N` in sigma coordinates.
     """
-    has_time = not isinstance(native(_as_field(net)).path, VE)
+    has_time = not isinstance(native(as_field(net)).path, VE)
     asked = given.get("coordinates")
     if (asked == "native" or (asked is None and "N" in given)) and not has_time:
         raise ValueError(
@@ -107,9 +103,9 @@ def _run(
 def refuse_for_coupling(net: Field | Callable[..., Tensor], given: dict[str, Any]) -> None:
     """A ValueError before anything is sampled, for options that need independent Gaussian noise."""
     if given.get("thresholding") == "dynamic":
-        refuse_score(_as_field(net), "dynamic thresholding")
+        refuse_score(as_field(net), "dynamic thresholding")
     if given.get("S_churn"):
-        refuse_score(_as_field(net), "added noise (--S_churn)")
+        refuse_score(as_field(net), "added noise (--S_churn)")
 
 
 def start_from_prior(
@@ -123,7 +119,7 @@ def start_from_prior(
     Raises:
         ValueError: a prior that the model does not have.
     """
-    inner = native(_as_field(net)).net
+    inner = native(as_field(net)).net
     if not hasattr(inner, "start_noise"):
         if prior == "matched":
             raise ValueError("--prior=matched needs a model of a learned coupling, whose start noise was measured")
@@ -133,6 +129,6 @@ def start_from_prior(
         raise ValueError(f"--prior={prior} is not possible: this model has {' and '.join(inner.priors)}")
 
     def started(net: Field | Callable[..., Tensor], noise: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        return run(net, start_noise(_as_field(net), noise.double(), prior), *args, **kwargs)
+        return run(net, start_noise(as_field(net), noise.double(), prior), *args, **kwargs)
 
     return started, prior

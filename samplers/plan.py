@@ -21,7 +21,7 @@ from torch import Tensor
 
 from samplers import SOLVERS, sample
 from samplers.adaptive_plan import adaptive_plan
-from samplers.field import Field
+from samplers.field import Field, as_field
 from samplers.guidance import guide
 from samplers.mac import chooses_levels
 from samplers.mac_plan import mac_plan
@@ -131,7 +131,7 @@ def _sigma_plan(net: Field | Callable[..., Tensor], given: dict[str, Any], **sea
     """EDM's samplers or a solver over time stamps, from infinite sigma on where the start is exact."""
     given = {name: value for name, value in given.items() if name != "coordinates"}
     start = given.pop("start", None)
-    exact = starts_exactly(net if isinstance(net, Field) else Field(net), start)
+    exact = starts_exactly(as_field(net), start)
     if exact and "nfe" in given:
         given["nfe"] -= 1  # the start takes one
     if given.get("schedule") in SCHEDULE_FORMS:

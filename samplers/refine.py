@@ -174,14 +174,15 @@ def _step(
     parameters: Sequence[_Parameter], damping: float, tries: int, afs: bool,
 ) -> _Step:  # fmt: skip
     """One step of Levenberg-Marquardt, more damped at each of so many tries; each mends `jacobian` in place."""
-    weights = _huber(end_errors(student.ends, teacher))
-    before, runs = _objective(student, teacher, weights), 0
+    errors = end_errors(student.ends, teacher)
+    weights = _huber(errors)
+    before, runs = _objective(errors, weights), 0
     for _ in range(tries):
         step = _solve(_normal_equations(jacobian, student, teacher, weights, len(parameters) + 1), damping)
         sigmas, rows = _changed(student, parameters, step)
         if all(a > b for a, b in pairwise(sigmas)) and all(map(math.isfinite, step)):
             trial, runs = _run(chunks, teacher, sigmas, rows, afs), runs + 1
-            after = _objective(trial, teacher, weights)
+            after = _objective(end_errors(trial.ends, teacher), weights)
             if math.isfinite(after):
                 _broyden(jacobian, student, trial, step)
             if after < before:
@@ -190,9 +191,9 @@ def _step(
     return _Step(student, 0.0, damping, runs)
 
 
-def _objective(student: _Student, teacher: Sequence[Tensor], weights: Tensor) -> float:
+def _objective(errors: Tensor, weights: Tensor) -> float:
     """Weighted sum of the end points' errors over samples and processes."""
-    return float(dist.all_reduce_sum((weights * end_errors(student.ends, teacher)).sum()))
+    return float(dist.all_reduce_sum((weights * errors).sum()))
 
 
 def _jacobian(

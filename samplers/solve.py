@@ -13,7 +13,7 @@ from samplers.adaptive import dop853, dopri5, rk23, rk45
 from samplers.calibrated import calibrated
 from samplers.deis import deis
 from samplers.dpmpp import dpmpp
-from samplers.field import Field
+from samplers.field import Field, as_field
 from samplers.onestep import dpm, euler, heun
 from samplers.solver import Solver, Step, analytical_first, evaluate, read_levels
 from samplers.start import exact_start, starts_exactly
@@ -123,7 +123,7 @@ def sample(
     entry = SOLVERS[solver]
     options = entry.resolve(options)
     entry.check_first(afs)
-    field = field if isinstance(field, Field) else Field(field)
+    field = as_field(field)
     if class_labels is not None:
         field = field.bind(class_labels)
     field = field.ve()

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from samplers.field import Field
+from samplers.field import Field, as_field
 from samplers.path import VP
 from samplers.solver import Step
 from samplers.start import exact_start, refuse_score, starts_exactly
@@ -325,7 +325,7 @@ def _source(field: Field, rng: TorchRNG | None, S_churn: float, x: Tensor) -> To
 
 
 def _ve_field(net: Field | Callable[..., Tensor], class_labels: Tensor | None) -> Field:
-    field = net if isinstance(net, Field) else Field(net)
+    field = as_field(net)
     return (field if class_labels is None else field.bind(class_labels=class_labels)).ve()
 
 

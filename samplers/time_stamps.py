@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from samplers.calibration import Calibration, calibrate
-from samplers.field import Field
+from samplers.field import Field, as_field
 from samplers.gits import Found, search_schedule
 from samplers.schedule_file import Entry, ScheduleFile, path_name
 from samplers.schedules import FORMULAS, get_schedule, validate_t_steps
@@ -119,7 +119,7 @@ def _from_file(net: Field | Callable[..., Tensor], given: Mapping[str, Any], opt
     path = given["schedule"]
     _refuse(given, ("schedule_rho", "sigma_min", "sigma_max"), "a schedule file")
     file = ScheduleFile.load(path)
-    field = net if isinstance(net, Field) else Field(net)
+    field = as_field(net)
     note = file.check_model(field.path, None if file.model_hash is None else _model_hash(field))
     coeff = given.get("coeff", (None,))
     if len(coeff) > 1:
@@ -146,7 +146,7 @@ def _searched(
     search: Mapping[str, Any],
 ) -> Stamps:
     """GITS: levels of a teacher's grid, by the shape of its trajectories."""
-    field = net if isinstance(net, Field) else Field(net)
+    field = as_field(net)
     asked = {"num_steps": DEFAULT_NUM_STEPS, **_search_arguments(given)}
     found = search_schedule(field, solver=solver, afs=afs, device=_device(field), **asked, **{**search, **options})
     how = found.settings
@@ -185,7 +185,7 @@ def _calibrated(
         raise ValueError("a calibration starts from one coefficient: give one number as --coeff")
     if "coeff" in asked:
         (asked["coeff"],) = asked["coeff"]
-    field = net if isinstance(net, Field) else Field(net)
+    field = as_field(net)
     found = calibrate(
         field, nfe, afs=given.get("afs"), device=_device(field),
         progress=functools.partial(dist.print0, file=sys.stderr), **asked, **options,
@@ -210,12 +210,11 @@ def _device(field: Field) -> torch.device:
 
 def schedule_file(stamps: Stamps, net: Field | Callable[..., Tensor]) -> ScheduleFile:
     """A schedule file that brings these levels and this solver back; of a search, everything it found."""
-    field = net if isinstance(net, Field) else Field(net)
+    field = as_field(net)
     if stamps.found is not None:
         return stamps.found.schedule_file(_model_hash(field))
     options = {k: v for k, v in SOLVERS[stamps.solver].resolve(stamps.options).items() if k != "coefficients"}
     entry = Entry(sigmas=tuple(stamps.sigmas.tolist()), afs=stamps.afs, coefficients=stamps.options.get("coefficients"))
-    field = net if isinstance(net, Field) else Field(net)
     return ScheduleFile(
         solver=stamps.solver, entries=(entry,), options=options, path=path_name(field.path),
         model_hash=_model_hash(field), provenance={"levels": stamps.about},

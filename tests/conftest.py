@@ -9,6 +9,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 
 from live_pickles import persistence  # noqa: F401  # a fixture of several files
+from run_locks import release_locks
 
 torch.set_num_threads(1)
 
@@ -24,3 +25,9 @@ def pytest_collection_modifyitems(items):
 def _same_numbers_every_time():
     """A test that draws from torch's global generator draws the same numbers in any order and any selection."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _run_directories_are_free_again():
+    yield
+    release_locks()

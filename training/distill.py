@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 import networks
-from samplers.field import Field
+from samplers.field import Field, as_field
 from samplers.path import Linear, Trig
 from samplers.sampler_options import SamplerOptions
 from torch_utils import distributed as dist
@@ -89,7 +89,7 @@ def one_step(net: Field | Callable[..., Tensor], noise: Tensor) -> Tensor:
     Raises:
         ValueError: a model whose path does not end in noise alone.
     """
-    field = net if isinstance(net, Field) else Field(net)
+    field = as_field(net)
     if not isinstance(field.path, Linear | Trig):
         raise ValueError(
             "one-step distillation needs a flow model, whose path ends in noise alone; this one lives on "

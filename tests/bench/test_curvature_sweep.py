@@ -7,20 +7,18 @@ import torch
 from click.testing import CliRunner
 from exact_runs import make_data
 from PIL import Image
+from run_locks import release_locks
 
 import dataset_tool
 import fid
 import networks
 from bench import curvature_sweep
 from samplers.plan import SamplerOptions, build_plan
-from training import run_dir as runs
 
 
 def call(command, *arguments, code=0):
     result = CliRunner().invoke(command, [str(a) for a in arguments])
-    for file in runs._locks:
-        file.close()
-    runs._locks.clear()
+    release_locks()
     assert result.exit_code == code, result.output
     return result.stdout if code == 0 else result.output
 

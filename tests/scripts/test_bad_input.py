@@ -15,6 +15,7 @@ import pytest
 from click.testing import CliRunner
 from exact_runs import make_data
 from PIL import Image
+from run_locks import release_locks
 
 import dataset_tool
 import fid
@@ -22,7 +23,6 @@ import generate
 import networks
 import train
 from training import phema
-from training import run_dir as runs
 
 SCRIPTS = {
     "train": train.main, "generate": generate.main, "fid": fid.main, "data": dataset_tool.main, "phema": phema.main,
@@ -189,7 +189,7 @@ def folder(tmp_path_factory):
         ):
             done = CliRunner().invoke(SCRIPTS[script], shlex.split(text))
             assert done.exit_code == 0, done.output
-    release()
+    release_locks()
     shutil.copy(here / "run" / "training-state-000001.pt", here / "state.pt")
     (here / "half.pt").write_bytes((here / "state.pt").read_bytes()[:-5000])
     return here
@@ -198,12 +198,6 @@ def folder(tmp_path_factory):
 def files(folder):
     """Every file and when it was changed."""
     return {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file() and p.name != ".lock"}
-
-
-def release():
-    for file in runs._locks:
-        file.close()
-    runs._locks.clear()
 
 
 NAMES = [f"{script} {text}".replace(f" {TINY}", "") for script, text, _ in ROWS]
@@ -216,7 +210,7 @@ def test_one_sentence(folder, monkeypatch, script, text, words):
     monkeypatch.setenv("FEWSTEP_INCEPTION", "notes.txt")
     before = files(folder)
     result = CliRunner().invoke(SCRIPTS[script], shlex.split(text))
-    release()
+    release_locks()
     assert isinstance(result.exception, SystemExit), repr(result.exception)
     assert result.exit_code in (1, 2), result.output
     assert "Traceback" not in result.output

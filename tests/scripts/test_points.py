@@ -7,12 +7,12 @@ import pytest
 import torch
 from click.testing import CliRunner
 from PIL import Image
+from run_locks import release_locks
 
 import generate
 import networks
 import train
 import train_trajectory
-from training import run_dir as runs
 
 DATA = "--data=toy:8gaussians:size=2000 --seed=0 --nosubdir --device=cpu"
 V = "--batch=64 --duration=0.004 --lr=1e-3 --lr-rampup=0 --ema=0.001 --cbase=16"
@@ -22,9 +22,7 @@ C += " --tick=0.1 --num-steps=3"
 
 def run(script, text, **kwargs):
     result = CliRunner().invoke(script, shlex.split(text.format(**kwargs)))
-    for file in runs._locks:
-        file.close()
-    runs._locks.clear()
+    release_locks()
     return result
 
 

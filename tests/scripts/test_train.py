@@ -12,11 +12,11 @@ import pytest
 import torch
 from click.testing import CliRunner
 from PIL import Image
+from run_locks import release_locks
 
 import networks
 import train
 from torch_utils import checkpoint
-from training import run_dir as runs
 
 ROOT = Path(__file__).parents[2]
 TINY = "--cbase=8 --cres=1 --num-blocks=1 --attn-resolutions=4 --augment=0 --dropout=0 --lr-rampup=0.0001 --lr=1e-3"
@@ -35,14 +35,6 @@ def data(tmp_path):
         labels.append([f"{i:02d}.png", i % 3])
     (folder / "dataset.json").write_text(json.dumps({"labels": labels}))
     return folder
-
-
-@pytest.fixture(autouse=True)
-def release_locks():
-    yield
-    for file in runs._locks:
-        file.close()
-    runs._locks.clear()
 
 
 def run(text, **kwargs):
@@ -106,8 +98,7 @@ def test_interrupted_command_continues_to_the_same_numbers(data, tmp_path):
     options = json.loads((cut / "training_options.json").read_text())
     del options["finished"]
     (cut / "training_options.json").write_text(json.dumps(options))
-    for file in runs._locks:
-        file.close()
+    release_locks()
     result = run(command, o=tmp_path / "cut", d=data)
     assert result.exit_code == 0, result.output
     assert "Continuing from" in result.output

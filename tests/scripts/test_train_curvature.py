@@ -15,21 +15,12 @@ import networks
 import train
 from networks.flow_configs import PRESETS
 from training import phema
-from training import run_dir as runs
 from training.curvature_options import HYPER
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     return make_data(tmp_path_factory.mktemp("data") / "toy")
-
-
-@pytest.fixture(autouse=True)
-def release_locks():
-    yield
-    for file in runs._locks:
-        file.close()
-    runs._locks.clear()
 
 
 def call(command, *arguments, code=0):

@@ -49,14 +49,6 @@ def network(data, tmp_path_factory):
     return {name: out / name / "network-snapshot-000001.pkl" for name in ("plain", "gamma")}
 
 
-@pytest.fixture(autouse=True)
-def release_locks():
-    yield
-    for file in runs._locks:
-        file.close()
-    runs._locks.clear()
-
-
 def run(text, **kwargs):
     return CliRunner().invoke(train_trajectory.main, shlex.split(text.format(**kwargs)))
 

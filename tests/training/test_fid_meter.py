@@ -7,11 +7,11 @@ import pytest
 import torch
 from click.testing import CliRunner
 from PIL import Image
+from run_locks import release_locks
 
 import fid
 import train
 from torch_utils.frechet import load_moments
-from training import run_dir as runs
 from training.edm import EDMOptions
 from training.fid_meter import FidMeter
 from training.image_dataset import ImageDataset
@@ -29,14 +29,6 @@ def data(tmp_path):
     for i in range(80):
         Image.fromarray(np.random.RandomState(i).randint(0, 256, (4, 4), dtype=np.uint8)).save(folder / f"{i:02d}.png")
     return folder
-
-
-@pytest.fixture(autouse=True)
-def release_locks():
-    yield
-    for file in runs._locks:
-        file.close()
-    runs._locks.clear()
 
 
 def options(data, **kwargs):
@@ -86,8 +78,7 @@ def test_best_survives_a_resume(data, tmp_path):
     command = [f"--outdir={tmp_path / 'runs'}", f"--data={data}", *TINY.split(), "--dump=1"]
     assert CliRunner().invoke(train.main, command).exit_code == 0
     run_dir = next((tmp_path / "runs").glob("0*"))
-    for file in runs._locks:
-        file.close()
+    release_locks()
     longer = CliRunner().invoke(train.main, [*command, f"--resume={run_dir}", "--duration=0.002"])
     assert longer.exit_code == 0, longer.output
     stats = [json.loads(line) for line in (run_dir / "stats.jsonl").read_text().splitlines()]

@@ -7,13 +7,13 @@ import pytest
 import torch
 from click.testing import CliRunner
 from PIL import Image
+from run_locks import release_locks
 
 import networks
 import train
 import training.edm
 from torch_utils import checkpoint
 from training import phema
-from training import run_dir as runs
 
 OPTIONS = (
     "--cbase=8 --cres=1 --num-blocks=1 --attn-resolutions=4 --augment=0 --dropout=0 --lr=2e-3 --lr-rampup=0 --batch=64 "
@@ -33,9 +33,7 @@ def run_dir(tmp_path_factory):
         patch.setattr(training.edm, "sample_grid", lambda net: torch.zeros(1, 8, 8, dtype=torch.uint8))
         arguments = [f"--outdir={folder}/runs", f"--data={folder}/toy", *OPTIONS.split()]
         result = CliRunner().invoke(train.main, arguments)
-    for file in runs._locks:
-        file.close()
-    runs._locks.clear()
+    release_locks()
     assert result.exit_code == 0, result.output
     found = next((folder / "runs").iterdir())
     (folder / "middle").mkdir()

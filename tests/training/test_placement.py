@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+from run_locks import release_locks
 
 from torch_utils import checkpoint
 from training import run_dir as runs
@@ -11,20 +12,8 @@ from training.edm import EDMOptions
 from training.placement import find_place
 
 
-@pytest.fixture(autouse=True)
-def release_locks():
-    yield
-    release()
-
-
-def release():
-    for file in runs._locks:
-        file.close()
-    runs._locks.clear()
-
-
 def place(outdir, **options):
-    release()
+    release_locks()
     return find_place(EDMOptions(outdir=str(outdir), data="toy", **options), "toy", 1)
 
 

@@ -11,11 +11,11 @@ import torch
 from click.testing import CliRunner
 from golden_cases import cases
 from PIL import Image
+from run_locks import release_locks
 
 import networks
 import train
 from torch_utils.foreign_pickle import named_tensors, read_training_state
-from training import run_dir as runs
 from training.loop import Loop, Settings
 from training.method import Average, LossOut, Method, Phase
 from training.published_state import is_published, read_published
@@ -118,9 +118,7 @@ def test_train_continues_it_in_a_new_run(state, tmp_path):
     options += [f"--cond={bool(kwargs['label_dim'])}", f"--augment={0.12 if kwargs.get('augment_dim') else 0}"]
     options += [f"--duration={(kimg + 1) / 1000:.6f}", f"--resume={path}", "--batch=128", "--snap=0", "--bench=0"]
     result = CliRunner().invoke(train.main, [f"--outdir={tmp_path / 'runs'}", f"--data={data}", *options])
-    for file in runs._locks:
-        file.close()
-    runs._locks.clear()
+    release_locks()
     assert result.exit_code == 0, result.output
     assert f"at {kimg}.000 kimg" in result.output
     assert len(list((tmp_path / "runs").iterdir())) == 1

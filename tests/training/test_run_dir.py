@@ -4,33 +4,21 @@ import fcntl
 import json
 
 import pytest
+from run_locks import release_locks
 
 from training import run_dir as runs
-
-
-def release():
-    """What the end of a process does."""
-    for file in runs._locks:
-        file.close()
-    runs._locks.clear()
-
-
-@pytest.fixture(autouse=True)
-def release_locks():
-    yield
-    release()
 
 
 def start(outdir, **options):
     path = runs.create(outdir, "toy")
     (path / runs.OPTIONS).write_text(json.dumps(options))
-    release()
+    release_locks()
     return path
 
 
 def find(outdir, **options):
     found = runs.find_unfinished(outdir, options, "toy")
-    release()
+    release_locks()
     return found
 
 
@@ -82,7 +70,7 @@ def test_a_directory_without_options_is_used_again(tmp_path):
     run = runs.create(tmp_path, "toy")
     other = runs.create(tmp_path, "other")
     assert find(tmp_path, lr=1) is None  # both are claimed
-    release()
+    release_locks()
     (other / "notes.txt").touch()
     assert find(tmp_path, lr=1) == run
     (run / "notes.txt").touch()
