@@ -1,7 +1,8 @@
 """Pictures and numbers about samplers and runs: every sub-command writes PNG files and the numbers as JSON.
 
-The maths is in `samplers/compare.py`, `samplers/trajectory_file.py`, `samplers/costs.py` and `training/curve.py`, the
-drawing in `training/figures.py`, the page in `torch_utils/page.py`. See docs/analysis.md.
+The maths is in `samplers/analysis/compare.py`, `samplers/analysis/trajectory_file.py`, `samplers/gits/costs.py` and
+`training/runs/curve.py`, the drawing in `samplers/analysis/figures.py`, the page in `torch_utils/report/page.py`. See
+docs/analysis.md.
 """
 
 from __future__ import annotations
@@ -17,23 +18,23 @@ import click
 from tqdm import tqdm
 
 import networks
-from networks.features import FeatureExtractor, load_features
+from networks.features.table import FeatureExtractor, load_features
 from samplers import SCHEDULES, SOLVERS, get_schedule
-from samplers.compare import HELD_OUT, Measure, compare, tables
-from samplers.contestants import parse_contestant, plan_cells
-from samplers.costs import METRICS, cost_matrix, path_cost, shortest_path
-from samplers.curvature import curvature_table, measure_curvature
+from samplers.analysis import figures
+from samplers.analysis.compare import HELD_OUT, Measure, compare, tables
+from samplers.analysis.contestants import parse_contestant, plan_cells
+from samplers.analysis.curvature import curvature_table, measure_curvature
+from samplers.analysis.trajectory_file import load_trajectory, summarise
+from samplers.gits.costs import METRICS, cost_matrix, path_cost, shortest_path
+from samplers.recipe import ScheduleFile
 from samplers.run import image_shape, prepare
-from samplers.schedule_file import ScheduleFile
-from samplers.trajectory_file import load_trajectory, summarise
 from torch_utils import distributed as dist
 from torch_utils.cli import Group, IntList
 from torch_utils.files import write_json
 from torch_utils.frechet import Moments, load_moments
 from torch_utils.options import opt, options_of
-from torch_utils.page import Table, write_page
-from training import figures
-from training.curve import read_curve
+from torch_utils.report.page import Table, write_page
+from training.runs.curve import read_curve
 
 EXAMPLES = """\b
 Examples:

@@ -12,9 +12,9 @@ import warnings
 import click
 
 from torch_utils.cli import Command
-from training.dataset_sources import LAYOUTS, open_source
-from training.dataset_writer import Summary, check_destination, convert
-from training.transforms import FILTERS, TRANSFORMS, make_transform
+from training.data.sources import LAYOUTS, open_source
+from training.data.transforms import FILTERS, TRANSFORMS, make_transform
+from training.data.writer import Summary, check_destination, convert
 
 EPILOG = """\b
 Layouts (--layout):

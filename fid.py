@@ -21,8 +21,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from networks import load_network
-from networks.features import FEATURES, FeatureExtractor, load_features
-from samplers.plan import SamplerOptions, build_plan
+from networks.features.table import FEATURES, FeatureExtractor, load_features
+from samplers.planning.plan import SamplerOptions, build_plan
 from samplers.run import generate, image_shape, prepare
 from torch_utils import distributed as dist
 from torch_utils.cli import Group
@@ -32,7 +32,7 @@ from torch_utils.images import to_uint8
 from torch_utils.misc import split_evenly
 from torch_utils.npz_images import NpzImages
 from torch_utils.options import opt, options_of
-from training.image_dataset import ImageDataset, decoded, subset_indices
+from training.data.image_dataset import ImageDataset, decoded, subset_indices
 
 NUM = 50_000  # images, where neither --num nor --seeds says otherwise
 

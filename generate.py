@@ -1,7 +1,7 @@
 """Images from a network: any snapshot or published checkpoint, any sampler, one image per seed.
 
-Everything about the sampler is decided and printed before the first image (`samplers/plan.py`); what a seed's image
-looks like does not depend on the batch size or on the number of processes (`samplers/run.py`).
+Everything about the sampler is decided and printed before the first image (`samplers/planning/plan.py`); what a seed's
+image looks like does not depend on the batch size or on the number of processes (`samplers/run.py`).
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from tqdm import tqdm
 import networks
 from samplers import Field
 from samplers.outputs import Targets
-from samplers.plan import Plan, SamplerOptions, build_plan
+from samplers.planning.levels import schedule_file
+from samplers.planning.plan import Plan, SamplerOptions, build_plan
 from samplers.run import PRECISIONS, Recorder, check_class, generate, image_shape, prepare
 from samplers.start import start_noise
-from samplers.time_stamps import schedule_file
 from torch_utils import distributed as dist
 from torch_utils.cli import Command
 from torch_utils.misc import format_count, format_time
 from torch_utils.options import opt, options_of
-from torch_utils.scatter import is_points
+from torch_utils.report.scatter import is_points
 
 # The checkpoint that the GITS command line means by a data set's name.
 DATASETS = {

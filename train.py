@@ -7,7 +7,7 @@ import click
 from torch_utils.cli import Group
 from torch_utils.options import options_of
 from training.launch import launch
-from training.registry import METHODS
+from training.methods.table import METHODS
 
 EXAMPLES = """\b
 Examples:

@@ -7,7 +7,7 @@ import click
 from torch_utils.cli import Command
 from torch_utils.options import options_of
 from training.launch import launch
-from training.trajectory import TrajectoryOptions
+from training.methods.trajectory import TrajectoryOptions
 
 EXAMPLES = """\b
 Examples:

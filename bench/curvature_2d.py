@@ -31,18 +31,18 @@ import torch
 from torch import Tensor, nn
 from tqdm import trange
 
-from samplers.curvature import trajectory
-from samplers.straightness import trajectory_curvature
+from samplers.analysis.curvature import trajectory
+from samplers.analysis.straightness import trajectory_curvature
 from torch_utils.cli import Command, IntList
-from torch_utils.page import Table
+from torch_utils.report.page import Table
 from torch_utils.rng import TorchRNG
 from torch_utils.wasserstein import wasserstein
-from training.curvature import CurvatureOptions, build
-from training.flow_loss import flow_loss
-from training.loop import Loop, Settings
-from training.plane import Plane, draw_planes, look
-from training.prior import measure_prior, with_prior
-from training.toys import ToyDataset
+from training.data.toys import ToyDataset
+from training.loop.loop import Loop, Settings
+from training.losses.flow import flow_loss
+from training.methods.curvature import CurvatureOptions, build
+from training.methods.prior import measure_prior, with_prior
+from training.pictures.plane import Plane, draw_planes, look
 
 PRESET = "two_gaussians"
 MEANS, VARIANCE, PRIOR_STD = ((-8.0, 8.0), (8.0, 8.0)), (3.0, 0.1), (6.0, 1.0)

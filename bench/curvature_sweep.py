@@ -25,23 +25,23 @@ from tqdm import tqdm
 
 import networks
 from bench.curvature_2d import label, parse_betas
-from networks.features import FEATURES, load_features
-from networks.flow_configs import PRESETS
-from samplers.compare import HELD_OUT
-from samplers.curvature import measure_curvature
-from samplers.plan import SamplerOptions, build_plan
+from networks.features.table import FEATURES, load_features
+from networks.published.flow_configs import PRESETS
+from samplers.analysis.compare import HELD_OUT
+from samplers.analysis.curvature import measure_curvature
+from samplers.planning.plan import SamplerOptions, build_plan
 from samplers.run import generate, prepare
 from torch_utils import distributed as dist
 from torch_utils.cli import Command, IntList
 from torch_utils.files import numbered, write_json
 from torch_utils.frechet import Extractor, Moments, feature_stats
 from torch_utils.images import to_uint8
-from torch_utils.page import Table
-from torch_utils.plot import colour, figure, marker
-from training import run_dir as runs
-from training.curvature_options import CurvatureOptions
-from training.image_dataset import ImageDataset, decoded
+from torch_utils.report.page import Table
+from torch_utils.report.plot import colour, figure, marker
+from training.data.image_dataset import ImageDataset, decoded
 from training.launch import launch
+from training.methods.curvature_options import CurvatureOptions
+from training.runs import run_dir as runs
 
 BATCH = 256
 CURVATURE = {"evaluations": 100, "num": 256, "seed": HELD_OUT}

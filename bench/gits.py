@@ -20,7 +20,7 @@ import click
 import torch
 
 from samplers import get_schedule
-from samplers.costs import METRICS, cost_sums
+from samplers.gits.costs import METRICS, cost_sums
 from torch_utils import distributed as dist
 from torch_utils.cli import Command, IntList
 from torch_utils.profile import time_it

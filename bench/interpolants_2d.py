@@ -22,13 +22,13 @@ import torch
 
 import networks
 from bench import commands
-from samplers.mac import sample_mac
-from samplers.native import sample_native, uniform_times
+from samplers.solvers.elementwise import sample_mac
+from samplers.solvers.native import sample_native, uniform_times
 from torch_utils.cli import Command, IntList
-from torch_utils.page import Table
+from torch_utils.report.page import Table
 from torch_utils.rng import PerSampleRNG
 from torch_utils.wasserstein import wasserstein
-from training.toys import draw
+from training.data.toys import draw
 
 FLOW = (
     "curvature --data=toy:{toy} --independent --coupling={coupling} --optimizer=adam --batch=256 --lr=1e-3 "

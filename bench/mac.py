@@ -25,7 +25,7 @@ from scipy.stats import t as student
 from bench import commands
 from torch_utils.cli import Command, IntList
 from torch_utils.files import write_json
-from torch_utils.page import Table
+from torch_utils.report.page import Table
 
 DENOISER = (
     "--cbase=32 --cres=1,2 --num-blocks=2 --batch=128 --lr=2e-3 --lr-rampup=0.01 --ema=0.01 --ema-rampup=0.1 "

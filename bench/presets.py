@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from training.edm import EDMOptions
+from training.methods.edm import EDMOptions
 
 __all__ = ["PRESETS", "Preset"]
 

@@ -19,7 +19,7 @@ from bench.presets import PRESETS
 from torch_utils import distributed as dist
 from torch_utils.cli import Command
 from torch_utils.profile import forward_cost, measured_peak, peak_flops, time_it
-from training.edm import DTYPES, build_network
+from training.methods.edm import DTYPES, build_network
 
 
 @click.command(cls=Command)

@@ -19,9 +19,9 @@ from bench.presets import PRESETS
 from torch_utils import distributed as dist
 from torch_utils.cli import Command
 from torch_utils.profile import measured_peak, peak_flops, time_it
-from training.edm import DTYPES
-from training.loop import Loop, Settings
-from training.registry import METHODS
+from training.loop.loop import Loop, Settings
+from training.methods.edm import DTYPES
+from training.methods.table import METHODS
 
 
 class SyntheticBatches:

@@ -3,7 +3,7 @@
 Whatever the file, the result is one of our own classes, built from a class name and plain arguments, with tensors
 loaded strictly: nothing missing, nothing left over, every shape equal. The network is first built on the meta device,
 without memory, under a limit on its size, so that a file can not ask for more than it contains; constructors of
-NETWORKS must therefore work on the meta device. Nothing in a file is executed (see `torch_utils.foreign_pickle`).
+NETWORKS must therefore work on the meta device. Nothing in a file is executed (see `torch_utils.pickles.foreign`).
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from networks.flow_checkpoint import Config, read_state, to_checkpoint
-from networks.published_mac import denoiser_spec, mac_spec
-from networks.registry import NETWORKS, build
+from networks.published.flow import Config, read_state, to_checkpoint
+from networks.published.mac import denoiser_spec, mac_spec
+from networks.table import NETWORKS, build
 from torch_utils import checkpoint
 from torch_utils.files import download, map_file
-from torch_utils.foreign_pickle import Record, naming, read_edm_pickle
-from torch_utils.pickle_machine import shown
+from torch_utils.pickles.foreign import Record, naming, read_edm_pickle
+from torch_utils.pickles.machine import shown
 
 __all__ = ["PUBLISHED", "load_encoder", "load_network", "save_network"]
 
@@ -99,7 +99,7 @@ def load_network(
         verbose: print what is loaded and show the progress of a download.
         sha256: expected hash of a downloaded file.
         config: of a file that holds tensors alone (.pth): a preset's name, a JSON file or a configuration, see
-            `networks.flow_checkpoint`; None: found by the tensors' shapes.
+            `networks.published.flow`; None: found by the tensors' shapes.
 
     Raises:
         ValueError: no such file or alias, no connection, a damaged or hostile file, an unknown class; one sentence.

@@ -3,9 +3,9 @@
 from samplers import gits
 from samplers.field import Field
 from samplers.path import PATHS
-from samplers.schedules import SCHEDULES, get_schedule, validate_t_steps
-from samplers.solve import SOLVERS, sample
-from samplers.solver import Solver, Step
+from samplers.schedules.formulas import SCHEDULES, get_schedule, validate_t_steps
+from samplers.solvers.base import Solver, Step
+from samplers.solvers.table import SOLVERS, sample
 
 __all__ = [
     "PATHS",

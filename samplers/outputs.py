@@ -20,7 +20,7 @@ from samplers.run import Recorder, Samples
 from torch_utils import distributed as dist
 from torch_utils.files import atomic_write
 from torch_utils.images import ImageWriter, image_format, make_grid, save_image, to_uint8
-from torch_utils.scatter import is_points, scatter
+from torch_utils.report.scatter import is_points, scatter
 
 __all__ = ["Targets"]
 

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from samplers.field import Field
-from samplers.solver import Step
-from samplers.stochastic import edm_sampler
+from samplers.solvers.base import Step
+from samplers.solvers.churn import edm_sampler
 from torch_utils import distributed as dist
 from torch_utils.images import make_grid, to_uint8
 from torch_utils.misc import split_evenly

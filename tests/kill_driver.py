@@ -30,9 +30,9 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 from PIL import Image
 
 import train
-import training.curvature
-import training.edm
-import training.loop
+import training.loop.loop
+import training.methods.curvature
+import training.methods.edm
 from torch_utils import checkpoint
 from torch_utils.profile import Cost
 
@@ -61,9 +61,9 @@ def arm(action, report):
 
     for name in ("replace", "fsync", "unlink", "mkdir"):
         before(os, name)
-    before(training.loop.Loop, "step")
-    before(training.loop.Loop, "_update")
-    before(training.loop.Loop, "load_state_dict")
+    before(training.loop.loop.Loop, "step")
+    before(training.loop.loop.Loop, "_update")
+    before(training.loop.loop.Loop, "load_state_dict")
     save = torch.save
 
     def save_in_halves(value, file):
@@ -77,9 +77,9 @@ def arm(action, report):
 
     checkpoint.torch.save = save_in_halves
     # The slowest parts of so small a run: of the picture only its file matters here, and the count of FLOPs not at all.
-    training.edm.sample_grid = lambda net: torch.zeros(net.img_channels, 8, 8, dtype=torch.uint8)
-    training.edm._training_cost = lambda net: Cost(0, 0)
-    training.curvature._training_cost = lambda net, encoder: Cost(0, 0)
+    training.methods.edm.sample_grid = lambda net: torch.zeros(net.img_channels, 8, 8, dtype=torch.uint8)
+    training.methods.edm._training_cost = lambda net: Cost(0, 0)
+    training.methods.curvature._training_cost = lambda net, encoder: Cost(0, 0)
 
 
 def free_port():

@@ -11,10 +11,10 @@ import sys
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
 import train
-import training.loop
+import training.loop.loop
 
 rank, step = sys.argv[1:3]
-update, calls = training.loop.Loop._update, []
+update, calls = training.loop.loop.Loop._update, []
 
 
 def update_or_die(*args):
@@ -24,5 +24,5 @@ def update_or_die(*args):
     return update(*args)
 
 
-training.loop.Loop._update = update_or_die
+training.loop.loop.Loop._update = update_or_die
 train.main(sys.argv[3:])

@@ -4,8 +4,8 @@ from functools import partial
 
 from torch import nn
 
-from networks.backbones import Pyramid
-from networks.discriminator import ProjectedDiscriminator
+from networks.adversary.backbones import Pyramid
+from networks.adversary.discriminator import ProjectedDiscriminator
 from training.diffaugment import diff_augment
 
 

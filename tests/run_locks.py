@@ -1,6 +1,6 @@
 """Run directories are locked until their process ends; a test that plays several processes ends them by this."""
 
-from training import run_dir
+from training.runs import run_dir
 
 
 def release_locks():

@@ -26,9 +26,9 @@ import torch
 
 from torch_utils.cli import Group
 from torch_utils.files import atomic_write, map_file, numbered, retain, write_json
-from torch_utils.foreign_pickle import naming
-from torch_utils.pickle_machine import MAX_OPERATIONS, MAX_TEXT, check_tree, plain_key, shown
-from torch_utils.torch_pickle import DTYPES, TorchReader, check_aliasing
+from torch_utils.pickles.foreign import naming
+from torch_utils.pickles.machine import MAX_OPERATIONS, MAX_TEXT, check_tree, plain_key, shown
+from torch_utils.pickles.torch_files import DTYPES, TorchReader, check_aliasing
 
 __all__ = [
     "Contents",
@@ -337,7 +337,7 @@ def show(file: str, tensors: bool) -> None:
     \b
     python -m torch_utils.checkpoint show runs/00000/network-snapshot-001000.pkl
     """
-    from torch_utils.describe import describe
+    from networks.describe import describe
 
     click.echo(describe(file, tensors=tensors))
 

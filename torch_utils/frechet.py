@@ -6,7 +6,7 @@
 trace is the sum of the singular values of A1^T A2: no square root of a non-symmetric matrix is formed. Factors are
 Cholesky's, or truncated eigenvectors where a covariance is singular (fewer images than features). All is float64.
 
-What the features are is not known here: see networks/features.py.
+What the features are is not known here: see networks/features/table.py.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ def feature_stats(batches: Iterable[Tensor], extractor: Extractor) -> FeatureSta
 
     Args:
         batches: this process's share of the images, uint8 `[B, C, H, W]` each. A process may have none, but rank 0.
-        extractor: images to features `[B, D]`, see `networks.features.load_features`.
+        extractor: images to features `[B, D]`, see `networks.features.table.load_features`.
     """
     stats = None
     for images in batches:

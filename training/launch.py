@@ -9,17 +9,17 @@ import torch
 
 from torch_utils import distributed as dist
 from torch_utils.stats import Tee
-from training import run_dir as runs
-from training.config import CommonOptions
-from training.data import Batches, ImageDataset
-from training.edm import DTYPES
-from training.fid_meter import FidMeter
-from training.loop import Loop, Settings
+from training.data.batches import Batches, ImageDataset
+from training.data.toys import ToyDataset, is_toy
+from training.loop.loop import Loop, Settings
 from training.method import Method
-from training.placement import Place, find_place
-from training.registry import method_entry
-from training.session import Cadence, Session
-from training.toys import ToyDataset, is_toy
+from training.methods.edm import DTYPES
+from training.methods.table import method_entry
+from training.options import CommonOptions
+from training.runs import run_dir as runs
+from training.runs.fid_meter import FidMeter
+from training.runs.placement import Place, find_place
+from training.runs.session import Cadence, Session
 
 __all__ = ["launch"]
 

@@ -1,7 +1,7 @@
 """What a training method is: modules, phases that train some of them, and averages worth keeping.
 
-Methods differ by data, not by control flow: the one loop (`training/loop.py`) runs the phases of whichever method it is
-given. A method is one file in this folder and a line in `training.registry.METHODS`.
+Methods differ by data, not by control flow: the one loop (`training/loop/loop.py`) runs the phases of whichever method
+it is given. A method is one file in this folder and a line in `training.methods.table.METHODS`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from samplers.sampler_options import SamplerOptions
+from samplers.planning.options import SamplerOptions
 from torch_utils.rng import TorchRNG
 
 __all__ = ["Average", "Batch", "LossOut", "Method", "Phase"]
@@ -61,7 +61,7 @@ class Phase:
 class Average:
     """A moving average of one module: `average = net + beta(nimg, batch) * (average - net)` after each step.
 
-    sigma_rel: width of a power-function average; these are stored beside every snapshot (`training/phema.py`).
+    sigma_rel: width of a power-function average; these are stored beside every snapshot (`training/runs/phema.py`).
     """
 
     module: str

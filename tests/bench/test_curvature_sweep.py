@@ -13,7 +13,7 @@ import dataset_tool
 import fid
 import networks
 from bench import curvature_sweep
-from samplers.plan import SamplerOptions, build_plan
+from samplers.planning.plan import SamplerOptions, build_plan
 
 
 def call(command, *arguments, code=0):

@@ -9,9 +9,9 @@ from golden_cases import cases, fill_weights
 
 import networks
 from networks.load import PUBLISHED, load_network, save_network
-from networks.registry import build
+from networks.table import build
 from torch_utils import checkpoint
-from torch_utils.foreign_pickle import read_edm_pickle, to_network_spec
+from torch_utils.pickles.foreign import read_edm_pickle, to_network_spec
 
 TINY = {
     "img_resolution": 8, "img_channels": 3, "model_type": "SongUNet", "model_channels": 16, "channel_mult": [1],

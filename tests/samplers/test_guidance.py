@@ -10,8 +10,8 @@ import networks
 from samplers import SOLVERS, Field, get_schedule, sample
 from samplers.eps_denoiser import EpsDenoiser, VPLevels
 from samplers.guidance import cfg, guide
-from samplers.noise_table import NoiseTable, scaled_linear_alphas
-from samplers.plan import SamplerOptions, build_plan
+from samplers.planning.plan import SamplerOptions, build_plan
+from samplers.schedules.noise_table import NoiseTable, scaled_linear_alphas
 
 
 def recorded(net):

@@ -7,9 +7,9 @@ import torch
 from golden_cases import cases
 
 from samplers import SOLVERS, get_schedule, sample
-from samplers.plan import SamplerOptions, build_plan
+from samplers.planning.plan import SamplerOptions, build_plan
 from samplers.run import Recorder, generate, image_shape, prepare, sample_grid, seed_batches
-from samplers.stochastic import ablation_sampler, edm_sampler, general_levels
+from samplers.solvers.churn import ablation_sampler, edm_sampler, general_levels
 from torch_utils.rng import PerSampleRNG
 
 

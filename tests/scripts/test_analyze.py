@@ -14,12 +14,12 @@ from PIL import Image
 import analyze
 import networks
 from samplers import get_schedule
-from samplers.compare import HELD_OUT
-from samplers.costs import cost_matrix, shortest_path
-from samplers.schedule_file import Entry, ScheduleFile
-from samplers.trajectory import chord_deviation, explained_variance
+from samplers.analysis.compare import HELD_OUT
+from samplers.analysis.geometry import chord_deviation, explained_variance
+from samplers.gits.costs import cost_matrix, shortest_path
+from samplers.recipe import Entry, ScheduleFile
 from torch_utils.frechet import Moments, save_moments
-from training.curve import read_curve
+from training.runs.curve import read_curve
 
 
 @pytest.fixture(scope="module")

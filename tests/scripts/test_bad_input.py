@@ -22,7 +22,7 @@ import fid
 import generate
 import networks
 import train
-from training import phema
+from training.runs import phema
 
 SCRIPTS = {
     "train": train.main, "generate": generate.main, "fid": fid.main, "data": dataset_tool.main, "phema": phema.main,

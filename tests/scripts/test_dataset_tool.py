@@ -27,8 +27,9 @@ from dataset_files import (
 from golden_cases import cases
 from PIL import Image
 
-from training import dataset_writer, image_archive
-from training.dataset_sources import LAYOUTS
+from training.data import archive as archive_module
+from training.data import writer as writer_module
+from training.data.sources import LAYOUTS
 
 # --- golden ---------------------------------------------------------------------------------------------------------
 
@@ -245,11 +246,11 @@ def test_bad_images_are_named_or_skipped(tmp_path):
 
 
 def test_bombs(tmp_path, monkeypatch):
-    monkeypatch.setattr(image_archive, "MAX_PIXELS", 100)
+    monkeypatch.setattr(archive_module, "MAX_PIXELS", 100)
     root = write(tmp_path / "in", {"a.png": pixels(16)})
     refuse(root, tmp_path / "x/o.zip", match="16x16 pixels")
     monkeypatch.undo()
-    monkeypatch.setattr(image_archive, "MAX_FILE_BYTES", 1000)
+    monkeypatch.setattr(archive_module, "MAX_FILE_BYTES", 1000)
     with zipfile.ZipFile(tmp_path / "in.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("a.png", bytes(10**6))
     refuse(tmp_path / "in.zip", tmp_path / "x/o.zip", match="unpacks to 1000000 bytes")
@@ -312,7 +313,7 @@ def test_interruption_leaves_nothing(tmp_path, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(dataset_writer, "_check_shape", interrupt)
+    monkeypatch.setattr(writer_module, "_check_shape", interrupt)
     run("--source=digits", f"--dest={tmp_path / 'o.zip'}")
     run("--source=digits", f"--dest={tmp_path / 'out'}")
     assert list(tmp_path.iterdir()) == []

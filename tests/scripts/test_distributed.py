@@ -86,4 +86,4 @@ def test_a_mistake_is_told_once(tmp_path, data):
     text = process.communicate(timeout=240)[0]
     assert process.returncode != 0
     assert text.count("no such file or directory") == 1
-    assert 'training/placement.py", line' not in text
+    assert 'training/runs/placement.py", line' not in text

@@ -19,12 +19,12 @@ from PIL import Image
 
 import fid
 import networks
-from networks.features import load_features
-from samplers.plan import SamplerOptions, build_plan
+from networks.features.table import load_features
+from samplers.planning.plan import SamplerOptions, build_plan
 from samplers.run import generate, prepare
 from torch_utils.frechet import Moments, save_moments
 from torch_utils.images import to_uint8
-from training.image_dataset import subset_indices
+from training.data.image_dataset import subset_indices
 
 ROOT = Path(__file__).parents[2]
 PIXELS = "--features=pixels --device=cpu"

@@ -15,7 +15,7 @@ from PIL import Image
 
 import generate
 import networks
-from samplers.stochastic import edm_sampler
+from samplers.solvers.churn import edm_sampler
 from torch_utils.images import to_uint8
 from torch_utils.rng import PerSampleRNG
 

@@ -13,9 +13,9 @@ import fid
 import generate
 import networks
 import train
-from networks.flow_configs import PRESETS
-from training import phema
-from training.curvature_options import HYPER
+from networks.published.flow_configs import PRESETS
+from training.methods.curvature_options import HYPER
+from training.runs import phema
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ import generate
 import networks
 import train
 import train_trajectory
-from training import run_dir as runs
+from training.runs import run_dir as runs
 
 ROOT = Path(__file__).parents[2]
 V = "--cbase=8 --cres=1 --num-blocks=1 --attn-resolutions=4 --augment=0 --dropout=0 --batch=16 --duration=0.001"
@@ -89,7 +89,7 @@ def test_interrupted_is_uninterrupted(data, network, tmp_path, monkeypatch):
     command = "--outdir={o} --data={d} --cond=1 --network={n} --nosubdir --dump=1 " + SHORT
     whole = run(command, o=tmp_path / "a", d=data, n=network["plain"])
     assert whole.exit_code == 0, whole.output
-    from training.loop import Loop
+    from training.loop.loop import Loop
 
     step, count = Loop.step, [0]
 

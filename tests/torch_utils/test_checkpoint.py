@@ -196,7 +196,7 @@ def test_flipped_bits(saved):
 
 
 def test_every_flip_in_tensors_and_description_is_noticed(saved):
-    from torch_utils.zip_directory import read_directory
+    from torch_utils.pickles.zip_directory import read_directory
 
     raw = saved.read_bytes()
     members = read_directory(memoryview(raw))

@@ -8,7 +8,7 @@ import torch
 from samplers.path import Linear
 from torch_utils.rng import TorchRNG
 from training.couplings import COUPLINGS, independent, minibatch_ot
-from training.flow_loss import flow_loss
+from training.losses.flow import flow_loss
 
 
 @pytest.mark.parametrize("shape", [(5, 2, 1, 1), (6, 3)])

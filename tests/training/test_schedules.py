@@ -3,7 +3,7 @@
 import pytest
 from golden_cases import cases
 
-from training.ema import halflife_beta
+from training.loop.ema import halflife_beta
 from training.schedules import lr_rampup
 
 

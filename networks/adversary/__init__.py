@@ -1,0 +1,1 @@
+"""What judges samples in adversarial training: discriminators and their pretrained backbones."""

@@ -1,0 +1,130 @@
+"""A page of text about a checkpoint file of any supported format: kind, description, tensors, SHA-256.
+
+Reads through the restricted readers only, and prints text of the file in ASCII: a terminal obeys control characters.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from torch_utils.checkpoint import FORMAT, from_value, is_safetensors, load_safetensors, named, tensor_hash
+from torch_utils.files import map_file
+from torch_utils.pickles.foreign import Foreign, Record, module_classes, named_tensors, naming, read_foreign
+from torch_utils.pickles.machine import shown
+
+__all__ = ["describe"]
+
+_HIDDEN = ("_init_args", "_init_kwargs")
+
+
+def describe(path: str | Path, *, tensors: bool = True) -> str:
+    """What the file holds, for a person.
+
+    Raises:
+        ValueError: not a readable checkpoint; one sentence that names the file.
+    """
+    view = map_file(path)
+    size = len(view)
+    if is_safetensors(view) or Path(path).suffix == ".safetensors":
+        contents = load_safetensors(path)
+        head = {"format": "safetensors", **_ours(contents.kind, contents.info, contents.libraries)}
+        table, sha256 = contents.payload, contents.sha256
+    else:
+        foreign = read_foreign(path)
+        value = foreign.value
+        with naming(path):
+            if isinstance(value, dict) and value.get("format") == FORMAT:
+                contents = from_value(value)
+                head = {
+                    "format": f"Fewstep {contents.kind}, version {value['version']}",
+                    **_ours(contents.kind, contents.info, contents.libraries),
+                    "payload": _outline(contents.payload),
+                }
+                table, sha256 = named(contents.payload), contents.sha256
+            else:
+                head = _foreign(foreign)
+                table = _foreign_tensors(value)
+                sha256 = tensor_hash(table)
+    parameters = sum(t.numel() for t in table.values())
+    lines = [f"file: {ascii(str(path))[1:-1]} ({size:,} bytes)"]
+    lines += [f"{key}: {_text(item)}" for key, item in head.items() if item not in ({}, None)]
+    lines += [f"tensors: {len(table):,}", f"parameters: {parameters:,}", f"sha256: {sha256}"]
+    return "\n".join(lines + (_table(table) if tensors else []))
+
+
+def _ours(kind: str, info: dict[str, Any], libraries: dict[str, str]) -> dict[str, Any]:
+    return {"kind": kind, "info": info, "libraries": libraries}
+
+
+def _foreign(foreign: Foreign) -> dict[str, Any]:
+    records = {k: v for k, v in foreign.value.items() if isinstance(v, Record)} if _is_dict(foreign.value) else {}
+    networks = [r for r in records.values() if "_modules" in r.state]
+    rest = {k: v for k, v in foreign.value.items() if k not in records} if _is_dict(foreign.value) else foreign.value
+    return {
+        "format": f"EDM-style {foreign.container}" if records else foreign.container,
+        "kind": "network" if networks else "data",
+        "info": {
+            **{str(k): _record(r) for k, r in records.items()},
+            **({str(k): _outline(v) for k, v in rest.items()} if _is_dict(rest) else {"value": _outline(rest)}),
+        },
+        "globals (none was called)": ", ".join(foreign.globals) or "none",
+    }
+
+
+def _record(record: Record) -> dict[str, Any]:
+    """Class, constructor arguments and plain attributes; for a network also how many modules of which class it has."""
+    state = record.state
+    plain = {k: v for k, v in state.items() if isinstance(v, str | int | float) and k[:1] != "_"}
+    classes = list(module_classes(record).values())
+    counts = {name: classes.count(name) for name in sorted(set(classes))} if "_modules" in state else {}
+    arguments = {k.strip("_"): _outline(state[k]) for k in _HIDDEN if state.get(k)}
+    return {"class": record.class_name, **arguments, "attributes": plain} | ({"modules": counts} if counts else {})
+
+
+def _foreign_tensors(value: Any) -> dict[str, torch.Tensor]:
+    """Tensors by dotted name; the parts of a network are named as in its state dict."""
+    if isinstance(value, Record):
+        return named_tensors(value)
+    if not _is_dict(value):
+        return named(value)
+    table: dict[str, torch.Tensor] = {}
+    for key, part in value.items():
+        inner = named_tensors(part) if isinstance(part, Record) else named(part)
+        table |= {f"{key}.{name}" if name else str(key): tensor for name, tensor in inner.items()}
+    return table
+
+
+def _is_dict(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
+def _outline(value: Any, depth: int = 0) -> Any:
+    """JSON-able summary: long or deep containers and tensors become a word."""
+    if isinstance(value, torch.Tensor):
+        return f"tensor {list(value.shape)}"
+    if isinstance(value, Record):
+        return f"object of class {shown(value.class_name)}"
+    if isinstance(value, dict | list | tuple | set):
+        if len(value) > 24 or depth > 2:
+            return f"{type(value).__name__} of {len(value)}"
+        if isinstance(value, dict):
+            return {str(k): _outline(v, depth + 1) for k, v in value.items()}
+        return [_outline(v, depth + 1) for v in value]
+    if isinstance(value, str):
+        return value[:400]
+    return value if isinstance(value, int | float | None) else shown(value)
+
+
+def _text(item: Any) -> str:
+    return ascii(item)[1:-1] if isinstance(item, str) else json.dumps(item, indent=2)
+
+
+def _table(tensors: Mapping[str, torch.Tensor]) -> list[str]:
+    rows = [(ascii(name)[1:-1], str(list(t.shape)), str(t.dtype).removeprefix("torch.")) for name, t in tensors.items()]
+    width = min(max((len(row[0]) for row in rows), default=0), 100)
+    return ["", *(f"{name:<{width}}  {dtype:<8}  {shape}" for name, shape, dtype in rows)]

@@ -1,0 +1,1 @@
+"""What metrics look at: feature extractors, by name."""

@@ -1,0 +1,158 @@
+"""Feature extractors for metrics: `load_features(name)` gives a callable from uint8 images to feature vectors.
+
+- `inception`: the 2048 pooled features of Inception-v3 (TensorFlow graph of 2015-12-05), which published FID numbers
+  use. The weights are those of the Apache-2.0 port named in `INCEPTION_URL`; they are not part of this project.
+- `pixels`: the image itself, flattened and scaled to [-1, 1]. Exact, no weights, for small images only: the
+  covariance has (C * H * W)^2 entries.
+
+Distances between features of different extractors have nothing to do with each other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from networks.features.inception import FEATURES as INCEPTION_DIM
+from networks.features.inception import Inception2015
+from torch_utils.files import cache_directory, download
+from torch_utils.images import from_uint8
+
+__all__ = ["FEATURES", "INCEPTION_URL", "FeatureExtractor", "load_features"]
+
+INCEPTION_URL = (
+    "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth"
+)
+INCEPTION_VARIABLE = "FEWSTEP_INCEPTION"
+MAX_PIXELS_DIM = 3 * 64 * 64  # the covariance then takes 1.1 GiB and its factorisation minutes
+
+
+@dataclass(frozen=True)
+class FeatureExtractor:
+    """Images uint8 `[B, 1 or 3, H, W]` on any device to features float32 `[B, D]` on `device`, without gradients.
+
+    Attributes:
+        name: key in `FEATURES`.
+        dim: D; None: C * H * W of the images.
+        device: where features are computed.
+        function: the map itself, on images that are on `device`.
+    """
+
+    name: str
+    dim: int | None
+    device: torch.device
+    function: Callable[[Tensor], Tensor]
+
+    @torch.inference_mode()
+    def __call__(self, images: Tensor) -> Tensor:
+        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
+            raise ValueError(
+                "features take uint8 images of shape [B, 1 or 3, H, W], "
+                f"got {str(images.dtype).removeprefix('torch.')} of shape {list(images.shape)}"
+            )
+        return self.function(images.to(self.device))
+
+
+def load_features(name: str, weights: str | Path | None = None, device: torch.device | str = "cpu") -> FeatureExtractor:
+    """Build a feature extractor.
+
+    Args:
+        name: key in `FEATURES`.
+        weights: path or URL of the weights; None: where the extractor looks by itself.
+    """
+    if name not in FEATURES:
+        raise ValueError(f"no features are called '{name}': use one of {', '.join(FEATURES)}")
+    return FEATURES[name](weights, torch.device(device))
+
+
+def _pixels(weights: str | Path | None, device: torch.device) -> FeatureExtractor:
+    if weights is not None:
+        raise ValueError(f"the features 'pixels' have no weights, got {weights}: leave --weights out")
+    return FeatureExtractor("pixels", None, device, _flatten)
+
+
+def _flatten(images: Tensor) -> Tensor:
+    features = from_uint8(images).flatten(1)
+    if features.shape[1] > MAX_PIXELS_DIM:
+        raise ValueError(
+            f"images of shape {list(images.shape[1:])} are too large for --features=pixels, which takes at most "
+            f"{MAX_PIXELS_DIM} numbers an image (3 x 64 x 64): use --features=inception"
+        )
+    return features
+
+
+def _inception(weights: str | Path | None, device: torch.device) -> FeatureExtractor:
+    net = Inception2015()
+    _load_weights(net, _find_inception(weights))
+    net = net.eval().requires_grad_(False).to(device)
+    if device.type == "cpu":
+        net = net.to(memory_format=torch.channels_last)  # convolutions took a third of the time on one core
+
+    def features(images: Tensor) -> Tensor:
+        # cuDNN's default for float32 is TF32, which keeps 10 bits of every factor: too few for a metric.
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            return net(images)
+
+    return FeatureExtractor("inception", INCEPTION_DIM, device, features)
+
+
+def _find_inception(weights: str | Path | None) -> Path:
+    """The weights asked for, else $FEWSTEP_INCEPTION, else a file in the cache folder, else downloaded to there."""
+    by_hand = cache_directory() / INCEPTION_URL.rpartition("/")[2]
+    source = str(weights or os.environ.get(INCEPTION_VARIABLE) or (by_hand if by_hand.is_file() else INCEPTION_URL))
+    try:
+        path = download(source) if source.startswith(("http://", "https://")) else Path(source)
+        if not path.is_file():
+            raise ValueError(f"there is no file {path}")
+    except ValueError as error:
+        raise ValueError(
+            f"no Inception weights: {error}. Put {INCEPTION_URL} at {by_hand}, or name a copy with --weights=PATH or "
+            f"${INCEPTION_VARIABLE}, or use --features=pixels, which needs none"
+        ) from error
+    _check_hash(path)
+    return path
+
+
+def _check_hash(path: Path) -> None:
+    """`name-6726825d.pth` promises the first digits of the SHA-256 of the file (torch.hub's convention)."""
+    if (promised := re.search(r"-([0-9a-f]{8,64})\.\w+$", path.name)) is None:
+        return
+    with open(path, "rb") as f:
+        found = hashlib.file_digest(f, "sha256").hexdigest()
+    if not found.startswith(promised[1]):
+        raise ValueError(
+            f"{path} is damaged or another file: its SHA-256 begins with {found[: len(promised[1])]}, the name says "
+            f"{promised[1]}; delete it and download it again"
+        )
+
+
+def _load_weights(net: nn.Module, path: Path) -> None:
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many types for files that are no archives of tensors
+        raise ValueError(f"{path} is not a file of PyTorch weights, or it is damaged: get {INCEPTION_URL}") from error
+    if not isinstance(state, dict):
+        raise ValueError(f"{path} holds a {type(state).__name__}, not a state dict")
+    # Step counters of batch norm: some copies of the file have them, none is used.
+    ours, theirs = (
+        {k: getattr(v, "shape", None) for k, v in s.items() if not k.endswith("num_batches_tracked")}
+        for s in (net.state_dict(), state)
+    )
+    if wrong := sorted(k for k in ours.keys() | theirs.keys() if ours.get(k) != theirs.get(k)):
+        raise ValueError(
+            f"{path} does not hold the weights of {INCEPTION_URL}: {len(wrong)} tensors differ, first {wrong[0]}"
+        )
+    net.load_state_dict(state, strict=False)
+
+
+FEATURES: dict[str, Callable[[str | Path | None, torch.device], FeatureExtractor]] = {
+    "inception": _inception,
+    "pixels": _pixels,
+}

@@ -1,0 +1,1 @@
+"""How samplers compare and how trajectories run: tables, geometry, figures."""

@@ -1,0 +1,228 @@
+"""Refine a calibrated schedule as a whole: Gauss-Newton on its knots and coefficients for the end point alone.
+
+Fitting step by step pulls every state towards the teacher's, which is more than is asked: only the end counts, and an
+early step may go wrong in a way that a later one mends. With r the distance of the student's end points from the
+teacher's, p the interior levels (as log sigma) and all coefficients, and J = dr/dp,
+
+    dp = (J^T W J + mu diag) ^ -1  J^T W r            (Levenberg-Marquardt; Marquardt 1963)
+
+J comes from forward differences: a coefficient of step n changes only what follows it, so J costs about 2 N^2
+evaluations per warm-up sample for N steps, no back-propagation and no memory for it. Between two such J, every step
+tried mends the one at hand (Broyden 1965),
+
+    J <- J + (dr - J dp) dp^T / |dp|^2,
+
+which costs the N evaluations of the trial alone; J is measured anew when it no longer leads on. W is Huber's weight per
+sample: trajectories that end on another mode of the data than the teacher's must not rule the fit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from samplers.calibration.fitting import State, advance, gram, look
+from samplers.gits.teacher import Chunk
+from torch_utils import distributed as dist
+
+__all__ = ["Refined", "end_errors", "refine"]
+
+_EPS = 5e-3  # forward difference, in log sigma and in coefficients: well above the rounding of a float32 network
+_HUBER = 3.0  # weight 1 up to so many times the typical error
+_TRIES, _STALE_TRIES = 6, 2  # dampings tried with a measured J, and with one that Broyden's rule brought along
+_WORTHWHILE = 0.1  # measure J anew when a step lowers the objective by less than this share
+_ENOUGH = 3e-3  # stop when not even the first step of a measured J lowers it by this share
+
+
+class Refined(NamedTuple):
+    """Levels `N+1`, coefficients per step, and the evaluations per warm-up sample that finding them took."""
+
+    sigmas: list[float]
+    coefficients: list[list[float]]
+    evaluations: int
+
+
+class _Parameter(NamedTuple):
+    """Coefficient `k` of step `n`, or (k None) the logarithm of level `n`."""
+
+    n: int
+    k: int | None
+
+
+class _Student(NamedTuple):
+    """A schedule with its coefficients, run on this process's chunks: states looked at before each step, and ends."""
+
+    sigmas: list[float]
+    rows: list[list[float]]
+    states: list[list[State]]  # [chunk][step]
+    ends: list[Tensor]  # [chunk] [b, ...]
+
+
+def _finish(
+    chunk: Chunk, state: State, n: int, sigmas: Sequence[float], rows: Sequence[Sequence[float]], order: int, afs: bool
+) -> tuple[Tensor, list[State]]:
+    """Take the steps from `n` on from a state not yet looked at: the end, and the states looked at on the way."""
+    seen = []
+    for i in range(n, len(rows)):
+        state = look(chunk, state, sigmas[i], order, afs and i == 0)
+        seen.append(state)
+        state = advance(state, sigmas[i + 1] - sigmas[i], rows[i])
+    return state.x, seen
+
+
+def _run(
+    chunks: Sequence[Chunk], teacher: Sequence[Tensor], sigmas: list[float], rows: list[list[float]], afs: bool
+) -> _Student:
+    order = max(map(len, rows))
+    done = [_finish(c, State(x[0], ()), 0, sigmas, rows, order, afs) for c, x in zip(chunks, teacher, strict=True)]
+    return _Student(sigmas, rows, [seen for _, seen in done], [end for end, _ in done])
+
+
+def _changed(student: _Student, parameters: Sequence[_Parameter], by: Sequence[float]) -> tuple[list, list]:
+    """Levels and coefficients with some parameters moved."""
+    sigmas, rows = list(student.sigmas), [list(row) for row in student.rows]
+    for (n, k), step in zip(parameters, by, strict=True):
+        if k is None:
+            sigmas[n] *= math.exp(step)
+        else:
+            rows[n][k] += step
+    return sigmas, rows
+
+
+def _derivative(chunk: Chunk, student: _Student, c: int, parameter: _Parameter, order: int, afs: bool) -> Tensor:
+    """d end / d parameter of one chunk, `[b * D]`; the steps before the change are not repeated."""
+    sigmas, rows = _changed(student, [parameter], [_EPS])
+    first = parameter.n if parameter.k is not None else parameter.n - 1  # a level ends the step before it
+    state = advance(student.states[c][first], sigmas[first + 1] - sigmas[first], rows[first])
+    end, _ = _finish(chunk, state, first + 1, sigmas, rows, order, afs)
+    return ((end - student.ends[c]) / _EPS).flatten()
+
+
+def end_errors(ends: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
+    """Mean square distance to the teacher's last states per sample, chunk after chunk: `[samples]` float64."""
+    parts = [(x[-1] - e).double().square().flatten(1).mean(1) for e, x in zip(ends, teacher, strict=True)]
+    return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64)
+
+
+def _huber(errors: Tensor) -> Tensor:
+    """Weight per sample: 1 up to `_HUBER` times the geometric mean of the root-mean-square errors, then falling."""
+    root = errors.sqrt().clamp(min=1e-12)
+    sums = dist.all_reduce_sum(torch.stack([root.log().sum(), torch.ones_like(root).sum()]))
+    typical = (sums[0] / sums[1]).exp()
+    return (_HUBER * typical / root).clamp(max=1)
+
+
+@torch.no_grad()
+def refine(
+    chunks: Sequence[Chunk],
+    teacher: Sequence[Tensor],
+    sigmas: Sequence[float] | Tensor,
+    coefficients: Sequence[Sequence[float]],
+    *,
+    afs: bool = False,
+    iterations: int = 4,
+) -> Refined:
+    """Lower the error of the end point from a calibrated schedule on; both ends of the schedule stay.
+
+    Memory per warm-up sample of this process: an end point for each of the fewer than 5 N parameters, and 2 N states.
+
+    Args:
+        chunks: this process's warm-up samples.
+        teacher: per chunk the teacher's states `[2 or more, b, ...]`: the first and the last are used.
+        sigmas: N+1 levels, falling and positive.
+        coefficients: where to begin, for example from `fit_coefficients`.
+        afs: the student takes the analytical first step.
+        iterations: measure J at most so many times.
+    """
+    student = _run(chunks, teacher, [float(s) for s in sigmas], [list(row) for row in coefficients], afs)
+    N, order = len(student.rows), max(map(len, student.rows))
+    parameters = [_Parameter(n, k) for n, row in enumerate(student.rows) for k in range(len(row))]
+    parameters += [_Parameter(n, None) for n in range(1, N)]
+    cost_of_jacobian = sum(N - 1 - p.n + (p.k is None) for p in parameters)
+    damping, evaluations = 1e-3, N
+    for _ in range(iterations):
+        jacobian = [_jacobian(chunk, student, c, parameters, order, afs) for c, chunk in enumerate(chunks)]
+        evaluations += cost_of_jacobian
+        gains: list[float] = []
+        while not gains or gains[-1] > _WORTHWHILE:
+            tries = _STALE_TRIES if gains else _TRIES
+            found = _step(chunks, teacher, student, jacobian, parameters, damping, tries, afs)
+            student, damping, evaluations = found.student, found.damping, evaluations + N * found.runs
+            gains.append(found.gain)
+        if gains[0] < _ENOUGH:
+            break
+    return Refined(student.sigmas, student.rows, evaluations)
+
+
+class _Step(NamedTuple):
+    """The student after a step (the same if none was better), the share by which it is better, the next damping, and
+    the students run to find it."""
+
+    student: _Student
+    gain: float
+    damping: float
+    runs: int
+
+
+def _step(
+    chunks: Sequence[Chunk], teacher: Sequence[Tensor], student: _Student, jacobian: Sequence[Tensor],
+    parameters: Sequence[_Parameter], damping: float, tries: int, afs: bool,
+) -> _Step:  # fmt: skip
+    """One step of Levenberg-Marquardt, more damped at each of so many tries; each mends `jacobian` in place."""
+    errors = end_errors(student.ends, teacher)
+    weights = _huber(errors)
+    before, runs = _objective(errors, weights), 0
+    for _ in range(tries):
+        step = _solve(_normal_equations(jacobian, student, teacher, weights, len(parameters) + 1), damping)
+        sigmas, rows = _changed(student, parameters, step)
+        if all(a > b for a, b in pairwise(sigmas)) and all(map(math.isfinite, step)):
+            trial, runs = _run(chunks, teacher, sigmas, rows, afs), runs + 1
+            after = _objective(end_errors(trial.ends, teacher), weights)
+            if math.isfinite(after):
+                _broyden(jacobian, student, trial, step)
+            if after < before:
+                return _Step(trial, 1 - after / before, damping / 5, runs)
+        damping = max(8 * damping, 1e-4)
+    return _Step(student, 0.0, damping, runs)
+
+
+def _objective(errors: Tensor, weights: Tensor) -> float:
+    """Weighted sum of the end points' errors over samples and processes."""
+    return float(dist.all_reduce_sum((weights * errors).sum()))
+
+
+def _jacobian(
+    chunk: Chunk, student: _Student, c: int, parameters: Sequence[_Parameter], order: int, afs: bool
+) -> Tensor:
+    """dr/dp of one chunk, a row per parameter: `[P, b * D]`."""
+    return torch.stack([_derivative(chunk, student, c, p, order, afs) for p in parameters])
+
+
+def _broyden(jacobian: Sequence[Tensor], student: _Student, trial: _Student, step: Sequence[float]) -> None:
+    """Make every chunk's J give the change of the end points that a step really made."""
+    for J, old, new in zip(jacobian, student.ends, trial.ends, strict=True):
+        dp = J.new_tensor(step)
+        J.addr_(dp / (dp @ dp), (new - old).flatten() - dp @ J)
+
+
+def _normal_equations(
+    jacobian: Sequence[Tensor], student: _Student, teacher: Sequence[Tensor], weights: Tensor, size: int
+) -> Tensor:
+    """`[P+1, P+1]`: J^T W J with J^T W r as last column, summed over samples and processes."""
+    sums, done = torch.zeros(size, size, dtype=torch.float64, device=weights.device), 0
+    for J, end, path in zip(jacobian, student.ends, teacher, strict=True):
+        root = weights[done : done + len(end)].sqrt().to(J.dtype).repeat_interleave(end[0].numel())
+        sums += gram(torch.cat([J, (path[-1] - end).flatten()[None]]) * root)
+        done += len(end)
+    return dist.all_reduce_sum(sums).cpu()
+
+
+def _solve(system: Tensor, damping: float) -> list[float]:
+    matrix, right = system[:-1, :-1], system[:-1, -1]
+    scale = matrix.diagonal().clamp(min=1e-300)
+    return torch.linalg.lstsq(matrix + damping * scale.diag(), right).solution.tolist()

@@ -1,0 +1,166 @@
+"""Warm-up samples and the teacher's trajectories on them: what schedule search and calibration measure on.
+
+Sample i of a warm-up draws its noise, then its class, from a generator of its own, seeded with (seed, i). Processes
+share the samples out, chunks bound the memory; neither changes a sample. These seeds are not those of `generate.py`:
+images made later are held out. Everything is in VE coordinates, whatever the path of the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from samplers.field import Field
+from samplers.solvers.base import Step
+from samplers.solvers.table import SOLVERS, sample
+from samplers.start import start_noise
+from torch_utils import distributed as dist
+from torch_utils.misc import split_evenly
+from torch_utils.rng import PerSampleRNG, fold_seed
+
+__all__ = ["TEACHERS", "Chunk", "Trajectory", "check_teacher", "resolve_shape", "run_teacher", "warmup_chunks"]
+
+# Solvers that evaluate the network at every state they pass through; unipc does so at its predictions only.
+TEACHERS = ("euler", "heun", "dpm", "ipndm", "ipndm_v", "ab", "deis", "dpmpp")
+_STREAM = 0x6717  # keeps warm-up seeds apart from every other use of a user's seed
+
+
+class Chunk(NamedTuple):
+    """Some warm-up samples: the field in VE coordinates, bound to their conditions, and noise `[b, ...]`."""
+
+    field: Field
+    noise: Tensor
+
+
+class Trajectory(NamedTuple):
+    """States `[T, b, ...]` (one more with denoise_to_zero) and the drifts `[T-1, b, ...]` first used in each step."""
+
+    states: Tensor
+    directions: Tensor
+
+
+def resolve_shape(field: Field, img_shape: Sequence[int] | None) -> tuple[int, ...]:
+    """`img_shape`, by default the network's own `(C, H, W)`."""
+    if img_shape is not None:
+        return tuple(img_shape)
+    net = field.net
+    if not hasattr(net, "img_channels"):
+        raise ValueError("this model does not say what its samples look like: give img_shape, for example (3, 32, 32)")
+    return net.img_channels, net.img_resolution, net.img_resolution
+
+
+def warmup_chunks(
+    field: Field,
+    num_warmup: int,
+    img_shape: Sequence[int],
+    *,
+    batch: int = 64,
+    seed: int = 0,
+    class_idx: int | None = None,
+    rows: range | None = None,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Iterator[Chunk]:
+    """This process's share of the warm-up samples, at most `batch` at a time.
+
+    Args:
+        field: the model. Conditions already bound to it are kept: one row for all samples, or `num_warmup` rows.
+            Otherwise a network with `label_dim` gets one-hot classes, uniform over samples.
+        num_warmup: samples over all processes.
+        seed: of the draws.
+        class_idx: one class for all samples.
+        rows: which of the samples; default: all. Processes share these out.
+        dtype: of the noise, and so of every solve.
+
+    Raises:
+        ValueError: at once, for fewer samples than processes or a class the network does not have.
+    """
+    if num_warmup < 1:
+        raise ValueError(f"num_warmup={num_warmup} leaves nothing to measure on: give 1 or more warm-up samples")
+    if num_warmup < dist.get_world_size():
+        raise ValueError(
+            f"num_warmup={num_warmup} warm-up samples are fewer than the {dist.get_world_size()} processes: "
+            "give one for each at least"
+        )
+    if batch < 1:
+        raise ValueError(f"the batch size is {batch}: give 1 or more")
+    label_dim = getattr(field.net, "label_dim", 0) if field.class_labels is None else 0
+    if class_idx is not None and not 0 <= class_idx < label_dim:
+        known = f"it has classes 0 to {label_dim - 1}" if label_dim else "it takes none"
+        raise ValueError(f"class {class_idx} cannot be given to this network: {known}")
+    rows = range(num_warmup) if rows is None else rows
+    part = split_evenly(len(rows), dist.get_world_size())[dist.get_rank()]
+    share = rows[part.start : part.stop]
+    return _chunks(field, num_warmup, tuple(img_shape), share, batch, seed, label_dim, class_idx, device, dtype)
+
+
+def _chunks(
+    field: Field, total: int, shape: tuple[int, ...], share: range, batch: int, seed: int, label_dim: int,
+    class_idx: int | None, device: torch.device | str, dtype: torch.dtype,
+) -> Iterator[Chunk]:  # fmt: skip
+    for start in range(share.start, share.stop, batch):
+        rows = range(start, min(start + batch, share.stop))
+        rng = PerSampleRNG([fold_seed(_STREAM, seed, i) for i in rows])
+        noise = rng.randn([len(rows), *shape]).to(device, dtype)
+        bound = replace(
+            field,
+            class_labels=_rows(field.class_labels, rows, total),
+            cond={key: _rows(value, rows, total) for key, value in field.cond.items()},
+        )
+        if label_dim:
+            index = rng.randint(label_dim, [len(rows)])
+            index = index if class_idx is None else torch.full_like(index, class_idx)
+            bound = replace(bound, class_labels=torch.nn.functional.one_hot(index, label_dim).float().to(device))
+        yield Chunk(bound.ve(), start_noise(bound, noise))
+
+
+def _rows(value: Any, rows: range, total: int) -> Any:
+    """The rows of a condition that belong to some of the samples; what is shared stays."""
+    if not isinstance(value, Tensor) or value.ndim == 0 or value.shape[0] == 1:
+        return value
+    if value.shape[0] != total:
+        raise ValueError(
+            f"a condition of shape {list(value.shape)} is bound to the model, and there are {total} warm-up samples: "
+            "bind one row for all of them, or one per sample"
+        )
+    return value[rows.start : rows.stop]
+
+
+def check_teacher(solver: str, options: dict[str, Any]) -> dict[str, Any]:
+    """The options of a teacher among those of a student.
+
+    Raises:
+        ValueError: a solver that cannot be a teacher, or options it does not allow.
+    """
+    if solver not in TEACHERS:
+        raise ValueError(f"solver '{solver}' cannot be the teacher: choose from {', '.join(TEACHERS)}")
+    return SOLVERS[solver].resolve({k: v for k, v in options.items() if k in SOLVERS[solver].options})
+
+
+@torch.no_grad()
+def run_teacher(
+    chunk: Chunk,
+    grid: Tensor,
+    solver: str = "ipndm",
+    *,
+    afs: bool = False,
+    denoise_to_zero: bool = False,
+    **options: Any,
+) -> Trajectory:
+    """Sample a chunk over `grid [T]` and keep every state and direction: 2 T D numbers per sample."""
+    T, x = len(grid), chunk.noise
+    states, directions = (x.new_empty(n, *x.shape) for n in (T + denoise_to_zero, T - 1))
+
+    def keep(step: Step) -> None:
+        states[step.i] = step.x
+        if step.i < T - 1:
+            directions[step.i] = step.drift
+
+    states[-1] = sample(
+        chunk.field, x, grid, solver=solver, afs=afs, denoise_to_zero=denoise_to_zero, trace=keep, **options
+    )
+    return Trajectory(states, directions)

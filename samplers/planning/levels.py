@@ -1,0 +1,232 @@
+"""Where the noise levels of a solver come from: a list, a formula, a published list, a schedule file, or a search.
+
+`choose_stamps` takes the options that were asked for (`samplers.planning.plan.SamplerOptions.given`) and decides
+levels, solver and solver options together, because a schedule file and a calibration bring all three.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from samplers.calibration.calibrate import Calibration, calibrate
+from samplers.field import Field, as_field
+from samplers.gits.search import Found, search_schedule
+from samplers.recipe import Entry, ScheduleFile, path_name
+from samplers.schedules.formulas import FORMULAS, get_schedule, validate_t_steps
+from samplers.solvers.table import SOLVERS
+from torch_utils import distributed as dist
+from torch_utils.checkpoint import tensor_hash
+
+__all__ = ["Stamps", "choose_stamps", "flag", "schedule_file"]
+
+DEFAULT_SOLVER = "ipndm"
+DEFAULT_NUM_STEPS = 7
+CALIBRATED = "calibrated"
+CHURN = ("S_churn", "S_min", "S_max", "S_noise")
+SEARCH = ("metric", "coeff", "num_warmup", "solver_tea", "num_steps_tea", "search_seed")
+FORMULA = ("num_steps", "schedule_type", "schedule_rho", "sigma_min", "sigma_max")
+OVERRIDDEN = (*FORMULA, "dp", "calibrate", *SEARCH)  # by explicit time stamps
+
+
+@dataclass(frozen=True, eq=False)
+class Stamps:
+    """Noise levels and the solver that steps over them.
+
+    Attributes:
+        sigmas: `[N]` float64 on the CPU, falling.
+        about: where they come from, in words.
+        solver: key of `SOLVERS`.
+        options: the solver's own, those asked for and those of a schedule file.
+        afs: start with the analytical first step.
+        notes: further sentences to show.
+        found: what a search or calibration found, if there was one.
+    """
+
+    sigmas: Tensor
+    about: str
+    solver: str
+    options: Mapping[str, Any]
+    afs: bool = False
+    notes: tuple[str, ...] = ()
+    found: Found | Calibration | None = None
+
+
+def flag(name: str) -> str:
+    """An option as it is written on the command line."""
+    return "--schedule" if name == "form" else f"--{name}" if name in CHURN else f"--{name.replace('_', '-')}"
+
+
+def choose_stamps(
+    net: Field | Callable[..., Tensor], given: Mapping[str, Any], options: Mapping[str, Any], **search: Any
+) -> Stamps:
+    """Time stamps for this network.
+
+    Args:
+        given: options that were asked for, by name.
+        options: those of them that are the solver's own.
+        search: for a schedule search, what is not an option of the sampler: batch, class_idx, progress.
+
+    Raises:
+        ValueError: options that contradict each other or that the chosen source does not use, a bad file.
+    """
+    if given.get("solver") == CALIBRATED and "dp" in given:  # a search for this solver is a calibration
+        given = {"calibrate": (0,), **{name: value for name, value in given.items() if name != "dp"}}
+    sources = [n for n in ("t_steps", "schedule", "schedule_type", "dp", "calibrate") if n in given]
+    if len(sources) > 1 and ("schedule" in given or {"dp", "calibrate"} <= set(given)):
+        raise ValueError(f"{' and '.join(map(flag, sources))} both say which time stamps: leave one of them out")
+    from_file = str(given.get("schedule", "")).endswith(".json")
+    for name in SEARCH:
+        if name in given and not {"dp", "calibrate"} & set(given) and not (name == "coeff" and from_file):
+            raise ValueError(f"{flag(name)} belongs to the schedule search: add --dp, or leave it out")
+    if "nfe" in given and not from_file:
+        raise ValueError("--nfe chooses from the schedules of a file: add --schedule=FILE.json, or say --num-steps")
+    solver, afs = given.get("solver", DEFAULT_SOLVER), bool(given.get("afs"))
+    if "t_steps" in given:
+        over = [flag(n) for n in OVERRIDDEN if n in given]
+        note = f" (instead of {', '.join(over)})" if over else ""
+        return Stamps(validate_t_steps(given["t_steps"]), f"as given{note}", solver, options, afs)
+    if from_file:
+        return _from_file(net, given, options)
+    if "calibrate" in given:
+        return _calibrated(net, given, options, search)
+    if solver == CALIBRATED:
+        raise ValueError(
+            f"--solver={solver} needs coefficients: add --calibrate, or give a schedule file that has them"
+        )
+    if "dp" in given:
+        return _searched(net, given, options, solver, afs, search)
+    rho = given.get("schedule_rho", 7)
+    kind = given.get("schedule") or given.get("schedule_type", "polynomial")
+    fixed = kind not in FORMULAS
+    unused = ("schedule_rho", "sigma_min", "sigma_max") if fixed else ("schedule_rho",) if kind == "logsnr" else ()
+    _refuse(given, unused, f"schedule '{kind}'")
+    sigmas = get_schedule(
+        given.get("num_steps", DEFAULT_NUM_STEPS), given.get("sigma_min"), given.get("sigma_max"), kind, rho,
+        net=net.net if isinstance(net, Field) else net,
+    )  # fmt: skip
+    return Stamps(sigmas, kind if fixed or kind == "logsnr" else f"{kind}, rho {rho:g}", solver, options, afs)
+
+
+def _from_file(net: Field | Callable[..., Tensor], given: Mapping[str, Any], options: Mapping[str, Any]) -> Stamps:
+    """The levels of a schedule file, with its solver where no other is asked for."""
+    path = given["schedule"]
+    _refuse(given, ("schedule_rho", "sigma_min", "sigma_max"), "a schedule file")
+    file = ScheduleFile.load(path)
+    field = as_field(net)
+    note = file.check_model(field.path, None if file.model_hash is None else _model_hash(field))
+    coeff = given.get("coeff", (None,))
+    if len(coeff) > 1:
+        raise ValueError("of a schedule file one coefficient is used: give one number as --coeff")
+    solver = given.get("solver", file.solver)
+    entry = file.choose(given.get("num_steps"), coeff[0], given.get("nfe"), solver)
+    if entry.coefficients is not None:
+        if solver != file.solver:
+            raise ValueError(f"{path} holds coefficients of solver '{file.solver}': leave out --solver={solver}")
+        options = {**options, "coefficients": entry.coefficients}
+    if solver == file.solver:
+        options = {**file.options, **options}
+    sigmas = torch.tensor(entry.sigmas, dtype=torch.float64)
+    notes = () if note is None else (note,)
+    return Stamps(sigmas, f"from {path}", solver, options, entry.afs or bool(given.get("afs")), notes)
+
+
+def _searched(
+    net: Field | Callable[..., Tensor],
+    given: Mapping[str, Any],
+    options: Mapping[str, Any],
+    solver: str,
+    afs: bool,
+    search: Mapping[str, Any],
+) -> Stamps:
+    """GITS: levels of a teacher's grid, by the shape of its trajectories."""
+    field = as_field(net)
+    asked = {"num_steps": DEFAULT_NUM_STEPS, **_search_arguments(given)}
+    found = search_schedule(field, solver=solver, afs=afs, device=_device(field), **asked, **{**search, **options})
+    how = found.settings
+    about = (
+        f"searched, {how['metric']}, coeff {next(iter(found.table)):g}, teacher {how['solver_tea']} over "
+        f"{how['num_steps_tea']} time stamps, {how['num_warmup']} samples"
+    )
+    return Stamps(found.sigmas, about, solver, options, afs, found=found)
+
+
+def _search_arguments(given: Mapping[str, Any]) -> dict[str, Any]:
+    """What searches and calibrations take by the same name; by default over the network's own range."""
+    asked = {name: given[name] for name in (*FORMULA, *SEARCH) if name in given}
+    if "search_seed" in asked:
+        asked["seed"] = asked.pop("search_seed")
+    return {"sigma_min": None, "sigma_max": None, **asked}
+
+
+def _calibrated(
+    net: Field | Callable[..., Tensor], given: Mapping[str, Any], options: Mapping[str, Any], search: Mapping[str, Any]
+) -> Stamps:
+    """Levels and coefficients fitted to this network."""
+    if given.get("solver", CALIBRATED) != CALIBRATED:
+        raise ValueError(f"--calibrate makes a solver of its own: leave out --solver={given['solver']}")
+    SOLVERS[CALIBRATED].resolve(options)
+    asked = _search_arguments(given)
+    num_steps, nfe = asked.pop("num_steps", None), given["calibrate"]
+    if num_steps is not None and nfe not in ((0,), (num_steps - 1,)):
+        raise ValueError(
+            f"--calibrate={','.join(map(str, nfe))} and --num-steps={num_steps} are different numbers of steps: "
+            "give one of them"
+        )
+    if nfe == (0,):
+        nfe = ((num_steps or DEFAULT_NUM_STEPS) - 1,)
+    if len(asked.get("coeff", ())) > 1:
+        raise ValueError("a calibration starts from one coefficient: give one number as --coeff")
+    if "coeff" in asked:
+        (asked["coeff"],) = asked["coeff"]
+    field = as_field(net)
+    found = calibrate(
+        field, nfe, afs=given.get("afs"), device=_device(field),
+        progress=functools.partial(dist.print0, file=sys.stderr), **asked, **options,
+        **{name: value for name, value in search.items() if name != "progress"},
+    )  # fmt: skip
+    how, student = found.settings, found.students[-1]
+    about = (
+        f"calibrated, {student.provenance['chosen']}, teacher {how['solver_tea']} over {how['num_steps_tea']} time "
+        f"stamps, {how['num_warmup']} samples, distance to it {student.errors['held_out']:.4g} "
+        f"(ipndm {student.errors['ipndm']:.4g})"
+    )
+    return Stamps(
+        student.sigmas, about, CALIBRATED, {**options, "coefficients": student.coefficients}, student.afs, found=found
+    )
+
+
+def _device(field: Field) -> torch.device:
+    parameters = getattr(field.net, "parameters", None)
+    first = next(parameters(), None) if parameters is not None else None
+    return torch.device("cpu") if first is None else first.device
+
+
+def schedule_file(stamps: Stamps, net: Field | Callable[..., Tensor]) -> ScheduleFile:
+    """A schedule file that brings these levels and this solver back; of a search, everything it found."""
+    field = as_field(net)
+    if stamps.found is not None:
+        return stamps.found.schedule_file(_model_hash(field))
+    options = {k: v for k, v in SOLVERS[stamps.solver].resolve(stamps.options).items() if k != "coefficients"}
+    entry = Entry(sigmas=tuple(stamps.sigmas.tolist()), afs=stamps.afs, coefficients=stamps.options.get("coefficients"))
+    return ScheduleFile(
+        solver=stamps.solver, entries=(entry,), options=options, path=path_name(field.path),
+        model_hash=_model_hash(field), provenance={"levels": stamps.about},
+    )  # fmt: skip
+
+
+def _model_hash(field: Field) -> str | None:
+    """Of the network's weights, None of a plain callable."""
+    return tensor_hash(field.net.state_dict()) if hasattr(field.net, "state_dict") else None
+
+
+def _refuse(given: Mapping[str, Any], names: tuple[str, ...], what: str) -> None:
+    for name in names:
+        if name in given:
+            raise ValueError(f"{what} does not use {flag(name)}: leave it out")

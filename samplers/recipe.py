@@ -1,0 +1,211 @@
+"""Schedule files: noise levels that a search found, with the solver they are for and how they were found, as JSON.
+
+    file = ScheduleFile(solver="ipndm", entries=(Entry(sigmas=sigmas),), options={"max_order": 4})
+    file.save("cifar10.json")
+    entry = ScheduleFile.load("cifar10.json").choose(num_steps=7)
+    samplers.sample(field, noise, entry.sigmas, solver=file.solver, **file.options)
+
+One file can hold every number of levels and every coefficient of one search (Chen et al. 2024, arXiv 2405.11326). The
+levels are VE noise levels whatever the path of the model; `path` and `model_hash` say which model they were found on.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from samplers.path import PATHS
+from samplers.path import Path as FlowPath
+from samplers.schedules.formulas import validate_t_steps
+from samplers.solvers.table import SOLVERS
+from torch_utils.files import write_json
+
+__all__ = ["Entry", "ScheduleFile", "path_name"]
+
+FORMAT, VERSION = "fewstep-schedule", 1
+
+
+def path_name(path: FlowPath) -> str:
+    """Key of a flow path in `PATHS`."""
+    return next(name for name, kind in PATHS.items() if type(path) is kind)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One schedule.
+
+    Attributes:
+        sigmas: noise levels, strictly falling and positive.
+        coeff: the coefficient of the search it belongs to.
+        indices: places of the levels in the grid of the search.
+        cost: what the search minimised, at this schedule.
+        afs: made for sampling with the analytical first step.
+        coefficients: per-step coefficients of a calibrated solver, in that solver's own form.
+    """
+
+    sigmas: tuple[float, ...]
+    coeff: float | None = None
+    indices: tuple[int, ...] | None = None
+    cost: float | None = None
+    afs: bool = False
+    coefficients: Any = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "sigmas", tuple(validate_t_steps(self.sigmas).tolist()))
+        if self.indices is not None:
+            object.__setattr__(self, "indices", tuple(int(i) for i in self.indices))
+            if len(self.indices) != len(self.sigmas):
+                raise ValueError(
+                    f"a schedule of {len(self.sigmas)} levels has {len(self.indices)} indices: give one each"
+                )
+
+    @property
+    def num_steps(self) -> int:
+        """Levels, one more than steps."""
+        return len(self.sigmas)
+
+    def fits(self, num_steps: int | None, coeff: float | None) -> bool:
+        """Whether this is what is asked for; None: anything."""
+        same = coeff is None or (self.coeff is not None and math.isclose(self.coeff, coeff))
+        return same and num_steps in (None, self.num_steps)
+
+    def __str__(self) -> str:
+        return f"num_steps={self.num_steps}" + ("" if self.coeff is None else f" with coeff={self.coeff:g}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleFile:
+    """What a schedule file holds.
+
+    Attributes:
+        solver: key of `SOLVERS`.
+        entries: one or more schedules.
+        options: the solver's options.
+        path: key of `PATHS`, the path of the model.
+        model_hash: of the weights the search was run on, or None.
+        provenance: how the schedules were found: teacher, metric, seed, warm-up, grid, versions, ...; plain JSON.
+    """
+
+    solver: str
+    entries: tuple[Entry, ...]
+    options: Mapping[str, Any] = field(default_factory=dict)
+    path: str = "ve"
+    model_hash: str | None = None
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.solver not in SOLVERS:
+            raise ValueError(f"there is no solver '{self.solver}': choose from {', '.join(SOLVERS)}")
+        SOLVERS[self.solver].resolve(self.options)
+        if self.path not in PATHS:
+            raise ValueError(f"there is no path '{self.path}': choose from {', '.join(PATHS)}")
+        object.__setattr__(self, "entries", tuple(self.entries))
+        if not self.entries:
+            raise ValueError("a schedule file holds at least one schedule, this one none")
+
+    def choose(
+        self,
+        num_steps: int | None = None,
+        coeff: float | None = None,
+        nfe: int | None = None,
+        solver: str | None = None,
+    ) -> Entry:
+        """The one entry with so many levels, this coefficient, and so many evaluations by `solver` (the file's own).
+
+        Raises:
+            ValueError: none fits, or several do; the message lists what there is.
+        """
+
+        def evaluations(entry: Entry) -> int:
+            return SOLVERS[solver or self.solver].nfe(entry.num_steps, afs=entry.afs)
+
+        found = [e for e in self.entries if e.fits(num_steps, coeff) and nfe in (None, evaluations(e))]
+        if len(found) == 1:
+            return found[0]
+        asked = {"num_steps": num_steps, "coeff": coeff, "nfe": nfe}
+        wish = ", ".join(f"{k}={v:g}" for k, v in asked.items() if v is not None) or "any schedule"
+        there = "; ".join(f"{e} (nfe={evaluations(e)})" for e in found or self.entries)
+        raise ValueError(f"{len(found) or 'none'} of the file's schedules fit {wish}: ask for one of {there}")
+
+    def check_model(self, path: FlowPath | str, model_hash: str | None = None) -> str | None:
+        """Whether the file fits a model.
+
+        Returns:
+            None, or a sentence to show where the model has other weights than the one searched on.
+
+        Raises:
+            ValueError: the model is on another path.
+        """
+        name = path if isinstance(path, str) else path_name(path)
+        if name != self.path:
+            raise ValueError(
+                f"the schedule file was made for a model on the path '{self.path}', this one is on '{name}': "
+                "search a schedule for it"
+            )
+        if None not in (model_hash, self.model_hash) and model_hash != self.model_hash:
+            return "The schedule was found on other weights than these; it may not be the best for them."
+        return None
+
+    def save(self, path: str | Path) -> None:
+        """Write the file, whole or not at all."""
+        write_json(path, {"format": FORMAT, "version": VERSION, **self.to_dict()})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types; `num_steps` is repeated in every entry for readers of the file."""
+        entries = [{"num_steps": e.num_steps, **asdict(e)} for e in self.entries]
+        return {
+            "solver": self.solver,
+            "options": dict(self.options),
+            "path": self.path,
+            "model_hash": self.model_hash,
+            "provenance": dict(self.provenance),
+            "entries": entries,
+        }
+
+    @classmethod
+    def from_dict(cls, obj: Mapping[str, Any]) -> ScheduleFile:
+        """The inverse of `to_dict`."""
+        known = {f.name for f in fields(cls)}
+        wrong = sorted(set(obj) - known) or sorted({"solver", "entries"} - set(obj))
+        if wrong:
+            raise ValueError(f"{wrong[0]!r} is {'unknown' if wrong[0] in obj else 'missing'}")
+        if not isinstance(obj["entries"], list):
+            raise ValueError("'entries' is not a list")
+        return cls(**{**obj, "entries": tuple(_entry(e) for e in obj["entries"])})
+
+    @classmethod
+    def load(cls, path: str | Path) -> ScheduleFile:
+        """Read a file.
+
+        Raises:
+            ValueError: not a schedule file, of a later version, or with bad content; names the file.
+        """
+        try:
+            obj = json.loads(Path(path).read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path} is not a schedule file: it is not JSON ({error})") from error
+        if not isinstance(obj, dict) or obj.pop("format", None) != FORMAT:
+            raise ValueError(f'{path} is not a schedule file: its JSON does not say "format": "{FORMAT}"')
+        version = obj.pop("version", None)
+        if version != VERSION:
+            raise ValueError(
+                f"{path} has version {version} of the schedule format, this program reads version {VERSION}"
+            )
+        try:
+            return cls.from_dict(obj)
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{path} is not a valid schedule file: {error}") from error
+
+
+def _entry(obj: Any) -> Entry:
+    known = {f.name for f in fields(Entry)} | {"num_steps"}
+    if not isinstance(obj, dict) or "sigmas" not in obj or set(obj) - known:
+        raise ValueError(f"an entry needs 'sigmas' and may have {', '.join(sorted(known - {'sigmas'}))}")
+    entry = Entry(**{k: v for k, v in obj.items() if k != "num_steps"})
+    if obj.get("num_steps", entry.num_steps) != entry.num_steps:
+        raise ValueError(f"an entry says num_steps={obj['num_steps']} but has {entry.num_steps} sigmas")
+    return entry

@@ -1,0 +1,173 @@
+"""Noise schedules: `num_steps` levels sigma from sigma_max down to sigma_min, float64.
+
+With u_i = i / (num_steps - 1):
+
+- `polynomial`: (smax^(1/rho) + u (smin^(1/rho) - smax^(1/rho)))^rho (Karras et al. 2022, arXiv 2206.00364, Eq. 5).
+- `logsnr`: geometric, equal steps in -log sigma (Lu et al. 2022, arXiv 2206.00927).
+- `time_uniform`: tau = (1 + u (eps^(1/rho) - 1))^rho in the time of a variance-preserving process (`vp_path`); rho = 1
+  is uniform, 2 quadratic (Song et al. 2021, arXiv 2011.13456; Zhang and Chen 2023, arXiv 2204.13902).
+- `discrete`: the same in the time of the model's own table of noise levels. The network (or its wrapper) has the
+  methods `sigma(t)`, from time in [0, 1] to noise level, and its inverse `sigma_inv(sigma)`;
+  `samplers.schedules.noise_table` has them.
+
+Lists that others published are in `samplers.schedules.published`; `get_schedule` knows both by name.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from samplers.field import Field
+from samplers.path import VP
+from samplers.schedules.published import PUBLISHED
+
+__all__ = ["FORMULAS", "SCHEDULES", "get_schedule", "validate_t_steps", "vp_path"]
+
+VP_EPS = 1e-3  # the VP time of sigma_min; sigma_max is at time 1
+
+
+def validate_t_steps(t_steps: Tensor | Sequence[float], zero_end: bool = False) -> Tensor:
+    """Explicit noise levels as `[N+1]` float64 on the CPU.
+
+    Args:
+        t_steps: from noisy to clean.
+        zero_end: allow the last level to be 0.
+
+    Raises:
+        ValueError: fewer than two levels, a level that is not positive and finite, levels that do not fall strictly.
+    """
+    levels = torch.as_tensor(t_steps, dtype=torch.float64).detach().cpu()
+    if levels.ndim != 1 or len(levels) < 2:
+        raise ValueError(
+            f"a schedule is a list of two or more noise levels from noisy to clean, "
+            f"got {f'{len(levels)} of them' if levels.ndim == 1 else f'shape {list(levels.shape)}'}"
+        )
+    values = levels.tolist()
+    for v in values[:-1] if zero_end and values[-1] == 0 else values:
+        if not 0 < v < math.inf:
+            raise ValueError(
+                f"noise level {v:g} is not possible: every level of a schedule must be positive and finite"
+            )
+    for a, b in pairwise(values):
+        if a <= b:
+            raise ValueError(f"noise level {a:g} is followed by {b:g}: list the levels in strictly falling order")
+    return levels
+
+
+def vp_path(sigma_min: float, sigma_max: float) -> VP:
+    """The variance-preserving process whose noise level is `sigma_max` at time 1 and `sigma_min` at time 0.001."""
+    low, high = math.log1p(sigma_min**2), math.log1p(sigma_max**2)
+    beta_d = 2 * (low / VP_EPS - high) / (VP_EPS - 1)
+    return VP(beta_d, high - beta_d / 2)
+
+
+def polynomial(u: Tensor, sigma_min: float, sigma_max: float, rho: float, net: Any = None) -> Tensor:
+    start, end = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
+    return (start + u * (end - start)) ** rho
+
+
+def logsnr(u: Tensor, sigma_min: float, sigma_max: float, rho: float, net: Any = None) -> Tensor:
+    return torch.exp(math.log(sigma_max) + u * (math.log(sigma_min) - math.log(sigma_max)))
+
+
+def time_uniform(u: Tensor, sigma_min: float, sigma_max: float, rho: float, net: Any = None) -> Tensor:
+    path, tau = vp_path(sigma_min, sigma_max), polynomial(u, VP_EPS, 1.0, rho)
+    # expm1: the plain form loses the last level's digits.
+    return torch.expm1(0.5 * path.beta_d * tau**2 + path.beta_min * tau).sqrt()
+
+
+def discrete(u: Tensor, sigma_min: float, sigma_max: float, rho: float, net: Any) -> Tensor:
+    if not (hasattr(net, "sigma") and hasattr(net, "sigma_inv")):
+        raise ValueError(
+            "the discrete schedule follows the model's own table of noise levels, and this model has none: "
+            "use polynomial, logsnr or time_uniform"
+        )
+    ends = torch.tensor([sigma_min, sigma_max], dtype=torch.float64)
+    t_min, t_max = torch.as_tensor(net.sigma_inv(ends)).double().cpu().tolist()
+    return torch.as_tensor(net.sigma(polynomial(u, t_min, t_max, rho))).double().cpu()
+
+
+# name -> (u [num_steps] in [0, 1], sigma_min, sigma_max, rho, net) -> levels
+FORMULAS: dict[str, Callable[[Tensor, float, float, float, Any], Tensor]] = {
+    "polynomial": polynomial,
+    "logsnr": logsnr,
+    "time_uniform": time_uniform,
+    "discrete": discrete,
+}
+
+# every name that `get_schedule` knows -> what it is, in words
+SCHEDULES: dict[str, str] = {
+    "polynomial": "polynomial in sigma with exponent rho (EDM)",
+    "logsnr": "equal steps in log sigma",
+    "time_uniform": "steps in the time of a variance-preserving process, exponent rho",
+    "discrete": "steps in the time of the model's own noise table, exponent rho",
+    **{name: entry.about for name, entry in PUBLISHED.items()},
+}
+
+
+def get_schedule(
+    num_steps: int,
+    sigma_min: float | None = 0.002,
+    sigma_max: float | None = 80,
+    schedule_type: str = "polynomial",
+    schedule_rho: float = 7,
+    net: Any = None,
+) -> Tensor:
+    """Noise levels by formula or by the name of a published list.
+
+    Args:
+        num_steps: levels, one more than the steps between them.
+        sigma_min, sigma_max: ends of the schedule, in units of the data in [-1, 1]; drawn into the range of `net` where
+            that is narrower; None: that range (0.002 and 80 where it is open). Published lists have their own ends.
+        schedule_type: key of `SCHEDULES`.
+        schedule_rho: exponent; of polynomial, time_uniform and discrete.
+        net: the network or its field; discrete needs its noise table.
+
+    Returns:
+        `[num_steps]` float64 on the CPU, strictly falling.
+
+    Raises:
+        ValueError: unknown name, `num_steps` below 2 or not published, an empty range, rho not positive, a published
+            list for other noise levels than the network's.
+    """
+    net = net.net if isinstance(net, Field) else net
+    if num_steps < 2:
+        raise ValueError(f"num_steps={num_steps} leaves no step to take: give 2 or more noise levels")
+    if schedule_type in PUBLISHED:
+        return _check_range(PUBLISHED[schedule_type].levels(num_steps), schedule_type, net)
+    if schedule_type not in FORMULAS:
+        raise ValueError(f"there is no schedule '{schedule_type}': choose from {', '.join(SCHEDULES)}")
+    if schedule_rho <= 0:
+        raise ValueError(f"schedule_rho={schedule_rho:g} must be positive")
+    lowest, highest = _range_of(net)
+    sigma_min = max(lowest or 0.002 if sigma_min is None else sigma_min, lowest)
+    sigma_max = min((highest if highest < math.inf else 80.0) if sigma_max is None else sigma_max, highest)
+    if not 0 < sigma_min < sigma_max:
+        raise ValueError(
+            f"the range of noise levels from sigma_min={sigma_min:g} to sigma_max={sigma_max:g} is empty: "
+            "give 0 < sigma_min < sigma_max"
+            + (f" within {lowest:g} to {highest:g}, the range of the network" if net is not None else "")
+        )
+    u = torch.arange(num_steps, dtype=torch.float64) / (num_steps - 1)
+    return FORMULAS[schedule_type](u, float(sigma_min), float(sigma_max), schedule_rho, net)
+
+
+def _range_of(net: Any) -> tuple[float, float]:
+    return float(getattr(net, "sigma_min", 0) or 0), float(getattr(net, "sigma_max", math.inf))
+
+
+def _check_range(levels: Tensor, name: str, net: Any) -> Tensor:
+    lowest, highest = _range_of(net)
+    # Published levels are rounded to 4 decimals.
+    if levels[0] > highest * (1 + 1e-3) or levels[-1] < lowest * (1 - 5e-3):
+        raise ValueError(
+            f"schedule '{name}' runs from {levels[0]:g} to {levels[-1]:g}, outside of the network's range "
+            f"{lowest:g} to {highest:g}: it was made for another model"
+        )
+    return levels

@@ -1,0 +1,382 @@
+"""The samplers of EDM: Heun steps with added noise ("churn"), and the general sampler used for its ablations.
+
+Before step i the state at noise level sigma_i is raised to sigma_hat = sigma_i (1 + gamma_i) by adding the missing
+noise, then one Euler or second-order step goes from there to sigma_{i+1}; gamma_i = min(S_churn / N, sqrt(2) - 1) where
+S_min <= sigma_i <= S_max, else 0. Karras, Aittala, Aila, Laine 2022, arXiv 2206.00364: Algorithm 2 (`edm_sampler`,
+`heun_churn`) and Algorithm 1 with any schedule sigma(t) and scaling s(t), Eqs. 4 and 81 (`ablation_sampler`).
+
+Both run through one integrator: with t = sigma and s = 1 the general form is the EDM sampler. All scalars are known
+before the first network call and are worked out on the CPU in float64; nothing in the loop waits for the device.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from samplers.field import Field, as_field
+from samplers.path import VP
+from samplers.solvers.base import Step
+from samplers.start import exact_start, refuse_score, starts_exactly
+from torch_utils.rng import TorchRNG
+
+__all__ = [
+    "DISCRETIZATIONS",
+    "SCALINGS",
+    "SCHEDULE_FORMS",
+    "ablation_sampler",
+    "edm_sampler",
+    "general_levels",
+    "heun_churn",
+]
+
+DISCRETIZATIONS = ("vp", "ve", "iddpm", "edm")
+SCHEDULE_FORMS = ("vp", "ve", "linear")
+SCALINGS = ("vp", "none")
+
+
+def heun_churn(
+    field: Field,
+    x: Tensor,
+    levels: Tensor | Sequence[float | Tensor],
+    *,
+    rng: TorchRNG | None = None,
+    S_churn: float = 0,
+    S_min: float = 0,
+    S_max: float = math.inf,
+    S_noise: float = 1,
+    round_sigma: Callable[[Tensor], Tensor] | None = None,
+    trace: Callable[[Step], Any] | None = None,
+) -> Tensor:
+    """Algorithm 2 of EDM over any decreasing noise levels.
+
+    Args:
+        field: a model in VE coordinates (`Field.ve`).
+        x: `[B, ...]` at noise level `levels[0]`.
+        levels: N+1 numbers, noisy to clean; the last may be 0, which is reached by a first-order step.
+        rng: source of one normal draw like `x` per step, also where gamma = 0 (the published draw order). None: torch's
+            global generator, and no draw at all when `S_churn` is 0.
+        S_churn, S_min, S_max, S_noise: amount of added noise, the range of levels that get it, its inflation.
+        round_sigma: the noise levels a network knows; applied to the raised levels.
+        trace: called with a `Step` per step: the raised state, the clean estimate and the drift there.
+
+    Returns:
+        `[B, ...]` at noise level `levels[-1]`, dtype of `x`.
+    """
+    if not isinstance(levels, Tensor):
+        levels = torch.stack([torch.as_tensor(v, dtype=torch.float64, device="cpu") for v in levels])
+    if levels.ndim != 1 or len(levels) < 2:
+        raise ValueError(f"the EDM sampler steps over at least two single noise levels, got shape {list(levels.shape)}")
+    levels = levels.detach().to("cpu", torch.float64)
+    raised = _raise_levels(levels, S_churn, S_min, S_max, round_sigma or torch.as_tensor)
+    return _integrate(
+        field, x, levels, raised, Coordinates(), S_noise=S_noise, rng=_source(field, rng, S_churn, x), trace=trace
+    )
+
+
+def edm_sampler(
+    net: Field | Callable[..., Tensor],
+    noise: Tensor,
+    class_labels: Tensor | None = None,
+    *,
+    rng: TorchRNG | None = None,
+    num_steps: int = 18,
+    sigma_min: float = 0.002,
+    sigma_max: float = 80,
+    rho: float = 7,
+    S_churn: float = 0,
+    S_min: float = 0,
+    S_max: float = math.inf,
+    S_noise: float = 1,
+    start: str | None = None,
+    trace: Callable[[Step], Any] | None = None,
+) -> Tensor:
+    """The EDM sampler: `num_steps` levels from sigma_max to sigma_min, then 0; 2 num_steps - 1 network calls.
+
+    Args:
+        net: `Field`, network or plain callable D(x, sigma, class_labels).
+        noise: `[B, ...]`, unit variance; the state is float64 whatever its dtype.
+        class_labels: `[B, label_dim]` or None.
+        num_steps: 1 means the single step sigma_max -> 0.
+        sigma_min, sigma_max: narrowed to what the network was trained on.
+        rng, S_churn, S_min, S_max, S_noise, trace: see `heun_churn`.
+        start: "exact" or "scaled", see `samplers.start`; None: as the network says.
+
+    Returns:
+        `[B, ...]` float64.
+    """
+    field = _ve_field(net, class_labels)
+    levels = general_levels(field, num_steps, sigma_min, sigma_max, rho)
+    churn = {"S_churn": S_churn, "S_min": S_min, "S_max": S_max, "S_noise": S_noise}
+    x = _start(field, noise.to(torch.float64), float(levels[0]), start)
+    return heun_churn(
+        field, x, levels, rng=rng, round_sigma=getattr(field.net, "round_sigma", None), trace=trace, **churn
+    )
+
+
+def ablation_sampler(
+    net: Field | Callable[..., Tensor],
+    noise: Tensor,
+    class_labels: Tensor | None = None,
+    *,
+    rng: TorchRNG | None = None,
+    num_steps: int = 18,
+    sigma_min: float | None = None,
+    sigma_max: float | None = None,
+    rho: float = 7,
+    solver: str = "heun",
+    discretization: str = "edm",
+    schedule: str = "linear",
+    scaling: str = "none",
+    epsilon_s: float = 1e-3,
+    C_1: float = 0.001,
+    C_2: float = 0.008,
+    M: int = 1000,
+    alpha: float = 1,
+    S_churn: float = 0,
+    S_min: float = 0,
+    S_max: float = math.inf,
+    S_noise: float = 1,
+    start: str | None = None,
+    trace: Callable[[Step], Any] | None = None,
+) -> Tensor:
+    """The general sampler of EDM: any of its solvers, time steps, schedules and scalings.
+
+    Args:
+        net, noise, class_labels: as in `edm_sampler`.
+        sigma_min, sigma_max: None: the usual range of `discretization`; then narrowed to the network's.
+        solver: "euler" or "heun" (second order with intermediate point `alpha`: 1 Heun, 1/2 midpoint, 2/3 Ralston).
+        discretization: which noise levels: "vp", "ve", "iddpm" or "edm".
+        schedule: sigma(t): "vp", "ve" (sqrt t) or "linear".
+        scaling: s(t): "vp" (1 / sqrt(1 + sigma^2)) or "none".
+        epsilon_s: smallest VP time. C_1, C_2, M: clipping, offset and length of the iDDPM table.
+        rng, S_churn, S_min, S_max, S_noise: see `heun_churn`.
+        start: as in `edm_sampler`.
+        trace: called with a `Step` per step, in VE coordinates whatever the schedule and scaling.
+
+    Returns:
+        `[B, ...]` float64.
+    """
+    _check("solver", solver, ("euler", "heun"))
+    _check("schedule", schedule, SCHEDULE_FORMS)
+    _check("scaling", scaling, SCALINGS)
+    if not alpha > 0:
+        raise ValueError(f"alpha is {alpha:g}, it places the intermediate point: give a positive number, 1 for Heun")
+    field = _ve_field(net, class_labels)
+    spread = {"sigma_min": sigma_min, "sigma_max": sigma_max, "discretization": discretization, "epsilon_s": epsilon_s}
+    levels = general_levels(field, num_steps, rho=rho, C_1=C_1, C_2=C_2, M=M, **spread)
+    coords = Coordinates(schedule, scaling, _vp_through(*_general_range(field, num_steps, **spread), epsilon_s))
+    times = torch.cat([coords.time(levels[:-1]), levels[-1:]])
+    levels = torch.cat([coords.sigma(times[:-1]), levels[-1:]])
+    raised = coords.time(
+        _raise_levels(levels, S_churn, S_min, S_max, getattr(field.net, "round_sigma", torch.as_tensor))
+    )
+    x = _start(field, noise.to(torch.float64), float(levels[0]), start) * float(coords.scale(times[0]))
+    rng = _source(field, rng, S_churn, x)
+    options = {"second_order": solver == "heun", "alpha": alpha, "S_noise": S_noise}
+    return _integrate(field, x, times, raised, coords, rng=rng, trace=trace, **options)
+
+
+def general_levels(
+    net: Field | Callable[..., Tensor],
+    num_steps: int = 18,
+    sigma_min: float | None = None,
+    sigma_max: float | None = None,
+    rho: float = 7,
+    discretization: str = "edm",
+    epsilon_s: float = 1e-3,
+    C_1: float = 0.001,
+    C_2: float = 0.008,
+    M: int = 1000,
+) -> Tensor:
+    """The noise levels of `ablation_sampler`, `[num_steps + 1]` float64 on the CPU, the last one 0."""
+    low, high = _general_range(net, num_steps, sigma_min, sigma_max, discretization, epsilon_s)
+    f = torch.arange(num_steps, dtype=torch.float64) / max(num_steps - 1, 1)
+    if discretization == "vp":
+        levels = Coordinates("vp", vp=_vp_through(low, high, epsilon_s)).sigma(1 + f * (epsilon_s - 1))
+    elif discretization == "ve":
+        levels = high * (low / high) ** f
+    elif discretization == "iddpm":
+        levels = _iddpm_levels(f, low, high, M, C_1, C_2)
+    else:
+        levels = (high ** (1 / rho) + f * (low ** (1 / rho) - high ** (1 / rho))) ** rho
+    net = net.net if isinstance(net, Field) else net
+    return torch.cat([getattr(net, "round_sigma", torch.as_tensor)(levels), torch.zeros(1, dtype=torch.float64)])
+
+
+@dataclass(frozen=True)
+class Coordinates:
+    """x(t) = s(t) * (data + sigma(t) * noise): the time variable and scaling in which steps are straight lines."""
+
+    schedule: str = "linear"
+    scaling: str = "none"
+    vp: VP | None = None
+
+    def sigma(self, t: Tensor) -> Tensor:
+        if self.schedule == "vp":
+            return self.vp.sigma(t) / self.vp.alpha(t)
+        return t.sqrt() if self.schedule == "ve" else t
+
+    def d_sigma(self, t: Tensor) -> Tensor:
+        if self.schedule == "vp":
+            sigma = self.sigma(t)
+            return 0.5 * (self.vp.beta_min + self.vp.beta_d * t) * (sigma + 1 / sigma)
+        return 0.5 / t.sqrt() if self.schedule == "ve" else torch.ones_like(t)
+
+    def time(self, sigma: Tensor) -> Tensor:
+        if self.schedule == "vp":
+            return self.vp.time_of(sigma)
+        return sigma**2 if self.schedule == "ve" else sigma
+
+    def scale(self, t: Tensor) -> Tensor:
+        return torch.rsqrt(1 + self.sigma(t) ** 2) if self.scaling == "vp" else torch.ones_like(t)
+
+    def d_scale(self, t: Tensor) -> Tensor:
+        if self.scaling == "vp":
+            return -self.sigma(t) * self.d_sigma(t) * self.scale(t) ** 3
+        return torch.zeros_like(t)
+
+
+class _Slope:
+    """dx/dt = (sigma'/sigma + s'/s) x - (sigma' s / sigma) D(x / s; sigma) at known times (EDM Eq. 81)."""
+
+    def __init__(self, field: Field, coords: Coordinates, times: Tensor, device: torch.device) -> None:
+        sigma, scale = coords.sigma(times), coords.scale(times)
+        self.field = field
+        self.sigma = sigma.to(device)
+        self.scale = scale.tolist()
+        self.of_x = (coords.d_sigma(times) / sigma + coords.d_scale(times) / scale).tolist()
+        self.of_data = (coords.d_sigma(times) * scale / sigma).tolist()
+
+    def __call__(self, i: int, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Slope, clean estimate and the state in VE coordinates at the i-th time."""
+        unscaled = x if self.scale[i] == 1 else x / self.scale[i]
+        data = self.field.data(unscaled, self.sigma[i])
+        return self.of_x[i] * x - self.of_data[i] * data, data, unscaled
+
+
+def _integrate(
+    field: Field,
+    x: Tensor,
+    times: Tensor,
+    raised: Tensor,
+    coords: Coordinates,
+    *,
+    second_order: bool = True,
+    alpha: float = 1,
+    S_noise: float = 1,
+    rng: TorchRNG | None = None,
+    trace: Callable[[Step], Any] | None = None,
+) -> Tensor:
+    """From `times[0]` to `times[-1]` (`[N+1]`), step i starting at `raised[i]` (`[N]`); both float64 on the CPU."""
+    n = len(raised)
+    h = times[1:] - raised
+    middle = times[1:] if alpha == 1 else raised + alpha * h  # times[1:] exactly: raised + h loses its last digits
+    corrected = [second_order and t > 0 for t in times[1:].tolist()]
+    start, level = coords.scale(times[:n]), coords.sigma(times[:n])
+    stretch = (coords.scale(raised) / start).tolist()
+    added = ((coords.sigma(raised) ** 2 - level**2).clamp(min=0).sqrt() * coords.scale(raised) * S_noise).tolist()
+    slope = _Slope(field, coords, raised, x.device)
+    corrector = _Slope(field, coords, middle, x.device)
+    h = h.tolist()
+    for i in range(n):
+        noise = None if rng is None else rng.randn(x.shape, dtype=x.dtype)  # one draw per step, needed or not
+        if stretch[i] != 1:
+            x = stretch[i] * x
+        if noise is not None and added[i]:
+            x = x + added[i] * noise.to(x.device)
+        d, data, unscaled = slope(i, x)
+        if trace is not None:
+            sigma = slope.sigma[i]
+            trace(Step(i, sigma, unscaled, data, field.velocity_of(data, unscaled, sigma)))
+        if corrected[i]:
+            d_middle, _, _ = corrector(i, x + (alpha * h[i]) * d)
+            d = (1 - 0.5 / alpha) * d + (0.5 / alpha) * d_middle
+        x = x + h[i] * d
+    return x
+
+
+def _raise_levels(
+    levels: Tensor, S_churn: float, S_min: float, S_max: float, round_sigma: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """sigma_hat of every step, `[N]`, for levels `[N+1]`."""
+    if S_churn < 0:
+        raise ValueError(f"S_churn is {S_churn:g}: give 0 (no added noise) or a positive number")
+    start = levels[:-1]
+    inside = ((start >= S_min) & (start <= S_max)).to(start.dtype)
+    gamma = min(S_churn / len(start), math.sqrt(2) - 1) * inside
+    return round_sigma(start + gamma * start)
+
+
+def _start(field: Field, noise: Tensor, level: float, start: str | None) -> Tensor:
+    """The state at the first level."""
+    return exact_start(field, noise, level) if starts_exactly(field, start) else noise * level
+
+
+def _source(field: Field, rng: TorchRNG | None, S_churn: float, x: Tensor) -> TorchRNG | None:
+    if S_churn > 0:
+        refuse_score(field, "added noise (S_churn)")
+    return TorchRNG(x.device) if rng is None and S_churn > 0 else rng
+
+
+def _ve_field(net: Field | Callable[..., Tensor], class_labels: Tensor | None) -> Field:
+    field = as_field(net)
+    return (field if class_labels is None else field.bind(class_labels=class_labels)).ve()
+
+
+def _check(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name} is {value!r}: choose from {', '.join(allowed)}")
+
+
+def _general_range(
+    net: Any,
+    num_steps: int,
+    sigma_min: float | None,
+    sigma_max: float | None,
+    discretization: str,
+    epsilon_s: float,
+) -> tuple[float, float]:
+    """The asked range, or the usual one of the discretization, within the network's."""
+    _check("discretization", discretization, DISCRETIZATIONS)
+    if num_steps < 1:
+        raise ValueError(f"{num_steps} steps were asked for: give 1 (the single step from sigma_max to 0) or more")
+    vp = Coordinates("vp", vp=VP(19.9, 0.1)).sigma(torch.tensor([epsilon_s, 1], dtype=torch.float64)).tolist()
+    usual = {"vp": vp, "ve": (0.02, 100), "iddpm": (0.002, 81), "edm": (0.002, 80)}[discretization]
+    sigma_min, sigma_max = (u if s is None else float(s) for u, s in zip(usual, (sigma_min, sigma_max), strict=True))
+    net = net.net if isinstance(net, Field) else net
+    low, high = float(getattr(net, "sigma_min", 0)), float(getattr(net, "sigma_max", math.inf))
+    narrowed = max(sigma_min, low), min(sigma_max, high)
+    if not 0 < narrowed[0] < narrowed[1]:
+        raise ValueError(
+            f"sigma_min={sigma_min:g} and sigma_max={sigma_max:g} leave no range of noise levels: "
+            f"they must be positive, increasing, and meet the network's own range {low:g} to {high:g}"
+        )
+    return narrowed
+
+
+def _vp_through(sigma_min: float, sigma_max: float, epsilon_s: float) -> VP:
+    """The VP curve with sigma(epsilon_s) = sigma_min and sigma(1) = sigma_max."""
+    log_min, log_max = math.log1p(sigma_min**2), math.log1p(sigma_max**2)
+    beta_d = 2 * (log_min / epsilon_s - log_max) / (epsilon_s - 1)
+    return VP(beta_d, log_max - beta_d / 2)
+
+
+def _iddpm_levels(f: Tensor, sigma_min: float, sigma_max: float, M: int, C_1: float, C_2: float) -> Tensor:
+    """Entries of the iDDPM table within the range, evenly spaced in index. Its alpha_bar is float32, as published."""
+    j = torch.arange(M + 1)
+    alpha_bar = (0.5 * math.pi * j / M / (C_2 + 1)).sin() ** 2
+    ratio = (alpha_bar[:-1] / alpha_bar[1:]).clamp(min=C_1).tolist()
+    table = [0.0]
+    for r in reversed(ratio):
+        table.append(math.sqrt((table[-1] ** 2 + 1) / r - 1))
+    u = torch.tensor(table[::-1], dtype=torch.float64)
+    u = u[(u >= sigma_min) & (u <= sigma_max)]
+    if len(u) == 0:
+        raise ValueError(f"the iDDPM table with M={M} has no level between {sigma_min:g} and {sigma_max:g}")
+    return u[torch.round(f * (len(u) - 1)).long()]

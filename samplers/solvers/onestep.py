@@ -1,0 +1,91 @@
+"""One-step solvers: each step forgets the ones before it.
+
+- `euler`: x' = x + h e, the DDIM update (Song, Meng, Ermon 2021, arXiv 2010.02502, Eq. 13, in the variables of EDM).
+- `heun`: the trapezoidal rule (Karras et al. 2022, arXiv 2206.00364, Algorithm 1), corrected at every step that does
+  not end at level 0. Over `[*sigmas, 0]` it is EDM's deterministic sampler.
+- `dpm`: DPM-Solver-2 (Lu et al. 2022, arXiv 2206.00927, Algorithm 4): a midpoint step in log sigma for r = 1/2.
+
+Euler and Heun work in the coordinates of any path; Euler's result does not depend on them, Heun's does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Any
+
+from torch import Tensor
+
+from samplers.field import Field
+from samplers.solvers.base import Step, combine, evaluate, network_levels, read_levels, require_ve
+
+__all__ = ["dpm", "euler", "heun"]
+
+Trace = Callable[[Step], Any] | None
+
+
+def euler(
+    field: Field,
+    x: Tensor,
+    levels: Tensor | Sequence[float | Tensor],
+    *,
+    first: Tensor | None = None,
+    trace: Trace = None,
+) -> Tensor:
+    """Order 1, one evaluation per step."""
+    grid = read_levels(levels, x)
+    for i, h in enumerate(grid.h):
+        data, drift = evaluate(field, x, grid.label[i], first if i == 0 else None)
+        if trace is not None:
+            trace(Step(i, grid.label[i], x, data, drift))
+        x = combine(x, 1, [h], [drift])
+    return x
+
+
+def heun(
+    field: Field,
+    x: Tensor,
+    levels: Tensor | Sequence[float | Tensor],
+    *,
+    first: Tensor | None = None,
+    trace: Trace = None,
+) -> Tensor:
+    """Order 2, two evaluations per step; one in a step to level 0."""
+    grid = read_levels(levels, x)
+    for i, h in enumerate(grid.h):
+        data, drift = evaluate(field, x, grid.label[i], first if i == 0 else None)
+        if trace is not None:
+            trace(Step(i, grid.label[i], x, data, drift))
+        y = combine(x, 1, [h], [drift])
+        if grid.stops_at_zero(i):
+            return y
+        x = combine(x, 1, [h / 2, h / 2], [drift, field.drift(y, grid.label[i + 1])])
+    return x
+
+
+def dpm(
+    field: Field,
+    x: Tensor,
+    levels: Tensor | Sequence[float | Tensor],
+    *,
+    r: float = 0.5,
+    first: Tensor | None = None,
+    trace: Trace = None,
+) -> Tensor:
+    """Order 2, two evaluations per step: the second at sigma_m = sigma_{i+1}^r sigma_i^(1-r), 0 < r <= 1."""
+    require_ve(field, "dpm")
+    if not 0 < r <= 1:
+        raise ValueError(f"r={r} puts the middle level of solver 'dpm' outside of the step: give a number in (0, 1]")
+    grid = read_levels(levels, x)
+    middle = network_levels([b**r * a ** (1 - r) for a, b in pairwise(grid.raw)], x)
+    reach = [b**r * a ** (1 - r) - a for a, b in pairwise(grid.s)]
+    for i, h in enumerate(grid.h):
+        data, drift = evaluate(field, x, grid.label[i], first if i == 0 else None)
+        if trace is not None:
+            trace(Step(i, grid.label[i], x, data, drift))
+        if grid.stops_at_zero(i):
+            return combine(x, 1, [h], [drift])
+        y = combine(x, 1, [reach[i]], [drift])
+        w = h / (2 * r)
+        x = combine(x, 1, [w, h - w], [field.drift(y, middle[i]), drift])
+    return x

@@ -1,0 +1,149 @@
+"""The solvers by name, and `sample`: from unit noise to clean data along given noise levels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from samplers.field import Field, as_field
+from samplers.solvers.adams import ab, ipndm, ipndm_v
+from samplers.solvers.adaptive import dop853, dopri5, rk23, rk45
+from samplers.solvers.base import Solver, Step, analytical_first, evaluate, read_levels
+from samplers.solvers.calibrated import calibrated
+from samplers.solvers.churn import heun_churn
+from samplers.solvers.deis import deis
+from samplers.solvers.dpmpp import dpmpp
+from samplers.solvers.onestep import dpm, euler, heun
+from samplers.solvers.unipc import unipc
+from samplers.start import exact_start, starts_exactly
+from torch_utils.rng import TorchRNG
+
+__all__ = ["SOLVERS", "sample"]
+
+_BOOL = (True, False)
+_ADAMS: dict[str, Any] = {"options": {"max_order": 4}, "allowed": {"max_order": (1, 2, 3, 4)}}
+_ADAPTIVE: dict[str, Any] = {
+    "options": {"rtol": 1e-5, "atol": 1e-5, "count": None},
+    "takes_first": False,
+    "adaptive": True,
+}
+_EXPONENTIAL = {"max_order": 3, "predict_x0": True, "lower_order_final": True, "thresholding": None}
+_EXPONENTIAL_ALLOWED = {
+    "max_order": (1, 2, 3),
+    "predict_x0": _BOOL,
+    "lower_order_final": _BOOL,
+    "thresholding": (None, "none", "dynamic"),
+}
+
+SOLVERS: dict[str, Solver] = {
+    solver.name: solver
+    for solver in (
+        Solver("euler", euler),
+        Solver("heun", heun, evaluations=2),
+        Solver("dpm", dpm, {"r": 0.5}, evaluations=2),
+        Solver("ipndm", ipndm, **_ADAMS),
+        Solver("ipndm_v", ipndm_v, **_ADAMS),
+        Solver("ab", ab, **_ADAMS),
+        Solver("calibrated", calibrated, {"max_order": 4, "coefficients": None}, {"max_order": (1, 2, 3, 4)}),
+        Solver(
+            "deis",
+            deis,
+            {
+                "max_order": 4,
+                "deis_mode": "tab",
+                "deis_vp_sigma_range": (0.002, 80.0),
+                "deis_quadrature_points": None,
+            },
+            {"max_order": (1, 2, 3, 4), "deis_mode": ("tab", "rhoab")},
+        ),
+        Solver("dpmpp", dpmpp, _EXPONENTIAL, _EXPONENTIAL_ALLOWED),
+        Solver(
+            "unipc",
+            unipc,
+            {**_EXPONENTIAL, "variant": "bh2"},
+            {**_EXPONENTIAL_ALLOWED, "variant": ("bh1", "bh2")},
+        ),
+        Solver(
+            "heun_churn",
+            heun_churn,
+            {"S_churn": 0.0, "S_min": 0.0, "S_max": math.inf, "S_noise": 1.0, "round_sigma": None},
+            evaluations=2,
+            stochastic=True,
+            takes_first=False,
+        ),
+        Solver("dopri5", dopri5, **_ADAPTIVE),
+        Solver("rk45", rk45, **_ADAPTIVE),
+        Solver("rk23", rk23, **_ADAPTIVE),
+        Solver("dop853", dop853, **_ADAPTIVE),
+    )
+}
+
+
+def sample(
+    field: Field | Callable[..., Tensor],
+    noise: Tensor,
+    sigmas: Tensor | Sequence[float | Tensor],
+    *,
+    solver: str = "heun",
+    class_labels: Tensor | None = None,
+    afs: bool = False,
+    denoise_to_zero: bool = False,
+    start: str | None = None,
+    trace: Callable[[Step], Any] | None = None,
+    rng: TorchRNG | None = None,
+    **options: Any,
+) -> Tensor:
+    """Integrate from `noise * sigmas[0]`, or from the noise at infinite sigma, to the last level, in VE coordinates.
+
+    Args:
+        field: a model; a plain callable `D(x, sigma, labels)` counts as a VE denoiser.
+        noise: `[B, ...]`, unit variance. Its dtype is that of the state: float64 noise gives a float64 solve.
+        sigmas: noise levels from noisy to clean: numbers `[N+1]`, per-sample `[N+1, B]` or element-wise maps
+            `[N+1, B, ...]` (or lists of them), in units of the data. The last may be 0, reached by a first-order step.
+        solver: key of `SOLVERS`.
+        class_labels: `[B, label_dim]`; default: those already bound to the field.
+        afs: replace the first evaluation by the direction of data with zero mean and unit variance.
+        denoise_to_zero: return the clean estimate at the last level (one more evaluation, traced as step N).
+        start: "scaled" or "exact" (one more evaluation, not traced), see `samplers.start`; None: as the network says.
+        trace: called with a `Step` before each update.
+        rng: source of the noise that stochastic solvers add; the others draw none.
+        options: the solver's own, see `SOLVERS[solver].options`.
+
+    Returns:
+        `[B, ...]` at level `sigmas[-1]`, or clean with `denoise_to_zero`.
+
+    Raises:
+        ValueError: unknown solver or option, a value out of range, levels that do not fall.
+    """
+    if solver not in SOLVERS:
+        raise ValueError(f"there is no solver '{solver}': choose from {', '.join(SOLVERS)}")
+    entry = SOLVERS[solver]
+    options = entry.resolve(options)
+    entry.check_first(afs)
+    field = as_field(field)
+    if class_labels is not None:
+        field = field.bind(class_labels)
+    field = field.ve()
+    levels = read_levels(sigmas, noise)
+    if denoise_to_zero and levels.ends_at_zero:
+        raise ValueError("the levels end at 0 already: leave out denoise_to_zero or the last level")
+    exact = starts_exactly(field, start)
+    if exact and afs:
+        raise ValueError("afs guesses the drift that the exact start knows: leave out afs or say start='scaled'")
+    top = levels.s[0]
+    scale = top.to(noise.dtype) if isinstance(top, Tensor) else top
+    x = exact_start(field, noise, top) if exact else noise * scale
+    if entry.takes_first:
+        options["first"] = analytical_first(x, top) if afs else None
+    if entry.stochastic:
+        options["rng"] = rng
+    x = entry.fn(field, x, sigmas, trace=trace, **options)
+    if denoise_to_zero:
+        data, drift = evaluate(field, x, levels.label[-1])
+        if trace is not None:
+            trace(Step(len(levels.steps), levels.label[-1], x, data, drift))
+        return data
+    return x

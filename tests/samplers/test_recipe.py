@@ -1,0 +1,84 @@
+"""Schedule files: round trip, choice of an entry, and what is refused."""
+
+import json
+
+import pytest
+
+from samplers.path import Linear
+from samplers.recipe import Entry, ScheduleFile
+
+ENTRIES = (
+    Entry(sigmas=(80, 3, 0.002), coeff=1.1, indices=(0, 3, 9), cost=0.25),
+    Entry(sigmas=(80, 2, 0.002), coeff=1.2, indices=(0, 4, 9), afs=True),
+    Entry(sigmas=(80, 9, 1, 0.002), coeff=1.2, coefficients=[[1.0], [1.5, -0.5]]),
+)
+FILE = ScheduleFile(
+    solver="ipndm",
+    entries=ENTRIES,
+    options={"max_order": 3},
+    model_hash="ab12",
+    provenance={"teacher": "ipndm", "num_steps_tea": 10, "seed": 0},
+)
+
+
+def test_round_trip(tmp_path):
+    FILE.save(tmp_path / "s.json")
+    assert ScheduleFile.load(tmp_path / "s.json") == FILE
+    assert [e["num_steps"] for e in json.loads((tmp_path / "s.json").read_text())["entries"]] == [3, 3, 4]
+
+
+def test_choice():
+    assert FILE.choose(num_steps=4) == ENTRIES[2]
+    assert FILE.choose(coeff=1.1) == ENTRIES[0]
+    assert FILE.choose(num_steps=3, coeff=1.2) == ENTRIES[1]
+    assert FILE.choose(nfe=3) == ENTRIES[2]
+    assert FILE.choose(nfe=6, solver="heun") == ENTRIES[2]
+    with pytest.raises(ValueError, match=r"2 of the file's schedules fit num_steps=3.*coeff=1.1 .*; .*coeff=1.2"):
+        FILE.choose(num_steps=3)
+    with pytest.raises(ValueError, match="none of the file's schedules fit num_steps=9: ask for one of num_steps=3"):
+        FILE.choose(num_steps=9)
+    with pytest.raises(ValueError, match="3 of the file's schedules fit any schedule"):
+        FILE.choose()
+
+
+def test_model():
+    assert FILE.check_model("ve") is None
+    assert FILE.check_model("ve", "ab12") is None
+    assert "other weights" in FILE.check_model("ve", "cd34")
+    with pytest.raises(ValueError, match="made for a model on the path 've', this one is on 'linear'"):
+        FILE.check_model(Linear())
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"format": "x"}, "is not a schedule file"),
+        ({"version": 2}, "version 2 .* reads version 1"),
+        ({"solver": "rk4"}, "no solver 'rk4'"),
+        ({"options": {"max_order": 7}}, "max_order=7"),
+        ({"path": "ode"}, "no path 'ode'"),
+        ({"entries": []}, "at least one schedule"),
+        ({"entries": {}}, "'entries' is not a list"),
+        ({"entries": [{}]}, "an entry needs 'sigmas'"),
+        ({"entries": [{"sigmas": [1, 2]}]}, "1 is followed by 2"),
+        ({"entries": [{"sigmas": [2, 1], "num_steps": 3}]}, "num_steps=3 but has 2"),
+        ({"entries": [{"sigmas": [2, 1], "indices": [0]}]}, "2 levels has 1 indices"),
+        ({"entries": [{"sigmas": ["a", "b"]}]}, "not a valid schedule file"),
+        ({"extra": 1}, "'extra' is unknown"),
+        ({"solver": None}, "'solver' is missing"),
+    ],
+)
+def test_bad_files_are_named(tmp_path, change, words):
+    path = tmp_path / "s.json"
+    FILE.save(path)
+    obj = {**json.loads(path.read_text()), **change}
+    path.write_text(json.dumps({k: v for k, v in obj.items() if v is not None}))
+    with pytest.raises(ValueError, match=words) as error:
+        ScheduleFile.load(path)
+    assert str(path) in str(error.value)
+
+
+def test_not_json(tmp_path):
+    (tmp_path / "s.json").write_text("80, 0.002")
+    with pytest.raises(ValueError, match="not JSON"):
+        ScheduleFile.load(tmp_path / "s.json")

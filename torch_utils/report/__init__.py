@@ -1,0 +1,1 @@
+"""Plots, scatter pictures and HTML pages."""

@@ -1,0 +1,1 @@
+"""Data sets: sources, the archive format, reading it back, batches."""

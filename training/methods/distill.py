@@ -1,0 +1,223 @@
+"""One-step distillation: a copy of a flow model learns to do in one Euler step what the model did in many.
+
+From pairs (z, image) that the teacher made, the student's prediction x = z - v(z, 1) is fitted to the image:
+
+    loss = mean (z - v(z, 1) - image)^2        or LPIPS of the two (Zhang et al. 2018, arXiv 1801.03924)
+
+Lee, Kim, Ye 2023 (arXiv 2301.12003), section 5; the straighter the teacher's trajectories, the smaller the error that
+is left. The targets are 8-bit images, the optimiser is Adam with betas (0.9, 0.9999), dropout stays on, and there is
+neither warm-up nor averaging unless asked for. See docs/distillation.md.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import networks
+from samplers.field import Field, as_field
+from samplers.path import Linear, Trig
+from samplers.planning.options import SamplerOptions
+from torch_utils import distributed as dist
+from torch_utils.images import from_uint8, make_grid, save_image, to_uint8
+from torch_utils.misc import format_count
+from torch_utils.options import opt
+from torch_utils.profile import forward_cost
+from training.data.pairs import PairDataset, find_folders
+from training.loop.ema import halflife_beta
+from training.method import Average, Batch, LossOut, Method, Phase
+from training.methods.edm import DTYPES
+from training.options import CommonOptions
+from training.schedules import lr_rampup
+
+__all__ = ["DistillOptions", "build", "one_step", "open_pairs", "reconstruction_loss"]
+
+COLUMNS = 8  # pairs in the picture that goes with a snapshot
+TEST_BATCH = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillOptions(CommonOptions):
+    data: str = opt(
+        None, "Images that the teacher made, or a folder that holds samples/ and zs/", metavar="DIR|ZIP",
+        required=True, names=("--im-dir",),
+    )  # fmt: skip
+    z_dir: str | None = opt(None, "Start noise of the images, SEED.npy; default: zs/ in --data", metavar="DIR")
+    network: str = opt(
+        None, "Teacher and start of the student: a flow model", metavar="FILE|URL|NAME", required=True,
+        names=("--ckpt",),
+    )  # fmt: skip
+    loss: str = opt("l2", "l2: mean squared error; lpips: perceptual, needs the package lpips", choices=["l2", "lpips"])
+    test_data: str | None = opt(
+        None, "Further pairs: their loss is shown with every snapshot", metavar="DIR|ZIP", names=("--im-dir-test",)
+    )
+    test_z_dir: str | None = opt(None, "Start noise of --test-data", metavar="DIR", names=("--z-dir-test",))
+
+    duration: float = opt(25.6, "Training duration in million images", metavar="MIMG", above=0)
+    batch: int = opt(256, "Total batch size over all processes", metavar="INT", at_least=1)
+    lr: float = opt(3e-5, "Learning rate", metavar="FLOAT", above=0, names=("--learning-rate",))
+    lr_rampup: float = opt(0.0, "Linear learning-rate ramp-up in million images", metavar="MIMG", at_least=0)
+    ema: float = opt(0.0, "EMA half-life in million images; 0 = no averaging", metavar="MIMG", at_least=0)
+
+    def name_parts(self) -> list[str]:
+        return ["distill", self.loss]
+
+
+def open_pairs(options: DistillOptions) -> PairDataset:
+    """The data set of `--data` and `--z-dir`.
+
+    Raises:
+        ValueError, OSError: folders that do not pair, or options that pairs do not allow.
+    """
+    if options.cond or options.xflip:
+        name = "cond" if options.cond else "xflip"
+        raise ValueError(f"--{name} does not go with pairs of noise and image, which say what each is: leave it out")
+    if options.test_z_dir is not None and options.test_data is None:
+        raise ValueError("--test-z-dir is the noise of --test-data: give both, or neither")
+    return PairDataset(*find_folders(options.data, options.z_dir))
+
+
+def one_step(net: Field | Callable[..., Tensor], noise: Tensor) -> Tensor:
+    """E[data | noise] of a flow model, `[B, ...]`: the Euler step from t = 1 to 0.
+
+    Raises:
+        ValueError: a model whose path does not end in noise alone.
+    """
+    field = as_field(net)
+    if not isinstance(field.path, Linear | Trig):
+        raise ValueError(
+            "one-step distillation needs a flow model, whose path ends in noise alone; this one lives on "
+            f"{type(field.path).__name__}: train one with train.py curvature"
+        )
+    return field.data(noise, torch.ones((), dtype=torch.float64, device=noise.device))
+
+
+def reconstruction_loss(name: str, device: torch.device) -> Callable[[Tensor, Tensor], Tensor]:
+    """`loss(estimate, target) -> [B, ...]`: squared differences, or one LPIPS value per image.
+
+    Raises:
+        ValueError: lpips without the package, or without its weights.
+    """
+    if name == "l2":
+        return lambda estimate, target: (estimate - target).square()
+    try:
+        import lpips
+    except ImportError as error:
+        raise ValueError(
+            "--loss=lpips needs the package lpips, which is not installed: pip install lpips, or use --loss=l2"
+        ) from error
+    try:
+        net = lpips.LPIPS(net="vgg", verbose=False).to(device).eval().requires_grad_(False)
+    except OSError as error:
+        raise ValueError(
+            f"the weights of lpips cannot be had ({error}): see its documentation, or use --loss=l2"
+        ) from error
+    return lambda estimate, target: net(_three(estimate), _three(target)).flatten(1)
+
+
+def _three(x: Tensor) -> Tensor:
+    return x.expand(-1, 3, -1, -1) if x.shape[1] == 1 else x
+
+
+def build(options: DistillOptions, dataset: PairDataset, device: torch.device) -> Method:
+    """The method: one network, one phase, one average.
+
+    Raises:
+        ValueError: a teacher that does not fit the pairs or the method.
+    """
+    net = networks.load_network(options.network)
+    shape = (net.img_channels, net.img_resolution, net.img_resolution)
+    if shape != tuple(dataset.image_shape):
+        raise ValueError(
+            f"the teacher makes images of shape {list(shape)}, and those of {options.data} have "
+            f"{list(dataset.image_shape)}: give the network that made them"
+        )
+    if getattr(net, "label_dim", 0):
+        raise ValueError("the teacher is class-conditional, and pairs hold no classes: give an unconditional network")
+    one_step(net, torch.zeros(1, *shape))  # fails now, with a sentence, where the model is of the wrong kind
+    cost = forward_cost(net, lambda twin: _call(twin, shape))
+    loss_fn = reconstruction_loss(options.loss, device)
+    net.to(device, memory_format=torch.channels_last).train().requires_grad_(True)
+    net.compute_dtype = DTYPES[options.trunk_precision]
+    field = Field(net)
+    call = Field(torch.compile(net), field.path, field.predicts) if options.compile else field
+
+    def loss(batch: Batch) -> LossOut:
+        noise = batch.labels.reshape(batch.data.shape)
+        values = loss_fn(one_step(call, noise), batch.data)
+        return LossOut(values.flatten(1).mean(1), {"Loss/loss": values})
+
+    phase = Phase(
+        name="net",
+        trains=("net",),
+        loss=loss,
+        optimizer=functools.partial(torch.optim.Adam, lr=options.lr, betas=(0.9, 0.9999), eps=1e-8, fused=True),
+        lr=lambda nimg: lr_rampup(nimg, options.lr, options.lr_rampup * 1e6),
+    )
+    test = None
+    if options.test_data is not None:
+        test = PairDataset(*find_folders(options.test_data, options.test_z_dir))
+        if tuple(test.image_shape) != shape:
+            raise ValueError(
+                f"the images of --test-data={options.test_data} have shape {list(test.image_shape)}, those of --data "
+                f"{list(shape)}: both must come from one network"
+            )
+    return Method(
+        name="distill",
+        modules={"net": net},
+        phases=(phase,),
+        averages={"ema": Average("net", lambda nimg, batch: halflife_beta(nimg, batch, options.ema * 1e6))},
+        save=_save,
+        sampler=SamplerOptions(N=1),
+        preview=functools.partial(_preview, shown=test or dataset, test=test, loss_fn=loss_fn),
+        flops_per_image=3 * cost.flops,
+        summary=(
+            ("Teacher", f"{type(net).__name__}, {format_count(sum(p.numel() for p in net.parameters()))} parameters"),
+            ("Data", f"{len(dataset)} pairs of noise and image {list(shape)}"),
+            ("Test data", f"{len(test)} pairs" if test is not None else "none"),
+            ("Steps", f"{-(-options.total_kimg * 1000 // options.batch)} of {options.batch} images"),
+        ),
+    )
+
+
+def _call(twin: nn.Module, shape: tuple[int, ...]) -> Tensor:
+    return twin(torch.zeros(1, *shape, device="meta"), torch.ones(1, device="meta"), None)
+
+
+def _save(path: Path, averaged: Mapping[str, nn.Module], info: Mapping[str, Any]) -> None:
+    networks.save_network(path, averaged["ema"], dict(info))
+
+
+def _pairs(dataset: PairDataset, num: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    """Noise and images of the first `num` pairs, in batches."""
+    for start in range(0, num, TEST_BATCH):
+        items = [dataset[i] for i in range(start, min(start + TEST_BATCH, num))]
+        images = torch.stack([torch.from_numpy(image) for image, _ in items]).to(device)
+        noise = torch.stack([torch.from_numpy(latent) for _, latent in items]).to(device)
+        yield noise.reshape(images.shape), from_uint8(images)
+
+
+@torch.inference_mode()
+def _preview(
+    path: Path,
+    averaged: Mapping[str, nn.Module],
+    *,
+    shown: PairDataset,
+    test: PairDataset | None,
+    loss_fn: Callable[[Tensor, Tensor], Tensor],
+) -> None:
+    """Targets above what the student makes of their noise; and the loss over the test pairs, in the log."""
+    net = averaged["ema"]
+    device = next(net.parameters()).device
+    noise, target = next(_pairs(shown, min(COLUMNS, len(shown)), device))
+    rows = torch.cat([target, one_step(net, noise).float()])
+    save_image(make_grid(to_uint8(rows).cpu(), columns=len(target)), path)
+    if test is not None:
+        values = [loss_fn(one_step(net, z), x).flatten(1).mean(1) for z, x in _pairs(test, len(test), device)]
+        dist.print0(f"Test loss ({len(test)} pairs): {float(torch.cat(values).double().mean()):.6g}")

@@ -1,0 +1,259 @@
+"""EDM: denoisers trained with preconditioning and a log-normal noise distribution, and the VP and VE baselines.
+
+Karras, Aittala, Aila, Laine: Elucidating the Design Space of Diffusion-Based Generative Models, NeurIPS 2022,
+arXiv 2206.00364 (table 1). Command line and defaults follow the published training code.
+
+Points in the plane (`--data=toy:NAME`) keep their coordinates: sigma_data is their root mean square, the noise levels
+of training are those of images in units of it, and the network is an MLP.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import networks
+from torch_utils.images import save_image
+from torch_utils.misc import format_count
+from torch_utils.options import opt
+from torch_utils.profile import forward_cost
+from torch_utils.report.scatter import is_points, scatter
+from training.augment import edm_preset
+from training.data.batches import ImageDataset
+from training.data.toys import is_toy, spread
+from training.loop.ema import halflife_beta
+from training.losses.denoising import EDMLoss, loss_for
+from training.losses.elementwise import COEFFICIENT_SAMPLERS, CoefficientOptions, gamma_loss
+from training.method import Average, Batch, LossOut, Method, Phase
+from training.options import CommonOptions
+from training.pictures.preview import sample_grid, sample_points, shown_part
+from training.runs import phema
+from training.schedules import lr_rampup
+
+__all__ = ["EDMOptions", "build"]
+
+# What `--arch` stands for: network arguments by published name; everything else keeps the class's defaults.
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "ddpmpp": {
+        "model_type": "SongUNet", "embedding_type": "positional", "encoder_type": "standard",
+        "decoder_type": "standard", "channel_mult_noise": 1, "resample_filter": [1, 1],
+        "model_channels": 128, "channel_mult": [2, 2, 2],
+    },
+    "ncsnpp": {
+        "model_type": "SongUNet", "embedding_type": "fourier", "encoder_type": "residual",
+        "decoder_type": "standard", "channel_mult_noise": 2, "resample_filter": [1, 3, 3, 1],
+        "model_channels": 128, "channel_mult": [2, 2, 2],
+    },
+    "adm": {"model_type": "DhariwalUNet", "model_channels": 192, "channel_mult": [1, 2, 3, 4]},
+    "mlp": {"model_type": "FourierMLP"},
+}  # fmt: skip
+
+# edm_alpha and edm_gamma are MAC's names: plain EDM, and EDM with a noise level for every element
+# (`training/losses/elementwise.py`).
+PRECONDITIONERS = {
+    "vp": ("VPPrecond", "VPLoss"), "ve": ("VEPrecond", "VELoss"), "edm": ("EDMPrecond", "EDMLoss"),
+    "edm_alpha": ("EDMPrecond", "EDMLoss"), "edm_gamma": ("EDMGammaPrecond", "EDMGammaLoss"),
+}  # fmt: skip
+
+P_MEAN = EDMLoss.P_mean
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True, kw_only=True)
+class EDMOptions(CoefficientOptions, CommonOptions):
+    arch: str | None = opt(
+        None, "Network architecture: DDPM++, NCSN++, ADM, or of points an MLP [default: ddpmpp; of points mlp]",
+        choices=list(ARCHITECTURES),
+    )  # fmt: skip
+    precond: str = opt("edm", "Preconditioning and loss", choices=list(PRECONDITIONERS))
+    cbase: int | None = opt(None, "Base channels; default: the architecture's", metavar="INT", at_least=1)
+    cres: tuple[int, ...] | None = opt(None, "Channel multiplier per resolution, e.g. 1,2,2,2", metavar="LIST")
+    num_blocks: int | None = opt(None, "Residual blocks per resolution", metavar="INT", at_least=1)
+    attn_resolutions: tuple[int, ...] | None = opt(None, "Resolutions with self-attention, e.g. 16,8", metavar="LIST")
+    dropout: float | None = opt(
+        None, "Dropout probability [default: 0.13; mlp has none]", metavar="P", at_least=0, at_most=1
+    )
+    label_dropout: float = opt(
+        0.0, "Share of labels hidden in training, for classifier-free guidance", metavar="P", at_least=0, at_most=1
+    )
+    augment: float | None = opt(
+        None, "Augmentation probability; 0 = off [default: 0.12; mlp has none]", metavar="P", at_least=0, at_most=1
+    )
+    p_mean: float | None = opt(None, "Mean of ln(sigma) in training (EDM loss); default -1.2", metavar="FLOAT")
+    p_std: float | None = opt(None, "Std of ln(sigma) in training (EDM loss); default 1.2", metavar="FLOAT", above=0)
+    sigma_data: float | None = opt(
+        None, "Std of the data (EDM); default 0.5, of points their root mean square", metavar="FLOAT", above=0
+    )
+
+    coefficient_sampler: str | None = opt(
+        None, "edm_gamma: random coefficients as defined, or with the flaws of the published code [default: defined]",
+        choices=list(COEFFICIENT_SAMPLERS),
+    )  # fmt: skip
+
+    @property
+    def architecture(self) -> str:
+        return self.arch or ("mlp" if is_toy(self.data) else "ddpmpp")
+
+    @property
+    def augment_probability(self) -> float:
+        default = 0 if self.architecture == "mlp" else 0.12
+        return default if self.augment is None else self.augment
+
+    def name_parts(self) -> list[str]:
+        return [self.architecture, self.precond]
+
+    def network_kwargs(self) -> dict[str, Any]:
+        """Constructor arguments of the network but for those of the data."""
+        kwargs = dict(ARCHITECTURES[self.architecture])
+        if self.architecture == "mlp":
+            return kwargs | self._mlp_kwargs()
+        given = {
+            "model_channels": self.cbase, "channel_mult": self.cres, "num_blocks": self.num_blocks,
+            "attn_resolutions": self.attn_resolutions, "sigma_data": self.sigma_data,
+        }  # fmt: skip
+        kwargs |= {k: list(v) if isinstance(v, tuple) else v for k, v in given.items() if v is not None}
+        if self.augment_probability:
+            kwargs["augment_dim"] = edm_preset(self.augment_probability).num_labels
+        dropout = 0.13 if self.dropout is None else self.dropout
+        return kwargs | {"dropout": dropout, "label_dropout": self.label_dropout}
+
+    def _mlp_kwargs(self) -> dict[str, Any]:
+        for name in ("cres", "attn_resolutions", "dropout", "augment"):
+            if getattr(self, name):
+                raise ValueError(f"--{name.replace('_', '-')} belongs to U-Nets: leave it out with --arch=mlp")
+        given = {"channels": self.cbase, "num_layers": self.num_blocks, "sigma_data": self.sigma_data}
+        return {k: v for k, v in given.items() if v is not None} | {"label_dropout": self.label_dropout}
+
+    def loss_kwargs(self) -> dict[str, Any]:
+        given = {"P_mean": self.p_mean, "P_std": self.p_std}
+        if not self.precond.startswith("edm") and any(v is not None for v in (*given.values(), self.sigma_data)):
+            raise ValueError("--p-mean, --p-std and --sigma-data belong to --precond=edm")
+        if self.precond != "edm_gamma" and self.coefficient_options_given():
+            name = self.coefficient_options_given()[0].replace("_", "-")
+            raise ValueError(f"--{name} belongs to --precond=edm_gamma: leave it out with --precond={self.precond}")
+        return {k: v for k, v in given.items() if v is not None}
+
+
+def build_network(options: EDMOptions, dataset: ImageDataset) -> nn.Module:
+    precond, _ = PRECONDITIONERS[options.precond]
+    kwargs = options.network_kwargs()
+    if is_points(dataset.image_shape):
+        if options.architecture != "mlp":
+            raise ValueError(f"--arch={options.arch} is for images, {options.data} holds points: leave it out")
+        if options.lpf or options.gauss_kernel_sigma:
+            raise ValueError(f"--lpf smooths maps, {options.data} holds points: leave it out")
+        if not options.precond.startswith("edm"):
+            raise ValueError(
+                f"--precond={options.precond} is made for images in [-1, 1], {options.data} holds points of other "
+                "scale: use --precond=edm"
+            )
+        kwargs = {"sigma_data": spread(dataset)} | kwargs
+    return networks.build(
+        precond,
+        img_resolution=dataset.resolution,
+        img_channels=dataset.num_channels,
+        label_dim=dataset.label_dim if options.cond else 0,
+        use_fp16=options.trunk_precision == "fp16",
+        **kwargs,
+    )
+
+
+def build(options: EDMOptions, dataset: ImageDataset, device: torch.device) -> Method:
+    """The method: one network, one phase, one average and those of --phema.
+
+    Raises:
+        ValueError: the options do not describe a network for this data set.
+    """
+    _, loss_name = PRECONDITIONERS[options.precond]
+    points = is_points(dataset.image_shape)
+    net = build_network(options, dataset)
+    cost = _training_cost(net)
+    net.to(device, memory_format=torch.channels_last).train().requires_grad_(True)
+    net.compute_dtype = DTYPES[options.trunk_precision]
+    loss_kwargs = options.loss_kwargs()
+    if points:  # the levels of images, whose sigma_data is 0.5, in units of the data's
+        loss_kwargs = {"P_mean": P_MEAN + math.log(net.sigma_data / 0.5)} | loss_kwargs
+    if options.precond == "edm_gamma":
+        settings = options.coefficient_settings()
+        if points:
+            settings["lpf"] = False  # there are no neighbours to smooth over
+        loss_fn = gamma_loss(net, settings, options.coefficient_sampler, **loss_kwargs)
+    else:
+        loss_fn = loss_for(net, loss_name, **loss_kwargs)
+    augment_pipe = edm_preset(options.augment_probability) if options.augment_probability else None
+    call = torch.compile(net) if options.compile else net
+
+    def loss(batch: Batch) -> LossOut:
+        labels = batch.labels if net.label_dim else None
+        elementwise = loss_fn(call, batch.data, labels, augment_pipe=augment_pipe, rng=batch.rng)
+        return LossOut(elementwise, {"Loss/loss": elementwise})
+
+    phase = Phase(
+        name="net",
+        trains=("net",),
+        loss=loss,
+        optimizer=functools.partial(torch.optim.Adam, lr=options.lr, betas=(0.9, 0.999), eps=1e-8, fused=True),
+        lr=lambda nimg: lr_rampup(nimg, options.lr, options.lr_rampup * 1e6),
+    )
+    # A transferred model is not a random start to be forgotten: no ramp-up of the half-life.
+    rampup = None if options.transfer else options.ema_rampup or None
+    average = Average("net", lambda nimg, batch: halflife_beta(nimg, batch, options.ema * 1e6, rampup))
+    return Method(
+        name="edm",
+        modules={"net": net},
+        phases=(phase,),
+        averages={"ema": average, **phema.averages(options.phema, "net")},
+        save=_save,
+        preview=functools.partial(_preview_points, data=dataset.images()) if points else _preview,
+        flops_per_image=3 * cost.flops,
+        summary=_summary(net, cost, options, dataset),
+    )
+
+
+def _training_cost(net: nn.Module):  # noqa: ANN202
+    shape = (1, net.img_channels, net.img_resolution, net.img_resolution)
+
+    def call(twin: nn.Module) -> torch.Tensor:
+        labels = torch.zeros(1, twin.label_dim, device="meta") if twin.label_dim else None
+        return twin(torch.zeros(shape, device="meta"), torch.ones(1, device="meta"), labels)
+
+    return forward_cost(net, call)
+
+
+def _summary(net: nn.Module, cost: Any, options: EDMOptions, dataset: ImageDataset) -> tuple[tuple[str, str], ...]:
+    parameters = sum(p.numel() for p in net.parameters())
+    # fp32 weights, gradients, two Adam moments and the average; activations of one accumulation round
+    fixed, per_image = 20 * parameters, cost.activation_bytes
+    return (
+        ("Network", f"{type(net).__name__} ({net.model.__class__.__name__}), {format_count(parameters)} parameters"),
+        ("Data", f"{len(dataset)} images {dataset.image_shape}, {net.label_dim} classes"),
+        ("FLOPs per image", f"{format_count(cost.flops)} forward, {format_count(3 * cost.flops)} per training step"),
+        (
+            "Memory",
+            f"{fixed / 2**30:.2f} GiB for weights, gradients, Adam and EMA + {per_image / 2**20:.1f} MiB of "
+            "activations per image in a round (fp32; about half in 16 bit)",
+        ),
+        ("Steps", f"{-(-options.total_kimg * 1000 // options.batch)} of {options.batch} images"),
+    )
+
+
+def _save(path: Path, averaged: Mapping[str, nn.Module], info: Mapping[str, Any]) -> None:
+    networks.save_network(path, averaged["ema"], dict(info))
+
+
+def _preview(path: Path, averaged: Mapping[str, nn.Module]) -> None:
+    """A grid of samples from fixed seeds, one row per class where there are classes."""
+    save_image(sample_grid(averaged["ema"]), path)
+
+
+def _preview_points(path: Path, averaged: Mapping[str, nn.Module], *, data: torch.Tensor) -> None:
+    """Samples over the data."""
+    save_image(scatter(sample_points(averaged["ema"]), reference=shown_part(data)), path)

@@ -1,0 +1,47 @@
+"""METHODS: every training method by the name of its sub-command of train.py.
+
+An entry holds the options (a dataclass, see `torch_utils.options`) and the builder
+`build(options, dataset, device) -> Method`. A new method is one file here and one line in the table. STAGES holds those
+that start from a trained network and have a script of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from training.methods import curvature, distill, edm, trajectory
+
+__all__ = ["METHODS", "STAGES", "MethodEntry", "method_entry"]
+
+
+class MethodEntry(NamedTuple):
+    help: str
+    options: type
+    build: Callable[..., Any]
+    open: Callable[..., Any] | None = None  # data set of the options, where it is not one of images or points
+
+
+METHODS: dict[str, MethodEntry] = {
+    "edm": MethodEntry("Denoisers with EDM, VP or VE preconditioning (the default).", edm.EDMOptions, edm.build),
+    "curvature": MethodEntry(
+        "Straight flows on a coupling of data and noise that is learned.", curvature.CurvatureOptions, curvature.build
+    ),
+    "distill": MethodEntry(
+        "A flow model in one step, from pairs of noise and image that it made.",
+        distill.DistillOptions,
+        distill.build,
+        distill.open_pairs,
+    ),
+}
+
+STAGES: dict[str, MethodEntry] = {
+    "trajectory": MethodEntry(
+        "Adversarial optimisation of the inference trajectory.", trajectory.TrajectoryOptions, trajectory.build
+    ),
+}
+
+
+def method_entry(name: str) -> MethodEntry:
+    """Of either table."""
+    return METHODS[name] if name in METHODS else STAGES[name]

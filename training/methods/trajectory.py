@@ -1,0 +1,350 @@
+"""Adversarial optimisation of the inference trajectory: MAC's second stage (`train_trajectory.py`).
+
+A few-step sampler of a denoiser V along the levels that a coefficient network C chooses is trained as one generator
+against a discriminator D. Each step of training has three phases:
+
+    V    one denoising step of noised real images, judged by D: no sampler is run
+    C    the whole sampler from noise, judged by D; gradients reach C through every step of the solver
+    D    hinge loss on real images and finished samples
+
+Lee et al. 2024/2025, arXiv 2404.14161. D looks through frozen pretrained features (`networks.adversary.discriminator`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+import networks
+from networks.adversary.backbones import build_backbone
+from networks.adversary.discriminator import ProjectedDiscriminator
+from networks.adversary.points import PointDiscriminator
+from networks.models.families import FAMILY_OF_PATH, interpolant_schedule
+from networks.models.mac import MACNetwork
+from samplers.field import Field
+from samplers.solvers.churn import general_levels
+from samplers.solvers.elementwise import coefficient_cost, sample_mac
+from torch_utils import distributed as dist
+from torch_utils.misc import format_count
+from torch_utils.report.scatter import is_points
+from torch_utils.rng import TorchRNG
+from training.data.batches import ImageDataset
+from training.data.toys import ToyDataset, spread
+from training.diffaugment import diff_augment, parse_policy
+from training.loop.ema import halflife_beta
+from training.loop.loop import Settings
+from training.losses.adversarial import fake_loss, generator_loss, real_loss
+from training.method import Average, Batch, LossOut, Method, Phase
+from training.methods.edm import DTYPES
+from training.methods.trajectory_options import TrajectoryOptions
+from training.pictures import trajectory as trajectory_pictures
+from training.runs import phema
+from training.schedules import lr_rampup
+
+ALL_NOISE = 1e9  # the level that stands for infinity, where a path ends in pure noise
+
+__all__ = ["TrajectoryOptions", "build", "draw_levels", "generate", "noised_levels", "single_step"]
+
+
+class _Checkpointed:
+    """A MACNetwork whose activations are made again when gradients need them."""
+
+    def __init__(self, net: MACNetwork) -> None:
+        self.net, self.family, self.takes_gamma, self.coefficients = net, net.family, net.takes_gamma, net.coefficients
+        self.path, self.predicts, self.start = net.path, net.predicts, net.start
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+        # V is in eval mode: no dropout, so no random state to restore.
+        return checkpoint(self.net, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
+
+
+def generate(
+    net: MACNetwork,
+    noise: Tensor,
+    labels: Tensor | None,
+    checkpointing: bool = False,
+    rng: TorchRNG | None = None,
+    **churn: float,
+) -> Tensor:
+    """The sampler that is trained: Euler along the levels of `net`, the last step to 0; `[B, C, H, W]` in float32."""
+    called = _Checkpointed(net) if checkpointing and torch.is_grad_enabled() else net
+    return sample_mac(Field(called), noise, [*net.schedule, 0.0], solver="euler", class_labels=labels, rng=rng, **churn)
+
+
+def draw_levels(
+    rng: TorchRNG, batch: int, schedule: Tensor, p_mean: float = -1.2, p_std: float = 1.2, how: str = "nearest"
+) -> Tensor:
+    """Nominal levels for the V phase, `[batch]` of the values in `schedule [N]`.
+
+    how: of a log-normal draw the "nearest" level by absolute difference, or by "log"; or "uniform" over levels.
+    """
+    if how == "uniform":
+        return schedule[rng.randint(len(schedule), [batch])]
+    t = torch.exp(p_mean + p_std * rng.randn([batch])).to(schedule.dtype)
+    gap = (t[:, None] - schedule).abs() if how == "nearest" else (t[:, None] / schedule).log().abs()
+    return schedule[gap.argmin(1)]
+
+
+@torch.no_grad()
+def noised_levels(net: MACNetwork, t: Tensor, like: Tensor, labels: Tensor | None, rng: TorchRNG) -> Tensor:
+    """Element-wise levels `[B, C, H, W]` at nominal levels `t [B]`, for fresh noise: not that of the images."""
+    return net.family.gamma(t, net.coefficients(rng.randn_like(like), labels)).to(like.dtype)
+
+
+def single_step(
+    net: MACNetwork, data: Tensor, noise: Tensor, labels: Tensor | None, t: Tensor, gamma: Tensor
+) -> Tensor:
+    """V's estimate of `data` from `data + gamma * noise`; V is told gamma, or its mean over each image."""
+    if net.path != "ve":
+        field = Field(net, class_labels=labels)
+        time = field.path.time_of(gamma.clamp(max=ALL_NOISE))
+        return field.data(field.path.mix(data, noise, time), time)
+    x = data + gamma * noise
+    extra = {}
+    if (augment := getattr(getattr(net.V, "model", None), "map_augment", None)) is not None:
+        # The same as no augmentation labels, but every parameter has a gradient: processes wait for each other's.
+        extra["augment_labels"] = x.new_zeros(len(x), augment.weight.shape[1])
+    if net.takes_gamma:
+        return net(x, t, labels, gamma=gamma, **extra)
+    return net(x, gamma, labels, **extra)
+
+
+@dataclass(frozen=True, eq=False)
+class _Losses:
+    """The three phases as functions of a batch."""
+
+    net: MACNetwork
+    disc: Callable[..., list[Tensor]]
+    options: TrajectoryOptions
+    schedule: Tensor
+
+    def _labels(self, labels: Tensor) -> Tensor | None:
+        return labels if self.net.label_dim else None
+
+    def _samples(self, noise: Tensor, labels: Tensor | None, rng: TorchRNG) -> Tensor:
+        o = self.options
+        s_max = math.inf if o.s_max is None else o.s_max
+        churn = {"S_churn": o.s_churn, "S_min": o.s_min, "S_max": s_max, "S_noise": o.s_noise}
+        return generate(self.net, noise, labels, o.checkpointing, rng, **churn)
+
+    def denoiser(self, batch: Batch) -> LossOut:
+        o, labels = self.options, self._labels(batch.labels)
+        noise = batch.rng.randn_like(batch.data)
+        t = draw_levels(batch.rng, len(noise), self.schedule, o.p_mean, o.p_std, o.level_draw)
+        gamma = noised_levels(self.net, t, batch.data, labels, batch.rng)
+        loss = generator_loss(self.disc(single_step(self.net, batch.data, noise, labels, t, gamma), labels, batch.rng))
+        return LossOut(loss, {"Loss/V": loss})
+
+    def coefficients(self, batch: Batch) -> LossOut:
+        labels = self._labels(batch.labels)
+        fakes = self._samples(batch.rng.randn_like(batch.data), labels, batch.rng)
+        loss = generator_loss(self.disc(fakes, labels, batch.rng))
+        return LossOut(loss, {"Loss/C": loss})
+
+    def discriminator(self, batch: Batch) -> LossOut:
+        labels = self._labels(batch.labels)
+        # Fakes have the classes of other images of the batch: drawn like the data's, but not paired with it.
+        others = None if labels is None else labels.roll(1, 0)
+        with torch.no_grad():
+            fakes = self._samples(batch.rng.randn_like(batch.data), others, batch.rng)
+        fake = fake_loss(self.disc(fakes, others, batch.rng))
+        real = real_loss(self.disc(batch.data, labels, batch.rng))
+        loss = fake + real
+        return LossOut(loss, {"Loss/D_fake": fake, "Loss/D_real": real, "Loss/loss": loss})
+
+
+def build(options: TrajectoryOptions, dataset: ImageDataset, device: torch.device) -> Method:
+    """The method: V, C and D in up to three phases, one average of V and C.
+
+    Raises:
+        ValueError: a network, data set and options that do not go together; missing weights of a backbone.
+    """
+    if not (options.train_v or options.train_c):
+        raise ValueError("--train-v=0 and --train-c=0 leave nothing to train but the discriminator: leave one on")
+    _check_batches(options)
+    v = networks.load_network(options.network)
+    _check_network(v, options, dataset)
+    net = networks.build("MACNetwork", **_network_config(v, options))
+    net.V.load_state_dict(v.state_dict())
+    costs = coefficient_cost(net)
+    net.to(device, memory_format=torch.channels_last).requires_grad_(False)
+    net.compute_dtype = DTYPES[options.trunk_precision]
+    net.V.eval()
+    net.C.train()
+    points = is_points(dataset.image_shape)
+    disc = (_point_discriminator if points else _discriminator)(options, dataset).to(device).train()
+    losses = _Losses(net, disc, options, torch.tensor(net.schedule, dtype=torch.float64, device=device))
+    phases = [_phase("D", "D", losses.discriminator, options.dlr, options, options.batch_disc)]
+    if options.train_c:
+        phases.insert(0, _phase("C", "net.C", losses.coefficients, options.glr, options, None))
+    if options.train_v:
+        phases.insert(0, _phase("V", "net.V", losses.denoiser, options.lr, options, options.batch_edm))
+    rampup = options.ema_rampup or None
+    return Method(
+        name="trajectory",
+        modules={"net": net, "D": disc.discriminators, "features": disc.feature_networks},
+        phases=tuple(phases),
+        averages={"ema": Average("net", lambda n, batch: halflife_beta(n, batch, options.ema * 1e6, rampup))}
+        | phema.averages(options.phema, "net"),
+        save=_save,
+        preview=functools.partial(trajectory_pictures.write_points, data=dataset.images())
+        if points
+        else trajectory_pictures.write,
+        summary=_summary(net, disc, costs, options, dataset),
+    )
+
+
+def _phase(
+    name: str, module: str, loss: Callable[[Batch], LossOut], lr: float, options: TrajectoryOptions, batch: int | None
+) -> Phase:
+    return Phase(
+        name=name,
+        trains=(module,),
+        loss=loss,
+        optimizer=functools.partial(torch.optim.Adam, lr=lr, betas=(0.0, 0.99), eps=1e-8, fused=True),
+        lr=lambda nimg: lr_rampup(nimg, lr, options.lr_rampup * 1e6) if options.lr_rampup else lr,
+        batch_size=batch,
+    )
+
+
+def _check_batches(options: TrajectoryOptions) -> None:
+    world, settings = dist.get_world_size(), Settings(seed=0, batch_size=options.batch, batch_gpu=options.batch_gpu)
+    phases = {"--batch": options.batch, "--batch-edm": options.batch_edm, "--batch-disc": options.batch_disc}
+    for option, size in phases.items():
+        rows = size // world // settings.rounds(world, size, option)
+        if rows < 2:
+            raise ValueError(
+                f"{option}={size} leaves {rows} image a pass, and the heads of the discriminator normalise over the "
+                "images they see together: give every process and pass 2 or more (--batch-gpu limits a pass)"
+            )
+
+
+def _check_network(v: nn.Module, options: TrajectoryOptions, dataset: ImageDataset) -> None:
+    what = f"--network={options.network}"
+    if isinstance(v, MACNetwork):
+        raise ValueError(
+            f"{what} is a snapshot of this very method: continue it with --resume, or start from the denoiser that "
+            "train.py made"
+        )
+    missing = [
+        n for n in ("sigma_min", "sigma_max", "img_resolution", "img_channels", "label_dim") if not hasattr(v, n)
+    ]
+    if missing:
+        raise ValueError(
+            f"{what} holds a {type(v).__name__}, which is no denoiser with a range of noise levels (sigma_min, "
+            "sigma_max): give one that train.py made, or an EDM pickle"
+        )
+    if getattr(v, "prior", None) is not None or getattr(v, "prior_std", None) is not None:
+        raise ValueError(
+            f"{what} does not start from unit noise: give a network trained without a learned coupling "
+            "(train.py curvature --independent)"
+        )
+    image = (v.img_channels, v.img_resolution, v.img_resolution)
+    if image != tuple(dataset.image_shape):
+        raise ValueError(
+            f"{what} makes images of shape {list(image)}, {options.data} holds {list(dataset.image_shape)}: give the "
+            "data that the network was trained on"
+        )
+    if options.cond and not v.label_dim:
+        raise ValueError(f"--cond=1, but {what} is unconditional: leave --cond=0, or give a conditional network")
+    if v.label_dim and not options.cond:
+        raise ValueError(f"{what} has {v.label_dim} classes: give --cond=1 and the data it was trained on")
+    if options.cond and v.label_dim != dataset.label_dim:
+        raise ValueError(f"{what} has {v.label_dim} classes, {options.data} has {dataset.label_dim}")
+    takes = getattr(v, "takes_gamma", False)
+    if options.coefficient_conditioning not in (None, takes):
+        made_for = "is told the level of every element" if takes else "is told one level per image"
+        raise ValueError(
+            f"--coefficient-conditioning={int(options.coefficient_conditioning)}, but {what} {made_for}: leave the "
+            "option out"
+        )
+
+
+def _network_config(v: nn.Module, options: TrajectoryOptions) -> dict[str, Any]:
+    """Arguments of the MACNetwork."""
+    given = options.coefficient_settings()
+    family = options.family or FAMILY_OF_PATH[v.path]
+    if family == "edm":
+        rho, schedule = given["rho"], general_levels(v, options.num_steps, rho=given["rho"])[:-1].tolist()
+    else:
+        rho = 1.0 if options.rho is None else options.rho
+        schedule = interpolant_schedule(options.num_steps, rho)
+    return {
+        "network": v.config, "coefficients": _coefficients(v, given, options), "schedule": schedule,
+        "M": given["basis_num"], "rho": rho, "k": options.k, "family": family,
+    }  # fmt: skip
+
+
+def _coefficients(v: nn.Module, given: Mapping[str, Any], options: TrajectoryOptions) -> dict[str, Any]:
+    """Arguments of the coefficient network."""
+    common = {n: given[n] for n in ("scale", "multidimensionality")} | {
+        "x_0_conditioning": options.x_0_conditioning,
+        "model_channels": options.coef_channels,
+        "num_blocks": options.coef_blocks,
+    }
+    if v.img_resolution == 1:
+        return common
+    return common | {
+        "lpf": given["lpf"],
+        "gauss_kernel_sigma": given["gauss_kernel_sigma"],
+        "downsample": options.coef_downsample,
+        "channel_mult": list(options.coef_mult),
+    }
+
+
+OF_IMAGES = ("backbones", "diffaugment", "coef_mult", "coef_downsample", "lpf", "gauss_kernel_sigma")
+
+
+def _point_discriminator(options: TrajectoryOptions, dataset: ToyDataset) -> PointDiscriminator:
+    defaults = {f.name: f.default for f in dataclasses.fields(options)}
+    for name in OF_IMAGES:
+        if getattr(options, name) != defaults[name]:
+            raise ValueError(f"--{name.replace('_', '-')} is for images, {options.data} holds points: leave it out")
+    label_dim = dataset.label_dim if options.cond else 0
+    return PointDiscriminator(dataset.num_channels, label_dim, std=spread(dataset))
+
+
+def _discriminator(options: TrajectoryOptions, dataset: ImageDataset) -> ProjectedDiscriminator:
+    shape = {"img_resolution": dataset.resolution, "img_channels": dataset.num_channels}
+    backbones = []
+    for item in options.backbones.split(","):
+        name, _, weights = item.strip().partition("=")
+        backbones.append(build_backbone(name, weights=weights or None, **shape))
+    if options.diffaugment:
+        parse_policy(options.diffaugment)
+    augment = functools.partial(diff_augment, policy=options.diffaugment) if options.diffaugment else None
+    return ProjectedDiscriminator(
+        backbones, label_dim=dataset.label_dim if options.cond else 0, augment=augment, **shape
+    )
+
+
+def _summary(
+    net: MACNetwork, disc: nn.Module, costs: tuple[float, float], options: TrajectoryOptions, dataset: ImageDataset
+) -> tuple[tuple[str, str], ...]:
+    def size(module: nn.Module) -> str:
+        return f"{format_count(sum(p.numel() for p in module.parameters()))} parameters"
+
+    v, c = costs
+    levels = ", ".join(f"{s:.4g}" for s in net.schedule)
+    return (
+        ("Network V", f"{type(net.V).__name__}, {size(net.V)}, {format_count(v)} FLOPs"),
+        ("Network C", f"{size(net.C)}, {format_count(c)} FLOPs = {c / v:.2f} evaluations of V"),
+        ("Network D", f"{size(disc.discriminators)} to train, {size(disc.feature_networks)} frozen"),
+        ("Sampler", f"euler, levels {levels}, 0"),
+        ("Cost of a sample", f"{len(net.schedule)} network evaluations + {c / v:.2f} for the coefficients"),
+        ("Data", f"{len(dataset)} images {dataset.image_shape}, {net.label_dim} classes"),
+        ("Steps", f"{math.ceil(options.total_kimg * 1000 / options.batch)} of {options.batch} images"),
+    )
+
+
+def _save(path: Path, averaged: Mapping[str, nn.Module], info: Mapping[str, Any]) -> None:
+    networks.save_network(path, averaged["ema"], dict(info))

@@ -1,0 +1,1 @@
+"""What a run draws while it trains."""

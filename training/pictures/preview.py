@@ -1,0 +1,54 @@
+"""The picture that goes with a snapshot: samples from fixed seeds, one row per class where there are classes.
+
+The same seeds at every snapshot, so that the pictures of a run show one set of images taking shape.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from samplers.solvers.churn import edm_sampler
+from torch_utils.images import make_grid, to_uint8
+from torch_utils.rng import PerSampleRNG
+
+__all__ = ["POINTS", "fixed_starts", "sample_grid", "sample_points", "shown_part"]
+
+MAX_ROWS = 10
+MIN_WIDTH = 512  # pixels
+POINTS = 2048  # samples in a picture of points in the plane
+
+
+@torch.inference_mode()
+def sample_grid(net: Any, columns: int = 8, num_steps: int = 18) -> Tensor:
+    """`[C, H', W']` uint8: rows of `columns` samples by the EDM sampler, 2 * num_steps - 1 evaluations."""
+    rows = min(net.label_dim or columns, MAX_ROWS)
+    noise, labels = fixed_starts(net, rows * columns, repeat=columns)
+    images = to_uint8(edm_sampler(net, noise, labels, num_steps=num_steps))
+    grid = make_grid(torch.nn.functional.pad(images, (1, 1, 1, 1)), columns=columns)
+    zoom = max(MIN_WIDTH // grid.shape[2], 1)  # tiny images are shown as blocks rather than blurred by a viewer
+    return grid.repeat_interleave(zoom, 1).repeat_interleave(zoom, 2)
+
+
+@torch.inference_mode()
+def sample_points(net: Any, count: int = POINTS, num_steps: int = 18) -> Tensor:
+    """`[count, C, 1, 1]`: points by the EDM sampler, all classes in turn."""
+    noise, labels = fixed_starts(net, count)
+    return edm_sampler(net, noise, labels, num_steps=num_steps).float().cpu()
+
+
+def shown_part(data: Tensor, count: int = POINTS) -> Tensor:
+    """At most `count` points at equal distances through `data`: the order of a toy may mean something."""
+    return data[:: max(len(data) // count, 1)][:count]
+
+
+def fixed_starts(net: Any, count: int, repeat: int = 1) -> tuple[Tensor, Tensor | None]:
+    """Noise `[count, C, H, W]` from fixed seeds, and one-hot classes in turn, each `repeat` times, or None."""
+    device = next(net.parameters()).device
+    rng = PerSampleRNG(range(count), "cpu")  # drawn on the CPU: the same images on any device
+    noise = rng.randn([count, net.img_channels, net.img_resolution, net.img_resolution]).to(device)
+    if not net.label_dim:
+        return noise, None
+    return noise, torch.eye(net.label_dim, device=device)[torch.arange(count) // repeat % net.label_dim]

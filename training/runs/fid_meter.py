@@ -1,0 +1,89 @@
+"""FID during training: samples of the average against a reference, every so many ticks, on all processes.
+
+The distance is that of `fid.py` (Heusel et al. 2017, arXiv 1706.08500): same seeds, sampler, features and reference
+give the same number. The reference of `--fid-ref=auto` is the training data, without mirrored copies; its statistics
+are kept in `OUTDIR/fid-refs`, under a name that changes with the data.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from networks.features.table import FeatureExtractor, load_features
+from samplers.planning.plan import SamplerOptions, build_plan
+from samplers.run import generate
+from samplers.solvers.elementwise import chooses_levels
+from torch_utils import distributed as dist
+from torch_utils.files import download
+from torch_utils.frechet import Moments, check_fits, feature_stats, load_moments, save_moments
+from torch_utils.images import to_uint8
+from torch_utils.misc import split_evenly
+from training.data.image_dataset import ImageDataset, decoded
+from training.options import CommonOptions
+
+__all__ = ["FidMeter"]
+
+BATCH = 64  # images at once on one process, sampled and described
+
+
+class FidMeter:
+    """Call it with a network on every process; each samples its share of the seeds 0, 1, ..., `--fid-num` - 1."""
+
+    def __init__(
+        self, options: CommonOptions, dataset: ImageDataset, device: torch.device, sampler: SamplerOptions | None = None
+    ) -> None:
+        """Find or make the reference; all processes take part.
+
+        Args:
+            sampler: of the images; None: EDM's with `--fid-steps`, or the network's own where it chooses its levels.
+
+        Raises:
+            ValueError, OSError: points, no weights of the features, or a reference that does not fit them.
+        """
+        if not isinstance(dataset, ImageDataset):
+            raise ValueError(f"--fid-every measures images and {options.data} holds points: leave it out")
+        self._device, self._num, self._steps = device, options.fid_num, options.fid_steps
+        self._sampler = sampler
+        self._extractor = dist.rank0_first(lambda: load_features(options.fid_features, device=device))
+        if options.fid_ref == "auto":
+            folder = Path(options.outdir) / "fid-refs"
+            self._reference = _of_data(folder, dataset, self._extractor)
+        else:
+            path = options.fid_ref
+            if path.startswith(("https://", "http://")):
+                path = dist.rank0_first(lambda: download(options.fid_ref))
+            self._reference = load_moments(path)
+        dim = self._extractor.dim or math.prod(dataset.image_shape)
+        mu = self._reference.mu
+        check_fits(f"--fid-ref={options.fid_ref}", self._reference.features, len(mu), self._extractor.name, dim)
+
+    def __call__(self, net: nn.Module) -> float:
+        """Fréchet distance, the same number on every process."""
+        own = SamplerOptions() if chooses_levels(net) else SamplerOptions(steps=self._steps)
+        plan = build_plan(net, self._sampler or own)
+        samples = generate(net, range(self._num), plan, batch=BATCH, device=self._device)
+        stats = feature_stats((to_uint8(s.images) for s in samples), self._extractor)
+        return dist.from_rank0(lambda: stats.moments().distance(self._reference))
+
+
+def _of_data(folder: Path, dataset: ImageDataset, extractor: FeatureExtractor) -> Moments:
+    """Statistics of the data set, read from `folder` or computed by all processes and kept there."""
+    path = folder / f"{dataset.name}-{extractor.name}-{dataset.fingerprint()[:16]}.npz"
+    if not dist.from_rank0(path.is_file):
+        share = split_evenly(dataset.num_images, dist.get_world_size())[dist.get_rank()]
+        with tqdm(desc="FID reference", total=len(share), unit="img", disable=dist.get_rank() > 0 or None) as bar:
+
+            def counted() -> Iterator[Tensor]:
+                for images in decoded(dataset, share, BATCH):
+                    yield images
+                    bar.update(len(images))
+
+            stats = feature_stats(counted(), extractor)
+        dist.from_rank0(lambda: save_moments(path, stats.moments(extractor.name)))
+    return dist.from_rank0(lambda: load_moments(path))

@@ -1,0 +1,105 @@
+"""Which run directory a command trains in, and which state it starts from.
+
+    the same command again     the newest unfinished run of these options continues in its directory
+    --resume=DIR               that run continues in its directory, from its newest complete state
+    --resume=FILE              the same if FILE is the newest state of its run; else a new run that branches off there
+
+A branch gets a directory of its own because the later states of the old one belong to another history. States of
+published EDM code always start a new run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import random
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch_utils import checkpoint
+from torch_utils.files import numbered, write_json
+from training.options import CommonOptions
+from training.runs import run_dir as runs
+from training.runs.published_state import is_published
+
+__all__ = ["Place", "find_place"]
+
+
+class Place(NamedTuple):
+    """The claimed directory, the state to continue from (None: start anew) and the seed."""
+
+    run_dir: Path
+    state: Path | None
+    seed: int
+
+
+def find_place(options: CommonOptions, dataset: str, world: int) -> Place:
+    """Claim the run directory and write the options into it; for one process to call.
+
+    Raises:
+        ValueError, OSError: nothing to resume from, a directory in use, or one that cannot be written.
+    """
+    description = options.description(dataset, world)
+    record: dict[str, Any] = dataclasses.asdict(options) | {"world_size": world, "branch_of": None}
+    if options.resume and (run_dir := _run_of(options.resume)) is not None:
+        if not runs.claim(run_dir):
+            raise ValueError(f"another process is training in {run_dir}: stop it first, or start a run of its own")
+        place = _continued(options, run_dir, Path(options.resume))
+    else:
+        if options.resume:
+            record["branch_of"] = str(Path(options.resume).resolve())
+        # A worker that torchrun started again must find the new run, not make yet another one.
+        anew = options.new_run and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"
+        found = None if anew else runs.find_unfinished(Path(options.outdir), record, description)
+        run_dir = found or _new_directory(options, description)
+        place = _continued(options, run_dir, Path(options.resume) if options.resume else None)
+    write_json(place.run_dir / runs.OPTIONS, record | {"seed": place.seed, "run_dir": str(place.run_dir)})
+    return place
+
+
+def _run_of(resume: str) -> Path | None:
+    """The run that --resume continues in place; None: its state starts a new run.
+
+    Raises:
+        ValueError: no such state, or none in that directory.
+    """
+    path = Path(resume)
+    if path.is_dir():
+        if runs.newest_state(path) is None:
+            raise ValueError(f"--resume={resume}: the directory holds no complete training state ({runs.STATES})")
+        return path
+    stored = runs.read_options(path.parent) or {}
+    if stored.get("resume") == resume and not stored.get(runs.FINISHED):
+        return path.parent  # this very command, again: by now there are newer states
+    if not path.is_file():
+        raise ValueError(f"--resume={resume}: no such file or directory")
+    newest = path in numbered(path.parent, runs.STATES)[-1:]
+    return path.parent if newest and stored and not is_published(path) else None
+
+
+def _continued(options: CommonOptions, run_dir: Path, resume: Path | None) -> Place:
+    """Where a run stands: at its own newest state, else at the one it starts from."""
+    state = runs.newest_state(run_dir)
+    if state is None and resume is not None and resume.is_file():
+        state = resume
+    seed = options.seed
+    if seed is None:
+        seed = (runs.read_options(run_dir) or {}).get("seed")
+    if seed is None and state is not None and not is_published(state):
+        seed = checkpoint.load(state, kind="state").payload["loop"]["seed"]
+    return Place(run_dir, state, random.SystemRandom().randrange(1 << 31) if seed is None else seed)
+
+
+def _new_directory(options: CommonOptions, description: str) -> Path:
+    outdir = Path(options.outdir)
+    if not options.nosubdir:
+        return runs.create(outdir, description)
+    outdir.mkdir(parents=True, exist_ok=True)
+    if runs.read_options(outdir) is not None or numbered(outdir, runs.STATES):
+        raise ValueError(
+            f"--nosubdir: {outdir} already holds a run, with other options or finished: choose another --outdir, or "
+            f"continue that run with --resume={outdir}"
+        )
+    if not runs.claim(outdir):
+        raise ValueError(f"another process is training in {outdir}: choose another --outdir")
+    return outdir

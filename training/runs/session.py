@@ -1,0 +1,298 @@
+"""One training run on disk: ticks, statistics, snapshots, states, pictures, signals.
+
+The loop trains; this file decides when to write what. Files appear whole or not at all, and a state always follows the
+statistics it belongs to, so that a run killed anywhere continues as if nothing had happened.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from torch_utils import checkpoint
+from torch_utils import distributed as dist
+from torch_utils.files import atomic_write, retain
+from torch_utils.misc import format_time
+from torch_utils.pickles.foreign import naming
+from torch_utils.profile import cpu_memory_gib, peak_flops
+from torch_utils.stats import StatsFile, Wandb
+from training.loop.loop import Loop
+from training.runs import run_dir as runs
+from training.runs.progress import Progress
+from training.runs.published_state import is_published, read_published
+from training.runs.stop import StopRequest
+
+__all__ = ["Cadence", "Session"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cadence:
+    """When to do what. Counts are images (kimg = 1000 images) and ticks, as in the published EDM code."""
+
+    total_kimg: int
+    kimg_per_tick: float = 50
+    snapshot_ticks: int | None = 50
+    state_ticks: int | None = 500
+    state_seconds: float | None = 600
+    keep_states: int = 2
+    keep_snapshots: int | None = None
+    fid_ticks: int | None = None
+
+
+class Session:
+    """A loop, a run directory and a cadence.
+
+    Args:
+        info: JSON-able facts that go into every file.
+        wandb: also log there.
+        autocast_dtype: of the trunk, for the utilisation figure.
+        fid: measures a network; all processes call it together.
+    """
+
+    def __init__(
+        self,
+        loop: Loop,
+        cadence: Cadence,
+        run_dir: Path,
+        info: Mapping[str, Any],
+        *,
+        wandb: bool = False,
+        autocast_dtype: torch.dtype = torch.float32,
+        fid: Callable[[nn.Module], float] | None = None,
+    ) -> None:
+        self.loop, self.cadence, self.run_dir, self.info = loop, cadence, run_dir, dict(info)
+        self.main = dist.get_rank() == 0
+        self.tick = 0
+        self.tick_start_nimg = 0
+        self.elapsed = 0.0  # seconds of training before this process started
+        self._want_wandb = wandb
+        self._wandb_id: str | None = None
+        self._stats_size = 0
+        self._peak = peak_flops(loop.device, autocast_dtype)
+        self._fid = fid
+        self._best: tuple[float, float] | None = None  # lowest FID and the kimg it was measured at
+
+    # --- state files -----------------------------------------------------------------------------------------------
+
+    def restore(self, path: Path) -> None:
+        """Continue from a training state, ours or one of published EDM code.
+
+        Raises:
+            ValueError: not a state, or one that does not fit the options.
+        """
+        if is_published(path):
+            state = read_published(path, self.loop)
+            with naming(path):
+                self.loop.load_state_dict(state)
+            self.tick_start_nimg = self.loop.nimg
+        else:
+            contents = checkpoint.load(path, kind="state")
+            with naming(path):
+                self.loop.load_state_dict(contents.payload["loop"])
+            session = contents.info["session"]
+            self.tick, self.tick_start_nimg = session["tick"], session["tick_start_nimg"]
+            self.elapsed, self._stats_size = session["elapsed"], session["stats_size"]
+            self._wandb_id = session["wandb_id"]
+            self._best = tuple(session["best"]) if session["best"] else None
+            if self.main and path.parent.resolve() != self.run_dir.resolve():
+                self._inherit_statistics(path.parent)
+        dist.print0(f"Continuing from {path} at {self.loop.nimg / 1000:.3f} kimg")
+
+    def _inherit_statistics(self, source: Path) -> None:
+        """A run that branches off another one begins with a copy of its statistics, and is a new run to wandb."""
+        self._wandb_id = None
+        stats = source / "stats.jsonl"
+        head = stats.read_bytes()[: self._stats_size] if stats.is_file() else b""
+        self._stats_size = len(head)
+        with atomic_write(self.run_dir / "stats.jsonl") as file:
+            file.write(head)
+
+    def _write_state(self) -> None:
+        payload = {"loop": self.loop.state_dict()}  # every process takes part
+        if self.main:
+            self._stats.sync()
+            session = {
+                "tick": self.tick, "tick_start_nimg": self.tick_start_nimg, "elapsed": self._total_seconds(),
+                "stats_size": self._stats.size, "wandb_id": self._wandb.run_id if self._wandb else self._wandb_id,
+                "best": self._best,
+            }  # fmt: skip
+            path = self.run_dir / f"training-state-{self.loop.nimg // 1000:06d}.pt"
+            checkpoint.save(path, "state", {**self.info, "session": session}, payload)
+            retain(self.run_dir, runs.STATES, self.cadence.keep_states)
+
+    def _lacks_snapshot(self) -> bool:
+        return dist.broadcast_object(not (self.run_dir / f"network-snapshot-{self.loop.nimg // 1000:06d}.pkl").exists())
+
+    def _write_snapshot(self) -> Path | None:
+        self.loop.check_replicas()
+        grid = None
+        if self.main:
+            name = f"{self.loop.nimg // 1000:06d}"
+            info = {**self.info, "nimg": self.loop.nimg}
+            for key, average in self.loop.method.averages.items():
+                if average.sigma_rel is not None:
+                    facts = {**info, "sigma_rel": average.sigma_rel}
+                    one = {**self.loop.averaged, "ema": self.loop.averaged[key]}
+                    self.loop.method.save(self.run_dir / f"{key}-{name}.pkl", one, facts)
+            self.loop.method.save(self.run_dir / f"network-snapshot-{name}.pkl", self.loop.averaged, info)
+            if self.loop.method.preview is not None:
+                grid = self.run_dir / f"samples-{name}.png"
+                self.loop.method.preview(grid, self.loop.averaged)
+            if self.cadence.keep_snapshots is not None:
+                retain(self.run_dir, "network-snapshot-*.pkl", self.cadence.keep_snapshots)
+                retain(self.run_dir, "samples-*.png", self.cadence.keep_snapshots)
+        return grid
+
+    # --- the run ---------------------------------------------------------------------------------------------------
+
+    def run(self) -> bool:
+        """Train to the end or to a stop request; True when the run is finished."""
+        self._start = time.monotonic()
+        self._stats = StatsFile(self.run_dir / "stats.jsonl", self._stats_size) if self.main else None
+        self._wandb = (
+            Wandb(self.run_dir, self.run_dir.name, self.info.get("options", {}), self._wandb_id)
+            if self._want_wandb and self.main
+            else None
+        )
+        progress = Progress(
+            self.loop.nimg,
+            self.cadence.total_kimg * 1000,
+            device=self.loop.device,
+            flops_per_image=self.loop.method.flops_per_image,
+            peak_flops=self._peak,
+            world_size=self.loop.world,
+            enabled=self.main,
+        )
+        stop = StopRequest()
+        try:
+            with stop.listening():
+                return self._train(progress, stop)
+        finally:
+            progress.close()
+            if self._stats is not None:
+                self._stats.close()
+            if self._wandb is not None:
+                self._wandb.close()
+
+    def _train(self, progress: Progress, stop: StopRequest) -> bool:
+        loop, total = self.loop, self.cadence.total_kimg * 1000
+        self._tick_began = self._state_began = time.monotonic()
+        self._idle = 0.0  # seconds spent on files and metrics since the last tick
+        if loop.nimg >= total and self.cadence.snapshot_ticks and self._lacks_snapshot():
+            self._write_snapshot()  # continued with a shorter --duration
+        while loop.nimg < total:
+            stopped = loop.step(bool(stop))
+            if progress.due(loop.nimg):
+                progress.show(loop.stats.peek("Loss/loss"))
+            done = loop.nimg >= total
+            if done or self.tick == 0 or loop.nimg >= self.tick_start_nimg + self.cadence.kimg_per_tick * 1000:
+                self._end_tick(progress, done)
+            if stopped and not done:
+                loop.finish_step()
+                self._write_state()
+                progress.say(f"{stop.name or 'A stop request'}: state written at {loop.nimg / 1000:.3f} kimg, stopping")
+                return False
+        if self.main:
+            runs.mark_finished(self.run_dir)
+        return True
+
+    def _end_tick(self, progress: Progress, done: bool) -> None:
+        """Figures first, then files, so that a state holds the length of the statistics it goes with."""
+        loop, cadence, tick = self.loop, self.cadence, self.tick
+
+        def due(every: int | None) -> bool:
+            return bool(every) and (done or tick % every == 0)
+
+        loop.finish_step()
+        ended = time.monotonic()
+        loss, seconds, idle = loop.stats.peek("Loss/loss"), ended - self._tick_began, self._idle
+        parts = [f"tick {tick}", progress.line(loss)]
+        parts += [*self._measure()] if due(cadence.fid_ticks) and tick > 0 else []
+        parts += [*self._own_figures()]
+        parts += [*self._compare_processes()]
+        stats = self._collect(seconds, idle)
+        grid = self._write_snapshot() if due(cadence.snapshot_ticks) else None
+        if self.main:
+            self._stats.write(stats)
+            if self._wandb is not None:
+                self._wandb.log(stats, loop.nimg / 1000, grid)
+            parts += [
+                f"sec/tick {seconds:.1f}",
+                f"maintenance {idle:.1f}",
+                f"time {format_time(self._total_seconds())}",
+            ]
+            progress.say("  ".join(parts))
+        self.tick += 1
+        self.tick_start_nimg = loop.nimg
+        limit = cadence.state_seconds
+        late = limit is not None and dist.broadcast_object(time.monotonic() - self._state_began > limit)
+        if done or late or (due(cadence.state_ticks) and tick > 0):
+            self._write_state()
+            self._state_began = time.monotonic()
+        self._tick_began = time.monotonic()
+        self._idle = self._tick_began - ended
+
+    def _measure(self) -> Iterator[str]:
+        """FID of what a snapshot would hold, into the statistics; yields what the status line says."""
+        loop = self.loop
+        value = self._fid(loop.method.export(loop.averaged))
+        kimg = loop.nimg / 1000
+        self._best = min(self._best or (value, kimg), (value, kimg))
+        loop.stats.report("Metrics/fid", value)
+        loop.stats.report("Metrics/fid_best", self._best[0])
+        yield f"fid {value:.4g} (best {self._best[0]:.4g} at {self._best[1]:.1f} kimg)"
+
+    def _own_figures(self) -> Iterator[str]:
+        """What the method itself measures, into the statistics and the status line."""
+        if self.loop.method.figures is None:
+            return
+        for name, value in self.loop.method.figures(self.loop.averaged).items():
+            self.loop.stats.report(name, value)
+            yield f"{name.lower()} {value:.4g}"
+
+    def _compare_processes(self) -> Iterator[str]:
+        """Speed of every process and the share of time spent waiting for others, where there are others."""
+        if self.loop.timer is None:
+            return
+        own = self.loop.timer.collect()
+        everyone = dist.all_gather_object(own)
+        speeds = [times.images_per_second for times in everyone]
+        for name, value in {
+            "Timing/allreduce_share": own.share,
+            "Timing/rank_img_per_sec_min": min(speeds),
+            "Timing/rank_img_per_sec_max": max(speeds),
+        }.items():
+            self.loop.stats.report(name, value)
+        share = sum(times.share for times in everyone) / len(everyone)
+        yield f"allreduce {100 * share:.0f}%"
+        yield f"img/s per process {min(speeds):.4g}-{max(speeds):.4g}"
+
+    def _total_seconds(self) -> float:
+        return self.elapsed + time.monotonic() - self._start
+
+    def _collect(self, seconds: float, idle: float) -> dict[str, Any]:
+        """Statistics of the tick that ends here, over all processes."""
+        loop = self.loop
+        kimg = max(loop.nimg - self.tick_start_nimg, 1) / 1000
+        figures = {
+            "Progress/tick": self.tick,
+            "Progress/kimg": loop.nimg / 1000,
+            "Timing/total_sec": self._total_seconds(),
+            "Timing/sec_per_tick": seconds,
+            "Timing/sec_per_kimg": seconds / kimg,
+            "Timing/maintenance_sec": idle,
+            "Resources/cpu_mem_gb": cpu_memory_gib(),
+        }
+        if loop.device.type == "cuda":
+            figures["Resources/peak_gpu_mem_gb"] = torch.cuda.max_memory_allocated(loop.device) / 2**30
+            figures["Resources/peak_gpu_mem_reserved_gb"] = torch.cuda.max_memory_reserved(loop.device) / 2**30
+            torch.cuda.reset_peak_memory_stats(loop.device)
+        for name, value in figures.items():
+            loop.stats.report(name, value)
+        return loop.stats.collect()
