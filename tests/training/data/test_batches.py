@@ -10,8 +10,8 @@ import torch
 from dataset_files import pixels, write_dataset, write_ten
 from golden_cases import cases
 
+from training.data import batches as data
 from training.data.batches import Batches, ImageDataset, InfiniteSampler
-from training.data.batches import batches as data
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from training.loop.loop import step
+from training.loop import step
 from training.loop.step import nonfinite_count, sanitize_gradients, set_lr
 
 BAD = [float("nan"), float("inf"), float("-inf"), 3e7, -2.5, 0.0]

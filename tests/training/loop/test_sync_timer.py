@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from training.loop.loop import sync_timer
+from training.loop import sync_timer
 from training.loop.sync_timer import StepTimes, SyncTimer
 
 
