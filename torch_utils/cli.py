@@ -1,23 +1,26 @@
-"""What every command line here shares: options with `-` or `_`, errors as one sentence, clean interruption.
+"""What every command line here shares: options with `-` or `_`, sane numbers, errors as one sentence.
 
-`Command` and `Group` are click classes that accept `--batch-gpu` and `--batch_gpu` alike, print a `ValueError`,
-`OSError` or exhausted memory as `Error: <sentence>` with exit code 1 (bad usage exits with 2, as click does), and never
-a traceback for bad input. Set FEWSTEP_TRACEBACK=1 to see where an error came from.
+`Command` and `Group` are cloup's classes (click with options in groups). They accept `--batch-gpu` and `--batch_gpu`
+alike, `-h`, and no number that is nan, infinite (unless its option says so) or beyond 64 bits. They print a
+`ValueError`, `OSError` or exhausted memory as `Error: <sentence>` with exit code 1 (bad usage exits with 2, as click
+does), and never a traceback for bad input. Set FEWSTEP_TRACEBACK=1 to see where an error came from.
 """
 
 from __future__ import annotations
 
-import ast
+import math
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Callable
 from contextlib import contextmanager
 from typing import Any
 
 import click
+import cloup
 
 from torch_utils.misc import parse_int_list
 
-__all__ = ["Command", "Group", "IntList", "NumberList", "sentence"]
+__all__ = ["Command", "Group", "IntList", "NumberList", "Option", "sentence"]
 
 
 def sentence(error: BaseException) -> str:
@@ -46,42 +49,67 @@ def _errors_as_sentences():  # noqa: ANN202
         raise click.ClickException(text.splitlines()[0]) from error
 
 
-def _both_spellings(args: Sequence[str], known: set[str]) -> list[str]:
-    """Rewrite `--some_option` to `--some-option` or back, whichever the command defines; values stay untouched."""
-    result = []
-    for i, arg in enumerate(args):
-        if arg == "--":
-            return result + list(args[i:])
-        name, equals, value = arg.partition("=")
-        if name.startswith("--") and name not in known:
-            for other in (name.replace("_", "-"), name.replace("-", "_").replace("__", "--", 1)):
-                if other in known:
-                    name = other
-                    break
-        result.append(name + equals + value)
-    return result
+SETTINGS = {
+    "help_option_names": ["-h", "--help"],
+    "max_content_width": 120,
+    "align_option_groups": False,
+    "token_normalize_func": lambda token: token.replace("_", "-"),  # of options, choices and sub-commands alike
+}
 
 
-class Command(click.Command):
-    """A click command with both spellings of every option and errors as sentences."""
+class Option(cloup.Option):
+    """An option in a group; with finite=False, numbers may be infinite."""
 
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        known = {name for p in self.params for name in (*p.opts, *p.secondary_opts)}
-        return super().parse_args(ctx, _both_spellings(args, known))
+    def __init__(self, *args: Any, finite: bool = True, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.finite = finite
+
+
+def _check_numbers(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
+    """The value of any option or argument, refused where a number in it is none to calculate with."""
+    for number in value if isinstance(value, list | tuple) else [value]:
+        if isinstance(number, int) and not -(2**63) <= number < 2**63:
+            raise click.BadParameter("this is beyond any sensible size: give a number below 2^63", ctx, param)
+        if isinstance(number, float) and math.isnan(number):
+            raise click.BadParameter("nan is not a number: give one", ctx, param)
+        if isinstance(number, float) and math.isinf(number) and getattr(param, "finite", True):
+            raise click.BadParameter("it must be finite: give a number", ctx, param)
+    return value
+
+
+class Command(cloup.Command):
+    """A click command with both spellings of every option, checked numbers, and errors as sentences."""
+
+    def __init__(self, *args: Any, context_settings: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, context_settings=SETTINGS | (context_settings or {}), **kwargs)
+        for param in self.params:
+            param.callback = _checked(param.callback)
 
     def invoke(self, ctx: click.Context) -> Any:
         with _errors_as_sentences():
             return super().invoke(ctx)
 
 
-class Group(click.Group):
+def _checked(callback: Callable[..., Any] | None) -> Callable[..., Any]:
+    """The callback of an option, after the check of its numbers."""
+    if callback is None:
+        return _check_numbers
+    return lambda ctx, param, value: callback(ctx, param, _check_numbers(ctx, param, value))
+
+
+class Group(cloup.Group):
     """A click group of `Command`s; with `default="name"`, `script.py --option` means `script.py name --option`."""
 
     command_class = Command
 
-    def __init__(self, *args: Any, default: str | None = None, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(
+        self, *args: Any, default: str | None = None, context_settings: dict[str, Any] | None = None, **kwargs: Any
+    ) -> None:
+        super().__init__(*args, context_settings=SETTINGS | (context_settings or {}), **kwargs)
         self.default = default
+
+    def command(self, *args: Any, cls: type[click.Command] = Command, **kwargs: Any) -> Any:
+        return super().command(*args, cls=cls, **kwargs)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         if self.default and args and args[0].startswith("-") and args[0] not in ("--help", "-h"):
@@ -90,27 +118,30 @@ class Group(click.Group):
 
 
 class IntList(click.ParamType):
-    """`1,2,5-10` -> [1, 2, 5, 6, 7, 8, 9, 10]."""
+    """`1,2,5-10` -> [1, 2, 5, 6, 7, 8, 9, 10]; at least one."""
 
     name = "list"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[int]:
         try:
-            return parse_int_list(value)
+            found = parse_int_list(value)
         except ValueError as error:
             self.fail(str(error), param, ctx)
+        if not found:
+            self.fail(f"'{value}' names no number: write for example 1,2,5-10", param, ctx)
+        return found
 
 
 class NumberList(click.ParamType):
-    """`[80,10.9,0.002]` or `80,10.9,0.002` -> list of floats."""
+    """`[80,10.9,0.002]` or `80,10.9,0.002` -> list of floats; at least one."""
 
     name = "list"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[float]:
         if not isinstance(value, str):
             return [float(v) for v in value]
+        match = re.fullmatch(r"\s*(?:\[(.*)\]|([^\[].*))\s*", value)
         try:
-            parsed = ast.literal_eval(value if value.lstrip().startswith("[") else f"[{value}]")
-            return [float(v) for v in parsed]
-        except (ValueError, SyntaxError, TypeError):
+            return [float(part) for part in (match[1] or match[2] or "").split(",")]
+        except (TypeError, ValueError):
             self.fail(f"'{value}' is not a list of numbers: write for example [80,10.9,0.002]", param, ctx)

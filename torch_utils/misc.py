@@ -10,6 +10,8 @@ import torch
 
 __all__ = ["expand_to", "format_count", "format_time", "parse_int_list", "split_evenly"]
 
+MOST_INTS = 10_000_000  # in a list
+
 
 def expand_to(level: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """View `level` so that it broadcasts against `x: [B, ...]` sample by sample.
@@ -39,17 +41,21 @@ def parse_int_list(text: str | Sequence[int]) -> list[int]:
     """Parse `"1,2,5-10"` into integers; ranges are inclusive, a descending range is empty, duplicates stay.
 
     Raises:
-        ValueError: anything that is not a comma-separated list of non-negative integers and ranges.
+        ValueError: anything that is not a comma-separated list of non-negative integers and ranges, or a longer list
+            than MOST_INTS.
     """
     if not isinstance(text, str):
         return [int(v) for v in text]
     values: list[int] = []
     for part in text.split(","):
-        match = re.fullmatch(r"(\d+)(?:-(\d+))?", part.strip())
+        match = re.fullmatch(r"(\d{1,19})(?:-(\d{1,19}))?", part.strip(), re.ASCII)
         if match is None:
             raise ValueError(f"'{text}' is not a list of integers: write for example 1,2,5-10")
         first = int(match[1])
-        values.extend(range(first, int(match[2] or first) + 1))
+        last = int(match[2] or first)
+        if last - first + len(values) >= MOST_INTS:
+            raise ValueError(f"'{text}' names more than {MOST_INTS} integers: give a shorter range")
+        values.extend(range(first, last + 1))
     return values
 
 

@@ -50,7 +50,9 @@ class SamplerOptions:
     rho: float | None = _number("EDM: exponent of the time steps [default: 7]", above=0)
     S_churn: float | None = _number("EDM: amount of added noise [default: 0]", at_least=0)
     S_min: float | None = _number("EDM: lowest noise level that gets added noise [default: 0]", at_least=0)
-    S_max: float | None = _number("EDM: highest noise level that gets added noise [default: inf]", at_least=0)
+    S_max: float | None = _number(
+        "EDM: highest noise level that gets added noise [default: inf]", at_least=0, finite=False
+    )
     S_noise: float | None = _number("EDM: inflation of the added noise [default: 1]", at_least=0)
     disc: str | None = opt(None, "EDM, general: which time steps [default: edm]", choices=list(DISCRETIZATIONS))
     schedule: str | None = opt(

@@ -323,5 +323,5 @@ def test_help_teaches():
     result = run("--help")
     assert result.exit_code == 0
     for layout in LAYOUTS:
-        assert f"    {layout} " in result.output
+        assert f"  {layout} " in result.output
     assert "[default: lanczos]" in " ".join(result.output.split())

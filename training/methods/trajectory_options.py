@@ -36,7 +36,9 @@ class TrajectoryOptions(CoefficientOptions, CommonOptions):
     num_steps: int = opt(5, "Steps of the sampler, the last one to noise level 0", metavar="INT", at_least=1)
     s_churn: float = opt(0.0, "Added noise of the sampler in the C and D phases", metavar="FLOAT", at_least=0)
     s_min: float = opt(0.0, "Lowest noise level that gets it", metavar="FLOAT", at_least=0)
-    s_max: float | None = opt(None, "Highest noise level that gets it; default: all", metavar="FLOAT", at_least=0)
+    s_max: float | None = opt(
+        None, "Highest noise level that gets it; default: all", metavar="FLOAT", at_least=0, finite=False
+    )
     s_noise: float = opt(1.0, "Inflation of the added noise", metavar="FLOAT", at_least=0)
 
     # The coefficient network
