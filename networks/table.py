@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 
 from networks.models.encoder import CouplingEncoder
+from networks.models.interpolant import InterpolantNetwork
 from networks.models.mac import MACNetwork
 from networks.models.precond import MODELS, EDMGammaPrecond, EDMPrecond, VEPrecond, VPPrecond, iDDPMPrecond
 from networks.models.velocity import VelocityNetwork
@@ -27,6 +28,7 @@ NETWORKS: dict[str, type[nn.Module]] = {
     "EDMGammaPrecond": EDMGammaPrecond,
     "MACNetwork": MACNetwork,
     "VelocityNetwork": VelocityNetwork,
+    "InterpolantNetwork": InterpolantNetwork,
     "CouplingEncoder": CouplingEncoder,
 }
 

@@ -52,7 +52,10 @@ HANDLED: dict[str, set[str]] = {
         "euler_two_ways", "exact_flow", "solver_in_t", "solver_in_sigma", "coupled_gaussian_exact",
         "coupled_gaussian_euler", "two_mode_exact", "two_mode_trained", "two_mode_start_noise", "state_dict",
     },
-    "combostoc": {"center_crop"},
+    "combostoc": {
+        "center_crop", "timestep_embedding", "position_embedding_2d", "model_forward", "model_components",
+        "label_embedding", "model_gradient",
+    },
 }  # fmt: skip
 
 
@@ -89,6 +92,50 @@ class Case:
 
     def tensor(self, role: str) -> torch.Tensor:
         return torch.from_numpy(np.array(self[role]))
+
+    def input(self, role: str) -> torch.Tensor | None:
+        """Input of a case that lists its inputs (schema golden-cases/1); None where this case has no such role."""
+        place = self.spec["inputs"].get(role)
+        return None if place is None else torch.from_numpy(np.array(self._at(place)))
+
+    @property
+    def roles(self) -> list[str]:
+        """What such a case expects, by role."""
+        return list(self.spec["expect"])
+
+    def reference(self, role: str) -> np.ndarray:
+        """What such a case expects of a role, whole."""
+        place = self.spec["expect"][role]
+        return np.asarray(place["value"]) if "value" in place else self._at(place)
+
+    def check(self, role: str, own: Any) -> None:
+        """As `expect`, of a case that lists what it expects: own values broadcast; some rows alone may count."""
+        place = self.spec["expect"][role]
+        own = own.detach().cpu().numpy() if isinstance(own, torch.Tensor) else np.asarray(own)
+        ref, tolerance = self.reference(role), place["tolerance"]
+        own = np.broadcast_to(own, ref.shape)
+        if "rows" in place:
+            own, ref = own[place["rows"]], ref[place["rows"]]
+        if (share := tolerance.get("max_mismatch_fraction")) is not None:
+            assert (own != ref).mean() <= share, f"{self} {role}: {(own != ref).mean():.3g} of the elements differ"
+        atol, rtol = float(tolerance["atol"]), float(tolerance["rtol"])
+        # integers (8-bit images) would wrap around in the difference
+        own, ref = (a.astype(np.float64) if a.dtype.kind in "iu" else a for a in (own, ref))
+        np.testing.assert_allclose(own, ref, rtol=rtol, atol=atol, err_msg=f"{self} {role}")
+
+    def _at(self, place: dict[str, Any]) -> np.ndarray:
+        array = _arrays(self.path)[place["array"]]
+        return array[tuple(place["index"])] if "index" in place else array
+
+    @property
+    def networks(self) -> dict[str, dict[str, Any]]:
+        """Definitions of the networks of the file by name; those kept in another file are looked up there."""
+        found = {}
+        for name, spec in self.file.get("networks", {}).items():
+            if "file" in spec:
+                spec = _decode(json.loads((self.path.parent / spec["file"]).read_text()))["networks"][name]
+            found[name] = spec
+        return found
 
     @property
     def outputs(self) -> list[str]:

@@ -1,0 +1,120 @@
+"""InterpolantNetwork: a diffusion transformer that predicts velocity, noise or score at one time, or one per element.
+
+SiT (Ma et al. 2024, arXiv 2401.08740) and ComboStoc (Xie et al. 2024, arXiv 2405.13729). Their files count time from
+noise (0) to data (1); here time runs from data to noise as everywhere in this project, so the trunk is told 1 - t and
+its velocity changes sign. Noise and score do not depend on the direction.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from networks.trunks.transformer import SIZES, Transformer
+from torch_utils.misc import expand_to
+
+__all__ = ["TRUNKS", "InterpolantNetwork", "transformer_config"]
+
+TRUNKS: dict[str, type[nn.Module]] = {"Transformer": Transformer}
+
+
+def transformer_config(name: str, img_resolution: int, img_channels: int, label_dim: int, **others: Any) -> dict:
+    """Arguments for `networks.build` of a model by its published name, `SiT-XL/2`, `ComboStoc-B/4`, ...
+
+    Raises:
+        ValueError: a name that is not `{SiT|ComboStoc}-{S|B|L|XL}/{patch size}`.
+    """
+    family, _, rest = name.partition("-")
+    size, _, patch = rest.partition("/")
+    if family not in ("SiT", "ComboStoc") or size not in SIZES or not patch.isdigit():
+        raise ValueError(
+            f"'{name}' is no transformer: give SiT or ComboStoc, a size ({', '.join(SIZES)}) and a patch size, "
+            "for example ComboStoc-S/4"
+        )
+    depth, width, num_heads = SIZES[size]
+    return {
+        "class_name": "InterpolantNetwork", "img_resolution": img_resolution, "img_channels": img_channels,
+        "label_dim": label_dim, "element_times": family == "ComboStoc", "patch_size": int(patch), "width": width,
+        "depth": depth, "num_heads": num_heads, **others,
+    }  # fmt: skip
+
+
+class InterpolantNetwork(nn.Module):
+    """A transformer as a model in native time, t = 0 at the data.
+
+    Args:
+        img_resolution, img_channels: of the data or latents, `[B, C, H, W]` with H = W = img_resolution.
+        label_dim: classes; 0 = unconditional.
+        path: "linear", "trig" (the papers' GVP) or "vp".
+        predicts: "velocity", "noise" or "score".
+        model_type: key of TRUNKS; `model_kwargs` are its further arguments. With `element_times` it is told a time for
+            every element (ComboStoc); else one per sample, to which maps are averaged (SiT).
+
+    Attributes:
+        path, predicts, start: how samplers read this model. start = "exact": the state at infinite sigma is known.
+        compute_dtype: dtype of the trunk in a call; times stay float32.
+
+    Raises:
+        ValueError: arguments that do not fit, in one sentence.
+    """
+
+    models = TRUNKS
+    sigma_min = 0.0
+    sigma_max = math.inf
+
+    def __init__(
+        self,
+        img_resolution: int,
+        img_channels: int,
+        label_dim: int = 0,
+        path: str = "linear",
+        predicts: str = "velocity",
+        model_type: str = "Transformer",
+        **model_kwargs: Any,
+    ) -> None:
+        if path not in ("linear", "trig", "vp"):
+            raise ValueError(f"a transformer lives on the path linear, trig or vp, not on '{path}'")
+        if predicts not in ("velocity", "noise", "score"):
+            raise ValueError(f"a transformer predicts velocity, noise or score, not '{predicts}'")
+        super().__init__()
+        self.img_resolution, self.img_channels, self.label_dim = img_resolution, img_channels, label_dim
+        self.path, self.predicts = path, predicts
+        self.start = "exact" if path != "vp" and predicts == "velocity" else "scaled"
+        self.compute_dtype = torch.float32
+        if model_type not in TRUNKS:
+            raise ValueError(f"model_type '{model_type}' is unknown: choose one of {', '.join(TRUNKS)}")
+        self.model = TRUNKS[model_type](img_resolution, img_channels, img_channels, label_dim, **model_kwargs)
+
+    @property
+    def label_dropout(self) -> float:
+        """Share of the labels left out in training; above 0, the network also knows the empty label."""
+        return self.model.label_dropout
+
+    def round_sigma(self, sigma: Tensor | float) -> Tensor:
+        """The nearest noise level that the network supports: every one."""
+        return torch.as_tensor(sigma)
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile the trunk, block by block."""
+        self.model.compile(*args, **kwargs)
+
+    def forward(self, x: Tensor, t: Tensor | float, class_labels: Tensor | None = None, synchronous: int = 0) -> Tensor:
+        """The quantity `predicts` at x_t, float32.
+
+        Args:
+            x: `[N, C, H, W]`.
+            t: time in [0, 1]: one value, `[N]`, or a map that broadcasts to x, `[N or 1, C or 1, H or 1, W or 1]`.
+            class_labels: one-hot `[N, label_dim]`; ignored by an unconditional network.
+            synchronous: how many of the last rows have one time for all positions, see `Transformer.forward`.
+        """
+        half = self.compute_dtype == torch.float16 and x.device.type != "cuda"
+        dtype = torch.float32 if half else self.compute_dtype
+        level = expand_to(torch.as_tensor(t, device=x.device), x)
+        time = (1 - level).to(torch.float32).reshape(*level.shape, *[1] * (x.ndim - level.ndim))
+        if len(time) not in (1, len(x)):
+            raise ValueError(f"times of shape {list(level.shape)} do not fit {len(x)} samples: give one, or one each")
+        out = self.model(x.to(dtype), time, class_labels, synchronous).to(torch.float32)
+        return -out if self.predicts == "velocity" else out
