@@ -54,7 +54,7 @@ HANDLED: dict[str, set[str]] = {
     },
     "combostoc": {
         "center_crop", "timestep_embedding", "position_embedding_2d", "model_forward", "model_components",
-        "label_embedding", "model_gradient",
+        "label_embedding", "model_gradient", "training_target", "compensation", "seeded_draw",
     },
 }  # fmt: skip
 

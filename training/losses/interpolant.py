@@ -1,0 +1,168 @@
+"""The loss of interpolant transformers: elements of a sample at times of their own, and what to predict there.
+
+SiT (Ma et al. 2024, arXiv 2401.08740) draws one time a sample; ComboStoc (Xie et al. 2024, arXiv 2405.13729) one for
+every element, channel or position of half of the batch. With s one uniform number a sample, a one per element and p one
+for the whole batch, the times of that half are (1 - p) s + p a, of the other half s.
+
+    x_t = alpha(t) * data + sigma(t) * noise,     u = d x_t / dt,     all of it element by element
+    velocity: |f - u|^2,      noise: w |f - noise|^2,      score: w |sigma f + noise|^2,      w from `WEIGHTS`
+
+A velocity learnt as it is leads from such a point past the data. `compensated` adds what the way to the data has at
+right angles to u, so that elements that lag behind are told to hurry (paper, eq. 10).
+
+The papers count time from noise to data. Here it runs from data to noise, so their velocities change sign and their t
+is 1 - t; squares, and thus losses, are the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from samplers.path import Linear, Path
+from torch_utils.misc import expand_to
+
+__all__ = [
+    "COMPENSATION", "PREDICTIONS", "SPLITS", "WEIGHTS", "InterpolantLoss", "Target", "compensated", "make_times",
+    "score_gain", "split_shape",
+]  # fmt: skip
+
+PREDICTIONS = ("velocity", "noise", "score")
+COMPENSATION = ("linear-only", "reference", "off")
+
+# Which axes of `[N, C, H, W]` draw times of their own; the others share one. Names of the published command line.
+SPLITS: dict[str, tuple[bool, bool, bool]] = {
+    "UNSYNC_NONE": (False, False, False),
+    "UNSYNC_VEC": (True, False, False),
+    "UNSYNC_PATCH": (False, True, True),
+    "UNSYNC_ALL": (True, True, True),
+}
+
+
+def split_shape(split: str, shape: Sequence[int]) -> tuple[int, ...]:
+    """Shape of the times that a batch of `shape` `[N, C, H, W]` draws under a split.
+
+    Raises:
+        ValueError: an unknown split.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"there is no time split '{split}': choose from {', '.join(SPLITS)}")
+    own = SPLITS[split]
+    return (shape[0], *(n if o else 1 for n, o in zip(shape[1:], own, strict=True)))
+
+
+def make_times(
+    shared: Tensor, own: Tensor, progress: Tensor | float, asynchronous: Tensor, *, halves: bool = True,
+    blend: bool = True, interval: tuple[float, float] = (0.0, 1.0),
+) -> Tensor:  # fmt: skip
+    """Times of a batch, in the shape of `own`.
+
+    Args:
+        shared: `[N, 1, ...]` uniform numbers, one a sample.
+        own: uniform numbers `[N, ...]` in the shape of the split.
+        progress: the number p of the blend, one for all.
+        asynchronous: `[N]` bool, the samples whose elements keep times of their own.
+        halves: the other samples take the shared time; else all keep their own.
+        blend: move from shared times to own ones by p.
+        interval: what the uniform numbers are mapped to, lowest time first.
+    """
+    low, high = interval
+    shared, own = (low + (high - low) * u for u in (shared, own))
+    if halves:
+        own = torch.where(expand_to(asynchronous, own), own, shared)
+    return torch.lerp(shared.expand_as(own), own, progress) if blend else own
+
+
+def compensated(target: Tensor, data: Tensor, x_t: Tensor, rows: Tensor) -> Tensor:
+    """The velocity target with the part of the way to the data that is orthogonal to it added, in some rows.
+
+    For d = data - x_t the target `u`, towards the noise, becomes u - (d - <d, u> u / <u, u>).
+
+    Args:
+        target, data, x_t: `[N, ...]`.
+        rows: `[N]` bool, the samples to change.
+    """
+    way, u = data - x_t, target.flatten(1)
+    share = (way.flatten(1) * u).sum(1) / u.square().sum(1)
+    return torch.where(expand_to(rows, target), target - way + expand_to(share, target) * target, target)
+
+
+def score_gain(path: Path, t: Tensor) -> Tensor:
+    """q(t) in velocity = (d alpha / alpha) x - q score, positive: sigma d sigma - sigma^2 d alpha / alpha."""
+    sigma = path.sigma(t)
+    return sigma * path.d_sigma(t) - sigma.square() * path.d_alpha(t) / path.alpha(t)
+
+
+# weight of the noise and score losses -> function of (path, t); "velocity" makes them equal to the velocity loss
+WEIGHTS: dict[str, Callable[[Path, Tensor], Tensor]] = {
+    "velocity": lambda path, t: (score_gain(path, t) / path.sigma(t)).square(),
+    "likelihood": lambda path, t: score_gain(path, t) / path.sigma(t).square(),
+}
+
+
+class Target(NamedTuple):
+    """A batch as the network meets it: `x_t` and the velocity there, raw and as it should be learnt."""
+
+    x_t: Tensor
+    raw: Tensor
+    velocity: Tensor
+
+
+@dataclass(frozen=True)
+class InterpolantLoss:
+    """The loss of a batch whose times are known.
+
+    Attributes:
+        path: of the model.
+        predicts: one of PREDICTIONS.
+        weight: key of WEIGHTS, for noise and score; None: 1. The velocity loss has no weight.
+        compensation: "reference": of every path, as published; "linear-only": where velocity and way to the data are
+            parallel for equal times, so that these stay as they are; "off".
+
+    Raises:
+        ValueError: unknown words, or a weight given for the velocity.
+    """
+
+    path: Path
+    predicts: str = "velocity"
+    weight: str | None = None
+    compensation: str = "linear-only"
+
+    def __post_init__(self) -> None:
+        for name, value, allowed in (
+            ("prediction", self.predicts, PREDICTIONS), ("loss weight", self.weight, (None, *WEIGHTS)),
+            ("compensation", self.compensation, COMPENSATION),
+        ):  # fmt: skip
+            if value not in allowed:
+                raise ValueError(f"{name} '{value}' is unknown: choose from {', '.join(map(str, allowed))}")
+        if self.weight is not None and self.predicts == "velocity":
+            raise ValueError(
+                f"the loss weight {self.weight} is for noise and score: the velocity loss has none, leave it out"
+            )
+
+    @property
+    def compensates(self) -> bool:
+        """Whether targets of asynchronous samples are changed."""
+        if self.predicts != "velocity" or self.compensation == "off":
+            return False
+        return self.compensation == "reference" or isinstance(self.path, Linear)
+
+    def target(self, data: Tensor, noise: Tensor, t: Tensor, asynchronous: Tensor) -> Target:
+        """State and velocity at times `t`, which broadcast against `data [N, ...]`; `asynchronous [N]` bool."""
+        x_t, raw = self.path.mix(data, noise, t), self.path.target(data, noise, t, "velocity").expand_as(data)
+        return Target(x_t, raw, compensated(raw, data, x_t, asynchronous) if self.compensates else raw)
+
+    def __call__(self, output: Tensor, target: Target, noise: Tensor, t: Tensor) -> Tensor:
+        """Loss per sample `[N]`, the mean over its elements, of what the network said at `target.x_t`."""
+        if self.predicts == "velocity":
+            error = (output - target.velocity).square()
+        else:
+            t = expand_to(t, noise)
+            error = (output - noise if self.predicts == "noise" else self.path.sigma(t) * output + noise).square()
+            if self.weight is not None:
+                error = WEIGHTS[self.weight](self.path, t) * error
+        return error.flatten(1).mean(1)
