@@ -1,6 +1,8 @@
 """A page of text about a checkpoint file of any supported format: kind, description, tensors, SHA-256.
 
 Reads through the restricted readers only, and prints text of the file in ASCII: a terminal obeys control characters.
+
+    python -m networks.describe FILE
 """
 
 from __future__ import annotations
@@ -10,14 +12,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import click
 import torch
 
+from networks.published.edm import EDM
 from torch_utils.checkpoint import FORMAT, from_value, is_safetensors, load_safetensors, named, tensor_hash
+from torch_utils.cli import Command
 from torch_utils.files import map_file
-from torch_utils.pickles.foreign import Foreign, Record, module_classes, named_tensors, naming, read_foreign
-from torch_utils.pickles.machine import shown
+from torch_utils.pickles.foreign import Foreign, module_classes, named_tensors, naming, read_foreign
+from torch_utils.pickles.machine import Record, shown
 
-__all__ = ["describe"]
+__all__ = ["describe", "main"]
 
 _HIDDEN = ("_init_args", "_init_kwargs")
 
@@ -35,7 +40,7 @@ def describe(path: str | Path, *, tensors: bool = True) -> str:
         head = {"format": "safetensors", **_ours(contents.kind, contents.info, contents.libraries)}
         table, sha256 = contents.payload, contents.sha256
     else:
-        foreign = read_foreign(path)
+        foreign = read_foreign(path, EDM)
         value = foreign.value
         with naming(path):
             if isinstance(value, dict) and value.get("format") == FORMAT:
@@ -128,3 +133,22 @@ def _table(tensors: Mapping[str, torch.Tensor]) -> list[str]:
     rows = [(ascii(name)[1:-1], str(list(t.shape)), str(t.dtype).removeprefix("torch.")) for name, t in tensors.items()]
     width = min(max((len(row[0]) for row in rows), default=0), 100)
     return ["", *(f"{name:<{width}}  {dtype:<8}  {shape}" for name, shape, dtype in rows)]
+
+
+@click.command(cls=Command)
+@click.argument("file", metavar="FILE", type=click.Path())
+@click.option("--tensors/--no-tensors", default=True, show_default=True, help="Print the table of tensors.")
+def main(file: str, tensors: bool) -> None:
+    """Print what FILE holds: kind, description, tensors, number of parameters, SHA-256.
+
+    FILE is a snapshot or state of this project, a .safetensors file, an EDM-style pickle or a file of torch.save.
+    Nothing in it is executed.
+
+    \b
+    python -m networks.describe runs/00000/network-snapshot-001000.pkl
+    """
+    click.echo(describe(file, tensors=tensors))
+
+
+if __name__ == "__main__":
+    main()

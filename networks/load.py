@@ -18,31 +18,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
+from networks.published.edm import read_edm_pickle
 from networks.published.flow import Config, read_state, to_checkpoint
 from networks.published.mac import denoiser_spec, mac_spec
+from networks.published.table import PUBLISHED
 from networks.table import NETWORKS, build
 from torch_utils import checkpoint
 from torch_utils.files import download, map_file
-from torch_utils.pickles.foreign import Record, naming, read_edm_pickle
-from torch_utils.pickles.machine import shown
+from torch_utils.pickles.foreign import naming
+from torch_utils.pickles.machine import Record, shown
 
-__all__ = ["PUBLISHED", "load_encoder", "load_network", "save_network"]
-
-_EDM = "https://nvlabs-fi-cdn.nvidia.com/edm/pretrained"
-
-# Checkpoints of Karras et al. 2022 (arXiv 2206.00364); weights under CC BY-NC-SA 4.0. alias -> address
-PUBLISHED: dict[str, str] = {
-    **{
-        f"edm-{data}-{arch}": f"{_EDM}/edm-{data}-{arch}.pkl"
-        for data in ("cifar10-32x32-cond", "cifar10-32x32-uncond", "ffhq-64x64-uncond", "afhqv2-64x64-uncond")
-        for arch in ("vp", "ve")
-    },
-    "edm-imagenet-64x64-cond-adm": f"{_EDM}/edm-imagenet-64x64-cond-adm.pkl",
-    **{
-        f"baseline-{name}": f"{_EDM}/baseline/baseline-{name}.pkl"
-        for name in ("cifar10-32x32-uncond-vp", "cifar10-32x32-uncond-ve", "imagenet-64x64-cond-adm")
-    },
-}
+__all__ = ["load_encoder", "load_network", "save_network"]
 
 TENSORS_ONLY = (".pth", ".pt", ".ckpt")  # files of torch.save that may be bare state dicts
 

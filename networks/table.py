@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
@@ -54,7 +55,8 @@ def build(class_name: str, **kwargs: Any) -> nn.Module:
 
     Args:
         class_name: key of NETWORKS.
-        kwargs: constructor arguments; preconditioners pass the arguments of their `model_type` on.
+        kwargs: constructor arguments; preconditioners pass the arguments of their `model_type` on. Networks inside of
+            the network, named by the class in PARTS, are given as their own `config`.
 
     Raises:
         ValueError: unknown class, unknown or missing arguments, or values that do not fit.
@@ -71,6 +73,16 @@ def build(class_name: str, **kwargs: Any) -> nn.Module:
             )
         if missing := [name for name, p in accepted.items() if p.default is p.empty and name not in kwargs]:
             raise ValueError(f"{class_name} needs {', '.join(missing)}: give a value for each")
-    net = cls(**kwargs)
+    parts = {name: _part(class_name, name, kwargs[name]) for name in getattr(cls, "PARTS", ())}
+    net = cls(**{**kwargs, **parts})
     net.config = {"class_name": class_name, **copy.deepcopy(kwargs)}
     return net
+
+
+def _part(class_name: str, name: str, config: Any) -> nn.Module:
+    """A network inside of another; it has no such parts itself, which bounds what a file can ask for."""
+    if not isinstance(config, Mapping) or not isinstance(config.get("class_name"), str):
+        raise ValueError(f"the {name} of a {class_name} is a network's config: a class_name and its arguments")
+    if hasattr(NETWORKS.get(config["class_name"]), "PARTS"):
+        raise ValueError(f"the {name} of a {class_name} cannot be a {config['class_name']}")
+    return build(**config)

@@ -5,7 +5,7 @@ resume), `info` as JSON text, library versions, SHA-256 of the tensors, and the 
 `torch.load(weights_only=True)`; `load` reads it through the stricter reader of `torch_pickle`. Files appear whole or
 not at all, and the newest complete one wins. `.safetensors` holds the same tensors and JSON without any pickle.
 
-    python -m torch_utils.checkpoint show FILE       what a file holds, ours or foreign, without running anything in it
+    python -m networks.describe FILE       what a file holds, ours or foreign, without running anything in it
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+import runpy
 import struct
+import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import click
 import numpy as np
 import torch
 
-from torch_utils.cli import Group
 from torch_utils.files import atomic_write, map_file, numbered, retain, write_json
 from torch_utils.pickles.foreign import naming
 from torch_utils.pickles.machine import MAX_OPERATIONS, MAX_TEXT, check_tree, plain_key, shown
@@ -320,27 +320,6 @@ def load_safetensors(path: str | Path, *, verify: bool = True) -> Contents:
         return Contents(info, tensors, "snapshot", libraries, sha256)
 
 
-@click.group(cls=Group)
-def main() -> None:
-    """Look into checkpoint files, safely."""
-
-
-@main.command()
-@click.argument("file", metavar="FILE", type=click.Path())
-@click.option("--tensors/--no-tensors", default=True, show_default=True, help="Print the table of tensors.")
-def show(file: str, tensors: bool) -> None:
-    """Print what FILE holds: kind, description, tensors, number of parameters, SHA-256.
-
-    FILE is a snapshot or state of this project, a .safetensors file, an EDM-style pickle or a file of torch.save.
-    Nothing in it is executed.
-
-    \b
-    python -m torch_utils.checkpoint show runs/00000/network-snapshot-001000.pkl
-    """
-    from networks.describe import describe
-
-    click.echo(describe(file, tensors=tensors))
-
-
-if __name__ == "__main__":
-    main()
+if __name__ == "__main__":  # `python -m torch_utils.checkpoint show FILE` is `python -m networks.describe FILE`
+    sys.argv[1:2] = [] if sys.argv[1:2] == ["show"] else sys.argv[1:2]
+    runpy.run_module("networks.describe", run_name="__main__")

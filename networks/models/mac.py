@@ -25,7 +25,7 @@ class MACNetwork(nn.Module):
     """V and C. State-dict keys: `V.*` of the denoiser, `C.UNet.*` of the coefficient network (of points: `C.MLP.*`).
 
     Args:
-        network: class name and arguments of V, as in `net.config`.
+        network: V; in `net.config`, and for `networks.build`, its class name and arguments.
         coefficients: arguments of `CoefficientNet`, of points `CoefficientMLP`, beside resolution, channels, labels, M.
         schedule: nominal noise levels, noisy to clean, without the final 0; of a flow family they begin at infinity.
         M, rho, k, t_max: the family, see `CoefficientFamily`; t_max of "edm" alone.
@@ -35,9 +35,11 @@ class MACNetwork(nn.Module):
         ValueError: parts that do not fit each other.
     """
 
+    PARTS = ("network",)
+
     def __init__(
         self,
-        network: Mapping[str, Any],
+        network: nn.Module,
         coefficients: Mapping[str, Any],
         schedule: Sequence[float],
         M: int = 5,
@@ -46,12 +48,8 @@ class MACNetwork(nn.Module):
         t_max: float = 80.0,
         family: str = "edm",
     ) -> None:
-        from networks.table import build  # the registry lists this class
-
-        if network.get("class_name") == "MACNetwork":
-            raise ValueError("the denoiser of a MACNetwork cannot be a MACNetwork itself")
         super().__init__()
-        self.V = build(**network)
+        self.V = network
         for name in ("img_resolution", "img_channels", "label_dim", "sigma_min", "sigma_max"):
             setattr(self, name, getattr(self.V, name))
         self.path, self.predicts = self.V.path, self.V.predicts

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from networks.models.coefficients import filter_size, gaussian_kernel
-from torch_utils.pickles.foreign import ATTRIBUTES, Record, named_tensors, to_network_spec
-from torch_utils.pickles.machine import shown
+from networks.published.edm import ATTRIBUTES, to_network_spec
+from torch_utils.pickles.foreign import named_tensors
+from torch_utils.pickles.machine import Record, shown
 
 __all__ = ["denoiser_spec", "mac_spec"]
 

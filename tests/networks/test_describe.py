@@ -1,4 +1,7 @@
-"""`python -m torch_utils.checkpoint show`: every format, nothing executed, errors as one sentence."""
+"""`python -m networks.describe`: every format, nothing executed, errors as one sentence."""
+
+import subprocess
+import sys
 
 import hostile
 import pytest
@@ -6,7 +9,7 @@ import torch
 from click.testing import CliRunner
 from golden_cases import cases
 
-from torch_utils import checkpoint
+from networks import describe
 from torch_utils.checkpoint import load, save, save_safetensors
 
 
@@ -19,7 +22,7 @@ def saved(tmp_path):
 
 
 def shown(*arguments):
-    return CliRunner().invoke(checkpoint.main, ["show", *map(str, arguments)])
+    return CliRunner().invoke(describe.main, [*map(str, arguments)])
 
 
 def test_show_state(saved):
@@ -68,3 +71,10 @@ def test_show_errors_are_one_sentence(tmp_path):
 def test_show_escapes_control_characters(tmp_path):
     save(tmp_path / "x.pt", "state", {"evil": "\x1b[2J"}, {"\x1b[31m": torch.ones(1)})
     assert "\x1b" not in shown(tmp_path / "x.pt").output
+
+
+def test_its_old_name_still_works(saved):
+    command = [sys.executable, "-m", "torch_utils.checkpoint", "show", str(saved), "--no-tensors"]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "Fewstep state, version 1" in result.stdout
+    assert result.stderr == ""

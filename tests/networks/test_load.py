@@ -8,10 +8,11 @@ import torch
 from golden_cases import cases, fill_weights
 
 import networks
-from networks.load import PUBLISHED, load_network, save_network
+from networks.load import load_network, save_network
+from networks.published.edm import read_edm_pickle, to_network_spec
+from networks.published.table import PUBLISHED
 from networks.table import build
 from torch_utils import checkpoint
-from torch_utils.pickles.foreign import read_edm_pickle, to_network_spec
 
 TINY = {
     "img_resolution": 8, "img_channels": 3, "model_type": "SongUNet", "model_channels": 16, "channel_mult": [1],

@@ -15,6 +15,7 @@ from PIL import Image
 
 import generate
 import networks
+from networks.published.table import PUBLISHED
 from samplers.solvers.churn import edm_sampler
 from torch_utils.images import to_uint8
 from torch_utils.rng import PerSampleRNG
@@ -303,7 +304,7 @@ def test_a_data_sets_name_is_a_published_checkpoint(run, snapshots, monkeypatch)
     ok(run("--dataset_name=cifar10 --grid=True --seeds=0 --num_steps=3", network=None))
     assert asked == [generate.DATASETS["cifar10"]]
     assert files("samples") == ["grids/cifar10/ipndm_nfe2/grid.png"]
-    assert set(generate.DATASETS.values()) <= set(networks.load.PUBLISHED)
+    assert set(generate.DATASETS.values()) <= set(PUBLISHED)
 
 
 def test_full_disk(run, monkeypatch):

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import networks
-from torch_utils.pickles.foreign import named_tensors, naming, read_foreign, read_training_state
+from networks.published.edm import EDM, read_training_state
+from torch_utils.pickles.foreign import named_tensors, naming, read_foreign
 from training.loop.loop import Loop
 
 __all__ = ["is_published", "read_published"]
@@ -20,7 +21,7 @@ __all__ = ["is_published", "read_published"]
 
 def is_published(path: Path) -> bool:
     """Whether the file is a training state of published EDM code; ValueError if it is no checkpoint at all."""
-    value = read_foreign(path).value
+    value = read_foreign(path, EDM).value
     return isinstance(value, dict) and "optimizer_state" in value
 
 

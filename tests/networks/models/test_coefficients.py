@@ -82,7 +82,7 @@ def test_golden_preconditioner(case):
 def test_golden_keys_at_published_size(case):
     p = case.spec["params"]
     with torch.device("meta"):
-        net = MACNetwork(precond_config(p["V"]), coefficient_config(p["C"]), [80.0], M=p["C"]["M"])
+        net = MACNetwork(networks.build(**precond_config(p["V"])), coefficient_config(p["C"]), [80.0], M=p["C"]["M"])
     assert {k: list(v.shape) for k, v in net.state_dict().items()} == case.spec["shapes"]
 
 

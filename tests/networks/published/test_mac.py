@@ -16,10 +16,11 @@ import networks
 from networks.describe import describe
 from networks.models.coefficients import filter_size, gaussian_kernel
 from networks.models.mac import MACNetwork
+from networks.published.edm import read_edm_pickle
 from networks.published.mac import mac_spec
 from samplers.solvers.churn import general_levels
 from samplers.solvers.elementwise import sample_mac
-from torch_utils.pickles.foreign import Record, read_edm_pickle
+from torch_utils.pickles.machine import Record
 
 CASES = cases("mac", "generator_sample")
 RENAMED = {"CoefficientUNet": "SongUNetModified"}
@@ -30,7 +31,7 @@ def network(case):
     p = case.spec["params"]
     levels = general_levels(None, p["num_steps"], p["sigma_min"], p["sigma_max"], p["rho"])
     mac = {k: p["mac"][k] for k in ("M", "rho", "k", "t_max")}
-    net = MACNetwork(precond_config(p["V"]), coefficient_config(p["C"]), levels[:-1].tolist(), **mac)
+    net = MACNetwork(networks.build(**precond_config(p["V"])), coefficient_config(p["C"]), levels[:-1].tolist(), **mac)
     net.V.config = precond_config(p["V"])
     return fill(net, case.spec["state_dict"], case), levels
 

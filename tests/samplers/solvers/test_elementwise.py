@@ -23,7 +23,7 @@ def generator(case):
     levels = general_levels(None, p["num_steps"], p["sigma_min"], p["sigma_max"], p["rho"])
     mac = p["mac"]
     net = MACNetwork(
-        precond_config(p["V"]), coefficient_config(p["C"]), levels[:-1].tolist(),
+        networks.build(**precond_config(p["V"])), coefficient_config(p["C"]), levels[:-1].tolist(),
         M=mac["M"], rho=mac["rho"], k=mac["k"], t_max=mac["t_max"],
     )  # fmt: skip
     assert net.takes_gamma == p["coefficient_conditioning"]

@@ -14,16 +14,15 @@ from golden_cases import cases, fill_weights
 from live_pickles import module_dict
 
 from networks.describe import describe
+from networks.published.edm import EDM, read_edm_pickle, read_training_state, to_network_spec
 from torch_utils import checkpoint
-from torch_utils.pickles.foreign import (
-    Record,
-    module_classes,
-    named_tensors,
-    read_edm_pickle,
-    read_foreign,
-    read_training_state,
-    to_network_spec,
-)
+from torch_utils.pickles import foreign
+from torch_utils.pickles.foreign import module_classes, named_tensors
+from torch_utils.pickles.machine import Record
+
+
+def read_foreign(path):
+    return foreign.read_foreign(path, EDM)
 
 
 def attributes(record):

@@ -26,7 +26,7 @@ from training.methods.trajectory import draw_levels, generate, noised_levels, si
 def mac_network(p):
     levels = general_levels(None, p["num_steps"], p["sigma_min"], p["sigma_max"], p["rho"])[:-1].tolist()
     mac = {k: p["mac"][k] for k in ("M", "rho", "k", "t_max")}
-    net = MACNetwork(precond_config(p["V"]), coefficient_config(p["C"]), levels, **mac)
+    net = MACNetwork(networks.build(**precond_config(p["V"])), coefficient_config(p["C"]), levels, **mac)
     net.V.train(p["V"]["train"])
     net.C.train(p["C"]["train"])
     return net

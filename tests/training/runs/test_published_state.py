@@ -15,7 +15,8 @@ from run_locks import release_locks
 
 import networks
 import train
-from torch_utils.pickles.foreign import named_tensors, read_training_state
+from networks.published.edm import read_training_state
+from torch_utils.pickles.foreign import named_tensors
 from training.loop.loop import Loop, Settings
 from training.method import Average, LossOut, Method, Phase
 from training.runs.published_state import is_published, read_published
