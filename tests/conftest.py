@@ -1,5 +1,7 @@
-"""Shared fixtures. One thread per process: small tensors gain nothing from more, and pytest-xdist runs two of them."""
+"""Shared fixtures. One thread per process, unless OMP_NUM_THREADS says otherwise: small tensors gain nothing
+from more, and pytest-xdist runs two processes."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -11,7 +13,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 from live_pickles import persistence  # noqa: F401  # a fixture of several files
 from run_locks import release_locks
 
-torch.set_num_threads(1)
+pytest_plugins = ["margins"]
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 
 
 def pytest_collection_modifyitems(items):

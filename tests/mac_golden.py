@@ -5,6 +5,7 @@ import zlib
 import numpy as np
 import torch
 from golden_cases import cases
+from margins import note
 
 OPS = {
     "mul": lambda x, a: x * torch.as_tensor(a, dtype=x.dtype),
@@ -115,8 +116,9 @@ def expect(case, role, own):
     want = np.asarray(case.shared(spec["array"]).numpy()[tuple(spec.get("at", ()))])
     assert own.shape == want.shape, f"{case} {role}: shape {own.shape}, expected {want.shape}"
     atol, rtol = (np.asarray(spec["tolerance"][k], dtype=np.float64) for k in ("atol", "rtol"))
-    excess = np.abs(own - want) - (atol + rtol * np.abs(want))
-    assert (excess <= 0).all(), f"{case} {role}: off by up to {np.abs(own - want).max():.3g}"
+    error, allowed = np.abs(own - want), atol + rtol * np.abs(want)
+    assert (error <= allowed).all(), f"{case} {role}: off by up to {error.max():.3g}"
+    note(error, allowed)
 
 
 def grad_norms(parameters):
