@@ -22,18 +22,28 @@ from samplers.solvers.churn import general_levels
 from samplers.solvers.elementwise import sample_mac
 from torch_utils.pickles.machine import Record
 
-CASES = cases("mac", "generator_sample")
+# A small generator of this file's own: what a test says of one file must not depend on the golden files. Its denoiser
+# is told one level per image, its coefficient network has a low-pass of 19 x 19 taps at resolution 32.
+UNET = {"model_channels": 16, "channel_mult": [1, 2], "channel_mult_emb": 4, "num_blocks": 1, "attn_resolutions": []}
+OWN = {
+    "V": {"precond": "edm_alpha", "sigma_data": 0.5, "img_channels": 3, "label_dim": 0,
+          "network": {"type": "SongUNet", "img_resolution": 32, "in_channels": 3, "out_channels": 3, "label_dim": 0}
+          | UNET},
+    "C": {"resolution": 32, "multidimensionality": "111", "scale": 0.05, "M": 5, "lpf": True, "gauss_kernel_sigma": 4.0,
+          "label_dim": 0, "x_0_conditioning": True, "unet": UNET},
+    "mac": {"M": 5, "rho": 7, "k": 0, "t_max": 80.0}, "coefficient_conditioning": False,
+    "num_steps": 4, "rho": 6, "sigma_min": 0.002, "sigma_max": 80.0,
+}  # fmt: skip
 RENAMED = {"CoefficientUNet": "SongUNetModified"}
 
 
-def network(case):
-    """The golden network, which knows how its V is built, and its levels."""
-    p = case.spec["params"]
+def network(p):
+    """The network that these parameters describe, which knows how its V is built, and its levels."""
     levels = general_levels(None, p["num_steps"], p["sigma_min"], p["sigma_max"], p["rho"])
     mac = {k: p["mac"][k] for k in ("M", "rho", "k", "t_max")}
     net = MACNetwork(networks.build(**precond_config(p["V"])), coefficient_config(p["C"]), levels[:-1].tolist(), **mac)
     net.V.config = precond_config(p["V"])
-    return fill(net, case.spec["state_dict"], case), levels
+    return net, levels
 
 
 def kernel(spec):
@@ -52,9 +62,8 @@ def calculator(spec, monkeypatch, module):
     return calc
 
 
-def generator(case, net, levels, monkeypatch, persistence, module="published.networks", name=None):
+def generator(p, net, levels, monkeypatch, persistence, module="published.networks", name=None):
     """The live object that the original program pickles."""
-    p = case.spec["params"]
     config = dict(net.V.config)
     class_name = config.pop("class_name")
     v = persistent_tree(net.V, persistence, config, sigma_data=net.V.sigma_data, label_dim=net.label_dim,
@@ -76,16 +85,22 @@ def generator(case, net, levels, monkeypatch, persistence, module="published.net
     return g
 
 
-def test_there_are_cases():
-    assert {c.values[0].spec["params"]["V"]["precond"] for c in CASES} == {"edm_alpha", "edm_gamma"}
+def write_own(path, monkeypatch, persistence, **kwargs):
+    """A file with the generator of `OWN`; the live object, its network."""
+    net, levels = network(OWN)
+    g = generator(OWN, net, levels, monkeypatch, persistence, **kwargs)
+    path.write_bytes(pickle.dumps({"G_ema": g}))
+    return g, net
 
 
 @pytest.mark.parametrize("protocol", [2, 4])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", cases("mac", "generator_sample"))
 def test_live_object_samples_as_the_original(case, protocol, tmp_path, monkeypatch, persistence):
-    net, levels = network(case)
+    p = case.spec["params"]
+    net, levels = network(p)
+    fill(net, case.spec["state_dict"], case)
     path = tmp_path / "network-snapshot-002000.pkl"
-    path.write_bytes(pickle.dumps({"G_ema": generator(case, net, levels, monkeypatch, persistence)}, protocol))
+    path.write_bytes(pickle.dumps({"G_ema": generator(p, net, levels, monkeypatch, persistence)}, protocol))
     state = torch.get_rng_state()
     loaded = networks.load_network(path)
     assert torch.equal(state, torch.get_rng_state())
@@ -106,38 +121,32 @@ def test_live_object_samples_as_the_original(case, protocol, tmp_path, monkeypat
 
 
 def test_generate_and_save_again(tmp_path, monkeypatch, persistence):
-    case = CASES[0].values[0]
-    net, levels = network(case)
     path = tmp_path / "net.pkl"
-    path.write_bytes(pickle.dumps({"G_ema": generator(case, net, levels, monkeypatch, persistence)}))
+    write_own(path, monkeypatch, persistence)
     result = CliRunner().invoke(generate.main, [f"--network={path}", f"--grid={tmp_path}/g.png", "--seeds=0-1"])
     assert result.exit_code == 0, result.output
-    assert f"{case.spec['params']['num_steps']} + " in result.output, "the cost of the coefficient network is said"
+    assert f"{OWN['num_steps']} + " in result.output, "the cost of the coefficient network is said"
     networks.save_network(tmp_path / "own.pkl", networks.load_network(path))
     again = networks.load_network(tmp_path / "own.pkl")
     assert again.schedule == networks.load_network(path).schedule
 
 
 def test_schedule_from_settings_and_defaults(monkeypatch, persistence, tmp_path):
-    case = CASES[0].values[0]
-    net, levels = network(case)
-    g = generator(case, net, levels, monkeypatch, persistence)
-    del g.t_steps
     path = tmp_path / "net.pkl"
-    for drop in ((), ("num_steps", "rho")):
+    g, _ = write_own(path, monkeypatch, persistence)
+    del g.t_steps
+    published = (5, 7)  # steps and rho of the published command
+    for drop, (steps, rho) in (((), (OWN["num_steps"], OWN["rho"])), (("num_steps", "rho"), published)):
         for name in drop:
             delattr(g, name)
         path.write_bytes(pickle.dumps({"G_ema": g}))
-        assert networks.load_network(path).schedule == pytest.approx(
-            general_levels(None, 5, 0.002, 80, 7)[:-1].tolist()
-        )
+        levels = general_levels(None, steps, OWN["sigma_min"], OWN["sigma_max"], rho)
+        assert networks.load_network(path).schedule == pytest.approx(levels[:-1].tolist())
 
 
 def test_module_names_do_not_matter_but_those_of_python_do(tmp_path, monkeypatch, persistence):
-    case = CASES[0].values[0]
-    net, levels = network(case)
     path = tmp_path / "net.pkl"
-    path.write_bytes(pickle.dumps({"G_ema": generator(case, net, levels, monkeypatch, persistence, "a.b.c")}))
+    _, net = write_own(path, monkeypatch, persistence, module="a.b.c")
     assert networks.load_network(path).family == net.family
     for module in ("os", "numpy.random", "torch.nn.modules", "subprocess", "dill._dill", "__builtin__"):
         path.write_bytes(hostile.p2(hostile.items(G_ema=hostile.glob(f"{module} Generator") + b")\x81}b")))
@@ -194,10 +203,8 @@ def break_part(name):
     ],
 )  # fmt: skip
 def test_contradictions_are_one_sentence(what, words, tmp_path, monkeypatch, persistence):
-    case = CASES[0].values[0]
-    net, levels = network(case)
     path = tmp_path / "net.pkl"
-    path.write_bytes(pickle.dumps({"G_ema": generator(case, net, levels, monkeypatch, persistence)}))
+    write_own(path, monkeypatch, persistence)
     record = break_part(what)(read_edm_pickle(path)["G_ema"])
     with pytest.raises(ValueError, match=words) as caught:
         mac_spec(record)
