@@ -231,11 +231,15 @@ def test_exact_start_has_no_floor():
     assert 0.05 < error["scaled", 800] / error["scaled", 80] < 0.2
 
 
-@pytest.mark.parametrize("case", cases("curvature", "exact_flow"))
-def test_five_evaluations_beat_the_published_euler(case):
-    """A searched schedule, UniPC and a calibrated solver on a dependent coupling, against five equal Euler steps."""
-    given = inputs(case)
-    net, z = model(case, given), start_state(case, given["z"])
+def test_five_evaluations_beat_the_published_euler():
+    """A searched schedule, UniPC and a calibrated solver on a dependent coupling, against five equal Euler steps.
+
+    Components overlap, as data's do: their errors are 0.37, 0.37 and 0.05 of Euler's here (0.24 to 0.38, 0.35 to 0.37
+    and 0.04 to 0.08 over other seeds). Far components make a kink that five steps of any kind may miss.
+    """
+    g = torch.Generator().manual_seed(1)
+    means, z_means = 0.7 * torch.randn(3, 4, generator=g), 0.35 * torch.randn(3, 4, generator=g)
+    net, z = CoupledMixture(means, z_means, 0.5, 0.8, 0.6), torch.randn(64, 4, generator=g, dtype=torch.float64)
     exact = sample_native(net, z, [1.0, 0.0], solver="dop853", rtol=1e-9, atol=1e-9)
     warmup = {"img_shape": z.shape[1:], "num_warmup": 64}
     searched = search_schedule(net, solver="ipndm", num_steps=5, **warmup)
@@ -252,8 +256,8 @@ def test_five_evaluations_beat_the_published_euler(case):
         net.calls = 0
         error[name] = float((sampler() - exact).square().mean().sqrt())
         assert net.calls == 5, name
-    assert max(error["gits"], error["calibrated"]) < 0.5 * error["euler"], error
-    assert error["unipc"] < 0.8 * error["euler"], error
+    assert max(error["gits"], error["unipc"]) < 0.6 * error["euler"], error
+    assert error["calibrated"] < 0.2 * error["euler"], error
 
 
 def test_the_network_says_how_to_start():

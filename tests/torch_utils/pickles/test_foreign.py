@@ -280,13 +280,13 @@ def test_truncated(case, tmp_path):
         refused(read_foreign, path)
 
 
-@pytest.mark.parametrize("case", cases("edm", "snapshot")[:1])
+@pytest.mark.parametrize("case", cases("edm", "snapshot"))
 def test_flipped_bits_give_data_or_a_sentence(case, tmp_path):
     """Anything but a ValueError or inert data fails the test."""
     raw = bytearray((case.path.parent / case.spec["file"]).read_bytes())
     random = np.random.RandomState(0)
     path = tmp_path / "flipped.pkl"
-    for position in random.randint(len(raw), size=150):
+    for position in random.randint(len(raw), size=50):
         raw[position] ^= 1 << random.randint(8)
         path.write_bytes(raw)
         with hostile.watched(), hostile.bounded(), suppress(ValueError):
