@@ -10,6 +10,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from golden_cases import Case
 from live_pickles import persistence  # noqa: F401  # a fixture of several files
 from run_locks import release_locks
 
@@ -18,10 +19,11 @@ torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 
 
 def pytest_collection_modifyitems(items):
-    if not torch.cuda.is_available():
-        for item in items:
-            if "gpu" in item.keywords:
-                item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+    for item in items:
+        if hasattr(item, "callspec") and any(isinstance(p, Case) for p in item.callspec.params.values()):
+            item.add_marker(pytest.mark.golden)
+        if "gpu" in item.keywords and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="no CUDA device"))
 
 
 @pytest.fixture(autouse=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from patience import HUNG
 from PIL import Image
 
 from torch_utils import checkpoint
@@ -48,7 +49,7 @@ def drive(tmp_path, data, outdir, kimg, runs, world=1, method="edm", options=OPT
     plan.write_text(json.dumps({"command": command, "world": world, "runs": runs}))
     done = subprocess.run(
         [sys.executable, str(TESTS / "kill_driver.py"), str(plan)],
-        env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=900, check=False,
+        env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=HUNG, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     results = [json.loads(line) for line in done.stdout.splitlines()]

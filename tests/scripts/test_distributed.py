@@ -8,6 +8,7 @@ import sys
 
 import pytest
 from exact_runs import OPTIONS, TESTS, assert_same, drive, make_data, only_run, outcome
+from patience import HUNG
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +39,7 @@ def torchrun(*arguments):
 
 
 def finish(processes):
-    outputs = [p.communicate(timeout=240)[0] for p in processes]
+    outputs = [p.communicate(timeout=HUNG)[0] for p in processes]
     assert [p.returncode for p in processes] == [0] * len(processes), "\n".join(outputs)[-4000:]
     return outputs
 
@@ -83,7 +84,7 @@ def test_a_mistake_is_told_once(tmp_path, data):
     resume = f"--resume={tmp_path / 'nothing'}"
     options = ["--standalone", "--nproc-per-node=2"]
     process = torchrun(*options, TESTS.parent / "train.py", *arguments(data, tmp_path / "runs"), resume)
-    text = process.communicate(timeout=240)[0]
+    text = process.communicate(timeout=HUNG)[0]
     assert process.returncode != 0
     assert text.count("no such file or directory") == 1
     assert 'training/runs/placement.py", line' not in text

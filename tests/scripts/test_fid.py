@@ -15,6 +15,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from golden_cases import fill_weights
+from patience import HUNG
 from PIL import Image
 
 import fid
@@ -190,7 +191,7 @@ def test_two_processes_give_the_number_of_one(data):
         )
         for rank in range(2)
     ]
-    outputs = [p.communicate(timeout=120)[0] for p in processes]
+    outputs = [p.communicate(timeout=HUNG)[0] for p in processes]
     assert [p.returncode for p in processes] == [0, 0]
     assert outputs[1] == ""
     alone = distance("--images={d}/images --ref={d}/others.npz --num=101", d=data)

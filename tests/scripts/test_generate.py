@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from patience import HUNG
 from PIL import Image
 
 import generate
@@ -91,7 +92,7 @@ def test_two_processes_make_the_images_of_one(run, snapshots, tmp_path):
     command += [str(ROOT / "generate.py"), "--device=cpu", f"--network={snapshots / 'cond.pkl'}"]
     command += shlex.split(options.replace("NAME", "two"))
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=HUNG)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("Solver:") == 1
     assert files("one") == files("two") == [f"{i:06d}.png" for i in range(5)]

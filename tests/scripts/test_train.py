@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from patience import HUNG
 from PIL import Image
 from run_locks import release_locks
 
@@ -179,7 +180,7 @@ def torchrun(processes, command, tmp_path):
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     done = subprocess.run(
         [*launcher, str(ROOT / "train.py"), *shlex.split(command)],
-        cwd=tmp_path, env=env, capture_output=True, text=True, timeout=240, check=False,
+        cwd=tmp_path, env=env, capture_output=True, text=True, timeout=HUNG, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
@@ -201,7 +202,7 @@ def test_batch_not_divisible_by_processes(data, tmp_path):
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     done = subprocess.run(
         [*launcher, str(ROOT / "train.py"), f"--outdir={tmp_path}/x", f"--data={data}", "--batch=9", *TINY.split()],
-        cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120, check=False,
+        cwd=tmp_path, env=env, capture_output=True, text=True, timeout=HUNG, check=False,
     )  # fmt: skip
     assert done.returncode != 0
     assert "not divisible by the 2 processes" in done.stderr

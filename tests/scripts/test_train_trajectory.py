@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from patience import HUNG
 from PIL import Image
 
 import generate
@@ -200,7 +201,7 @@ def test_two_processes_do_what_one_does(data, network, tmp_path):
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     done = subprocess.run(
         [*torchrun, "train_trajectory.py", f"--outdir={tmp_path / 'two'}", *command.split()],
-        cwd=ROOT, capture_output=True, text=True, timeout=300,
+        cwd=ROOT, capture_output=True, text=True, timeout=HUNG,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     for name in ("Loss/V", "Loss/C", "Loss/D_fake", "Loss/D_real", "Grad/C_norm"):

@@ -93,20 +93,19 @@ def test_writer_error_reaches_the_main_thread_on_leaving():
         writer.put(torch.zeros(1), "x")
 
 
-def write_forever(writer, written, seconds):
+def write_forever(writer, written):
     with writer:
         for i in range(1000):
             writer.put(torch.zeros(1), "x")
             written.append(i)
-            time.sleep(seconds)
         raise KeyboardInterrupt
 
 
 def test_writer_error_reaches_the_main_thread_on_put():
     written = []
     with pytest.raises(OSError, match="No space"):
-        write_forever(ImageWriter(threads=1, pending=1, save=full_disk), written, 1e-3)
-    assert len(written) < 1000
+        write_forever(ImageWriter(threads=1, pending=1, save=full_disk), written)
+    assert len(written) <= 3  # one is being saved, one waits; there is room for the third once the first has failed
 
 
 def test_interrupted_writer_drops_what_waits_and_keeps_the_first_error():
@@ -117,5 +116,5 @@ def test_interrupted_writer_drops_what_waits_and_keeps_the_first_error():
         saved.append(path)
 
     with pytest.raises(KeyboardInterrupt):
-        write_forever(ImageWriter(threads=1, pending=2000, save=slow), [], 0)
+        write_forever(ImageWriter(threads=1, pending=2000, save=slow), [])
     assert len(saved) < 1000

@@ -3,6 +3,7 @@
 import time
 
 import wandb
+from patience import HUNG
 
 from torch_utils.stats import Wandb
 
@@ -16,7 +17,7 @@ def test_offline_run_keeps_its_id_and_its_figures(tmp_path, monkeypatch):
     first.close()
     assert wandb.run is None
     (record,) = tmp_path.rglob(f"run-{run_id}.wandb")
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + HUNG / 10
     while b"Loss/loss" not in record.read_bytes() and time.monotonic() < deadline:  # a service of wandb's own writes it
         time.sleep(0.05)
     assert b"Loss/loss" in record.read_bytes()

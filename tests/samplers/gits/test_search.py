@@ -12,6 +12,7 @@ import pytest
 import torch
 from gaussian_mixture import denoiser_of, mixture
 from golden_cases import cases, fill_weights
+from patience import HUNG
 
 import networks
 from samplers import SOLVERS, Field, get_schedule, sample
@@ -257,7 +258,7 @@ def test_two_processes_find_what_one_finds(tmp_path):
         )
         for world, rank in ((1, 0), (2, 0), (2, 1))
     ]
-    assert [p.wait(timeout=120) for p in processes] == [0, 0, 0]
+    assert [p.wait(timeout=HUNG) for p in processes] == [0, 0, 0]
     one, first, second = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("1-0", "2-0", "2-1"))
     assert first == second
     assert one[0] == first[0]
