@@ -4,7 +4,7 @@ BIN := .venv/bin
 DEMO_MIMG ?= 0.0896
 STAMP := .venv/.installed
 
-.PHONY: venv demo test test-slow lint format bench clean
+.PHONY: venv demo test test-slow test-portable margins lint format bench clean
 
 venv: $(STAMP)
 
@@ -18,6 +18,23 @@ test: $(STAMP)
 
 test-slow: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadfile -m slow
+
+# The golden tests as two other processors compute them: torch, oneDNN, MKL, numpy and its BLAS have a switch each. The
+# cases also come in another order and without the first of each kind, because another set of golden files may.
+SSE := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_CBWR=COMPATIBLE OPENBLAS_CORETYPE=Nehalem \
+    NPY_DISABLE_CPU_FEATURES="X86_V3 X86_V4"
+AVX2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_CBWR=AVX2 OPENBLAS_CORETYPE=Haswell \
+    NPY_DISABLE_CPU_FEATURES="X86_V4"
+GOLDEN := -q -m "golden and not slow" --margins
+
+test-portable: $(STAMP)
+	$(SSE) OMP_NUM_THREADS=2 FEWSTEP_GOLDEN_CASES=reversed $(BIN)/pytest $(GOLDEN)
+	$(AVX2) OMP_NUM_THREADS=1 FEWSTEP_GOLDEN_CASES=fewer $(BIN)/pytest $(GOLDEN) -n 2
+
+# How near every comparison of the suite is to its tolerance, on the two processors of test-portable.
+margins: $(STAMP)
+	$(SSE) OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 -m "not slow" --margins
+	$(AVX2) OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 -m "not slow" --margins
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
