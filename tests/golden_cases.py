@@ -57,7 +57,10 @@ HANDLED: dict[str, set[str]] = {
         "euler_two_ways", "exact_flow", "solver_in_t", "solver_in_sigma", "coupled_gaussian_exact",
         "coupled_gaussian_euler", "two_mode_exact", "two_mode_trained", "two_mode_start_noise", "state_dict",
     },
-    "idff": {"ensemble_scores", "trajectory_scores", "two_sample", "regression_scores"},
+    "idff": {
+        "path", "path_lambda", "path_rng", "loss_state", "loss", "loss_order1_target", "loss_order1",
+        "ensemble_scores", "trajectory_scores", "two_sample", "regression_scores",
+    },
     "combostoc": {
         "center_crop", "timestep_embedding", "position_embedding_2d", "model_forward", "model_components",
         "label_embedding", "model_gradient", "training_target", "compensation", "seeded_draw",
