@@ -59,7 +59,8 @@ HANDLED: dict[str, set[str]] = {
     },
     "idff": {
         "path", "path_lambda", "path_rng", "loss_state", "loss", "loss_order1_target", "loss_order1",
-        "ensemble_scores", "trajectory_scores", "two_sample", "regression_scores",
+        "ensemble_scores", "trajectory_scores", "two_sample", "regression_scores", "ot_cost", "ot_plan",
+        "ot_assignment", "ot_sample", "wasserstein",
     },
     "combostoc": {
         "center_crop", "timestep_embedding", "position_embedding_2d", "model_forward", "model_components",

@@ -1,19 +1,29 @@
 """Which noise of a batch goes with which data: as drawn, or by the assignment of least squared distance.
 
 Minibatch optimal transport (Pooladian et al. 2023, arXiv 2304.14772; Tong et al. 2023, arXiv 2302.00482) draws both
-ends independently and permutes the noise of the batch: each end keeps its distribution, trajectories cross less. The
-batch is what one process sees in one pass: with more processes or accumulation the assignment is over fewer rows.
+ends independently and permutes the noise of the batch: each end keeps its distribution, trajectories cross less, and
+labels stay with their data. The batch is what one process sees in one pass: with more processes or accumulation the
+assignment is over fewer rows.
+
+Plans other than a permutation (entropic, unbalanced, partial; by POT, Flamary et al. 2021, JMLR 22(78)) say how much of
+each noise goes to each data. `draw_pairs` draws from one: with replacement, as published programs do, some rows come
+twice and others not at all.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import ModuleType
+from typing import Any
 
+import numpy as np
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-__all__ = ["COUPLINGS", "independent", "minibatch_ot"]
+__all__ = ["COUPLINGS", "PLANS", "draw_pairs", "independent", "minibatch_ot", "same_label_ot", "squared_distances",
+           "transport_plan"]  # fmt: skip
+
+Array = np.ndarray[Any, Any]
 
 
 def independent(data: Tensor, noise: Tensor) -> Tensor:
@@ -21,12 +31,103 @@ def independent(data: Tensor, noise: Tensor) -> Tensor:
     return noise
 
 
+def squared_distances(data: Tensor, noise: Tensor) -> Tensor:
+    """|data_i - noise_j|^2 of whole samples, `[B, B]` float64."""
+    return torch.cdist(data.flatten(1).double(), noise.flatten(1).double()).square()
+
+
 @torch.no_grad()
 def minibatch_ot(data: Tensor, noise: Tensor) -> Tensor:
-    """`noise [B, ...]` in the order that minimises the sum of |data_i - noise_i|^2; `data [B, ...]` keeps its own."""
-    cost = torch.cdist(data.flatten(1).double(), noise.flatten(1).double()).square()
-    _, order = linear_sum_assignment(cost.cpu().numpy())
-    return noise[torch.from_numpy(order).to(noise.device)]
+    """`noise [B, ...]` in the order that minimises the sum of |data_i - noise_i|^2; `data [B, ...]` keeps its own.
+
+    Raises:
+        ValueError: a batch of one, which leaves nothing to choose.
+    """
+    if len(data) < 2:
+        raise ValueError(
+            "optimal transport pairs the samples of a batch, and this batch has one: use a larger batch (per process "
+            "and pass, see --batch-gpu), or the independent coupling"
+        )
+    return noise[_assignment(squared_distances(data, noise)).to(noise.device)]
+
+
+def _assignment(cost: Tensor) -> Tensor:
+    from scipy.optimize import linear_sum_assignment  # late: a third of a second that only this coupling needs
+
+    return torch.from_numpy(linear_sum_assignment(cost.cpu().numpy())[1])
+
+
+@torch.no_grad()
+def same_label_ot(data: Tensor, noise: Tensor, source_labels: Tensor, labels: Tensor) -> Tensor:
+    """As `minibatch_ot` among rows of equal labels: of noise that has labels too, as the frames of series have.
+
+    Args:
+        source_labels, labels: `[B]` or `[B, label_dim]` of noise and data, each label as often in both.
+
+    Raises:
+        ValueError: labels that do not match up.
+    """
+    own, target = (v.reshape(len(v), -1) for v in (source_labels, labels))
+    apart = (target[:, None] != own[None]).any(2)
+    cost = squared_distances(data, noise)
+    order = _assignment(cost + apart * (cost.sum() + 1)).to(noise.device)
+    if bool(apart[torch.arange(len(order), device=apart.device), order.to(apart.device)].any()):
+        raise ValueError(
+            "the labels of the noise and of the data do not match up: a coupling among equal labels needs each label "
+            "as often on both ends"
+        )
+    return noise[order]
 
 
 COUPLINGS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"independent": independent, "ot": minibatch_ot}
+
+
+def _pot() -> ModuleType:
+    try:
+        import ot
+    except ImportError as error:
+        raise ValueError("transport plans other than the assignment need the package POT: pip install POT") from error
+    return ot
+
+
+# method -> (uniform weights a, b, cost, reg, reg_m) -> plan
+PLANS: dict[str, Callable[..., Array]] = {
+    "exact": lambda a, b, cost, reg, reg_m: _pot().emd(a, b, cost),
+    "sinkhorn": lambda a, b, cost, reg, reg_m: _pot().sinkhorn(a, b, cost, reg),
+    "unbalanced": lambda a, b, cost, reg, reg_m: _pot().unbalanced.sinkhorn_knopp_unbalanced(a, b, cost, reg, reg_m),
+    "partial": lambda a, b, cost, reg, reg_m: _pot().partial.entropic_partial_wasserstein(a, b, cost, reg),
+}
+
+
+def transport_plan(
+    cost: Array, method: str = "exact", *, reg: float = 0.05, reg_m: float = 1.0, normalize: bool = False
+) -> Array:
+    """How much of each row goes to each column, `[N, M]` float64, between uniform weights.
+
+    Args:
+        cost: `[N, M]`.
+        method: key of PLANS.
+        reg: entropic regularisation, in units of the cost; of a Schroedinger bridge 2 sigma^2.
+        reg_m: of "unbalanced", what leaving out weight costs.
+        normalize: divide the cost by its largest value first.
+
+    Raises:
+        ValueError: an unknown method, POT missing, or a plan that is empty or not finite.
+    """
+    if method not in PLANS:
+        raise ValueError(f"there is no transport plan '{method}': choose from {', '.join(PLANS)}")
+    cost = cost.astype(np.float64)
+    a, b = (np.full(n, 1 / n) for n in cost.shape)
+    plan = PLANS[method](a, b, cost / cost.max() if normalize else cost, reg, reg_m)
+    if not np.isfinite(plan).all() or abs(plan.sum()) < 1e-8:
+        raise ValueError(
+            f"the {method} plan with reg={reg:g} is empty or not finite: raise reg towards the size of the squared "
+            "distances, or use the exact plan"
+        )
+    return plan
+
+
+def draw_pairs(plan: Array, size: int, rng: np.random.RandomState, replace: bool = True) -> tuple[Array, Array]:
+    """`size` pairs (row, column) of a plan, each with a probability in proportion to its entry."""
+    index = rng.choice(plan.size, p=plan.ravel() / plan.sum(), size=size, replace=replace)
+    return np.divmod(index, plan.shape[1])

@@ -2,12 +2,23 @@
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
+from golden_cases import cases
 
 from samplers.path import Linear
 from torch_utils.rng import TorchRNG
-from training.couplings import COUPLINGS, independent, minibatch_ot
+from torch_utils.wasserstein import wasserstein
+from training.couplings import (
+    COUPLINGS,
+    draw_pairs,
+    independent,
+    minibatch_ot,
+    same_label_ot,
+    squared_distances,
+    transport_plan,
+)  # fmt: skip
 from training.losses.flow import flow_loss
 
 
@@ -59,3 +70,84 @@ def test_pairs_cross_less_in_one_dimension():
     order = data.flatten().argsort()
     z = minibatch_ot(data, noise).flatten()[order]
     assert (z.diff() >= 0).all(), "in one dimension the optimal pairing is the sorted one"
+
+
+# --- golden: plans and draws from them --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", cases("idff", "ot_cost"))
+def test_cost(case):
+    case.check("cost", squared_distances(case.input("x0"), case.input("x1")))
+
+
+def golden_cost(case):
+    """In float64: the original's float32 costs agree with it to far less than what the plans' tolerances allow."""
+    return squared_distances(case.input("x0"), case.input("x1")).numpy()
+
+
+@pytest.mark.parametrize("case", cases("idff", "ot_plan"))
+def test_plan(case):
+    params = case.spec["params"]
+    assert params["marginals"] == "uniform"
+    given = {k: params[k] for k in ("reg", "reg_m") if params[k] is not None}
+    case.check("plan", transport_plan(golden_cost(case), params["method"], normalize=params["normalize_cost"], **given))
+
+
+@pytest.mark.parametrize("case", cases("idff", "ot_assignment"))
+def test_assignment(case):
+    x0, x1 = case.input("x0"), case.input("x1")
+    column = np.arange(len(x1))[case.reference("column_of_row")]
+    assert torch.equal(minibatch_ot(x0, x1), x1[torch.from_numpy(column)])
+
+
+@pytest.mark.parametrize("case", cases("idff", "ot_sample"))
+def test_draws_from_a_plan(case):
+    params = case.spec["params"]
+    rng = np.random.RandomState(params["numpy_seed"])
+    rows, columns = draw_pairs(case.input("plan").numpy(), params["size"], rng, params["replace"])
+    case.check("i", rows)
+    case.check("j", columns)
+
+
+@pytest.mark.parametrize("case", cases("idff", "wasserstein"))
+def test_wasserstein(case):
+    case.check("distance", wasserstein(case.input("x0"), case.input("x1"), case.spec["params"]["power"]))
+
+
+# --- labels, bad input ------------------------------------------------------------------------------------------------
+
+
+def test_pairs_among_equal_labels():
+    g = torch.Generator().manual_seed(0)
+    labels = torch.tensor([0, 0, 0, 1, 1, 1])
+    noise, data = torch.randn(6, 2, generator=g), torch.randn(6, 2, generator=g)
+    paired = same_label_ot(data, noise, labels, labels)
+    assert torch.equal(paired[:3], minibatch_ot(data[:3], noise[:3]))
+    assert torch.equal(paired[3:], minibatch_ot(data[3:], noise[3:]))
+    one_hot = torch.nn.functional.one_hot(labels, 2)
+    assert torch.equal(same_label_ot(data, noise, one_hot, one_hot), paired)
+    with pytest.raises(ValueError, match="do not match up"):
+        same_label_ot(data, noise, labels, 1 - labels.clamp(max=0))
+
+
+def test_batches_of_one_are_refused():
+    with pytest.raises(ValueError, match="this batch has one"):
+        minibatch_ot(torch.zeros(1, 2), torch.zeros(1, 2))
+
+
+@pytest.mark.filterwarnings("ignore")  # POT's own words on what is an error here
+def test_plans_that_are_no_plan():
+    cost = np.ones((3, 3))
+    with pytest.raises(ValueError, match="no transport plan 'best'"):
+        transport_plan(cost, "best")
+    with pytest.raises(ValueError, match="empty or not finite"):
+        transport_plan(1e6 * cost, "unbalanced", reg=1e-3)
+
+
+def test_entropic_plans_have_the_weights_they_should():
+    g = np.random.RandomState(0)
+    cost = g.random_sample((5, 7))
+    plan = transport_plan(cost, "sinkhorn", reg=0.1)
+    np.testing.assert_allclose(plan.sum(1), 1 / 5, atol=1e-8)
+    np.testing.assert_allclose(plan.sum(0), 1 / 7, atol=1e-6)  # POT stops at 1e-9 of the other margin
+    assert transport_plan(cost, "partial", reg=0.1).sum() <= 1 + 1e-6
