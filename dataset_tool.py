@@ -86,6 +86,10 @@ class Size(click.ParamType):
     "--background", type=click.Choice(["white", "black"]),
     help="Put this colour behind transparent images, which are otherwise refused.",
 )  # fmt: skip
+@click.option(
+    "--exif", type=click.Choice(["apply", "ignore"]), default="ignore",
+    help="Turn images as the orientation in their EXIF data asks, or take them as stored.",
+)  # fmt: skip
 @click.option("--any-size", is_flag=True, help="Accept square images whose size is no power of two.")
 @click.option(
     "--skip-broken", is_flag=True,
@@ -107,6 +111,7 @@ def main(
     transform: str | None,
     resize_filter: str | None,
     background: str | None,
+    exif: str,
     any_size: bool,
     skip_broken: bool,
     workers: int,
@@ -120,7 +125,7 @@ def main(
     function = make_transform(transform, resolution, resize_filter)
     target = check_destination(dest, source)
     opened = open_source(source, layout=layout, split=split, labels=labels)
-    click.echo(opened.description)
+    click.echo("\n".join((opened.description, *opened.notes)))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter(
@@ -131,6 +136,7 @@ def main(
                 target,
                 function,
                 background=background,
+                exif=exif,
                 max_images=max_images,
                 skip_broken=skip_broken,
                 any_size=any_size,
@@ -138,10 +144,10 @@ def main(
             )
     finally:
         opened.close()
-    click.echo(_report(summary, dest))
+    click.echo(_report(summary, dest, exif, opened.label_file))
 
 
-def _report(summary: Summary, dest: str) -> str:
+def _report(summary: Summary, dest: str, exif: str, label_file: str) -> str:
     width, height, channels = summary.shape
     parts = [f"Wrote {summary.written} images ({width}x{height}, {'RGB' if channels == 3 else 'gray'}) to {dest}"]
     parts.append("with labels" if summary.labelled else "without labels")
@@ -149,7 +155,15 @@ def _report(summary: Summary, dest: str) -> str:
         parts.append(f"{summary.dropped} were too small for the transform")
     if summary.skipped:
         parts.append(f"{summary.skipped} were skipped")
-    return ", ".join(parts)
+    lines = []
+    if summary.turned:
+        done = "were turned upright" if exif == "apply" else "were taken as stored (--exif=apply turns them upright)"
+        lines.append(f"EXIF orientation: {summary.turned} images {done}")
+    if summary.unlabelled:
+        n, all_ = summary.unlabelled, summary.written
+        lacks = f"{n} of {all_} images {'has' if n == 1 else 'have'} no label in {label_file}"
+        parts[1] += f" ({lacks}, first {summary.first_unlabelled})"
+    return "\n".join([*lines, ", ".join(parts)])
 
 
 if __name__ == "__main__":

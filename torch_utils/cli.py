@@ -8,9 +8,11 @@ does), and never a traceback for bad input. Set FEWSTEP_TRACEBACK=1 to see where
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import re
+import sys
 from collections.abc import Callable
 from contextlib import contextmanager
 from typing import Any
@@ -47,6 +49,13 @@ def _errors_as_sentences():  # noqa: ANN202
         ):
             raise
         raise click.ClickException(text.splitlines()[0]) from error
+
+
+def _print_anything() -> None:
+    """Let the console show characters that it lacks, and file names that are no text, as escapes instead of failing."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")
 
 
 SETTINGS = {
@@ -86,6 +95,7 @@ class Command(cloup.Command):
             param.callback = _checked(param.callback)
 
     def invoke(self, ctx: click.Context) -> Any:
+        _print_anything()
         with _errors_as_sentences():
             return super().invoke(ctx)
 

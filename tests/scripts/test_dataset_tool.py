@@ -5,6 +5,8 @@ import gzip
 import hashlib
 import io
 import json
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -28,8 +30,11 @@ from golden_cases import cases
 from PIL import Image
 
 from training.data import archive as archive_module
+from training.data import decode as decode_module
 from training.data import writer as writer_module
 from training.data.sources import LAYOUTS
+
+ROOT = Path(__file__).parents[2]
 
 # --- golden ---------------------------------------------------------------------------------------------------------
 
@@ -98,7 +103,11 @@ def test_golden(case, tmp_path):
     files = contents(dest)
     own = list(files) if expect["names_order"] == "zip order" else sorted(files)
     assert own == expect["names"]
-    assert files["dataset.json"].decode() == expect["dataset_json"]
+    # The reference's text, but for what we add behind the labels.
+    text, added = files["dataset.json"].decode(), json.loads(files["dataset.json"])
+    assert text.startswith(expect["dataset_json"].removesuffix("}"))
+    assert added.pop("labels") == json.loads(expect["dataset_json"])["labels"]
+    assert added.keys() <= {"label_kind", "class_names"}
     if expect["zip_compress_types"] is not None:
         with zipfile.ZipFile(dest) as archive:
             assert sorted({i.compress_type for i in archive.infolist()}) == expect["zip_compress_types"]
@@ -246,7 +255,7 @@ def test_bad_images_are_named_or_skipped(tmp_path):
 
 
 def test_bombs(tmp_path, monkeypatch):
-    monkeypatch.setattr(archive_module, "MAX_PIXELS", 100)
+    monkeypatch.setattr(decode_module, "MAX_PIXELS", 100)
     root = write(tmp_path / "in", {"a.png": pixels(16)})
     refuse(root, tmp_path / "x/o.zip", match="16x16 pixels")
     monkeypatch.undo()
@@ -317,6 +326,20 @@ def test_interruption_leaves_nothing(tmp_path, monkeypatch):
     run("--source=digits", f"--dest={tmp_path / 'o.zip'}")
     run("--source=digits", f"--dest={tmp_path / 'out'}")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_starts_without_torch(tmp_path):
+    """Neither the help nor a conversion pays for what only training needs."""
+    write(tmp_path / "in", {"a.png": pixels()})
+    heavy = ["torch", "scipy", "sklearn", "lmdb", "matplotlib"]
+    for options in (["--help"], [f"--source={tmp_path / 'in'}", f"--dest={tmp_path / 'o.zip'}"]):
+        code = (
+            "import sys, dataset_tool\n"
+            f"try: dataset_tool.main({options!r})\n"
+            f"finally: print('HEAVY', [name for name in {heavy!r} if name in sys.modules])"
+        )
+        result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+        assert "HEAVY []" in result.stdout, result.stdout + result.stderr
 
 
 def test_help_teaches():

@@ -1,87 +1,59 @@
-"""Files of a folder or a zip by relative name, and the decoding of image files that strangers wrote.
+"""Files of a folder or a zip by relative name.
 
 Both sides of a data set use this: `dataset_tool.py` reads archives in the wild with it, `training/data/batches.py` the
-finished data set. Nothing is ever extracted. Archives whose names leave their root, members and pictures of absurd
-size and formats whose decoders start other programs are refused.
+finished data set. Nothing is ever extracted. Archives whose names leave their root and members of absurd size are
+refused; what operating systems and tools leave beside images is passed over.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
-import json
 import os
+import posixpath
+import re
 import zipfile
 import zlib
-from functools import cache
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+from training.data.decode import is_image_name
 
-__all__ = ["MAX_FILE_BYTES", "MAX_PIXELS", "ImageArchive", "decode_image", "is_image_name"]
+__all__ = ["MAX_FILE_BYTES", "ImageArchive"]
 
 MAX_FILE_BYTES = 1 << 28  # of one file, unpacked; 8192 x 8192 RGB pixels fit
-MAX_PIXELS = 1 << 26  # of one image
-_RUNS_PROGRAMS = {"EPS", "WMF"}  # PIL hands these to Ghostscript or to the Windows renderer
-
-
-@cache
-def _pil() -> tuple[frozenset[str], tuple[str, ...]]:
-    """Extensions PIL knows, and the formats that may be decoded. Loading all plugins takes a moment, hence lazy."""
-    Image.init()
-    return frozenset(Image.registered_extensions()), tuple(f for f in Image.ID if f not in _RUNS_PROGRAMS)
-
-
-def is_image_name(name: str) -> bool:
-    """Whether PIL knows the extension, in any case."""
-    return os.path.splitext(name)[1].lower() in _pil()[0]
-
-
-def decode_image(data: bytes) -> Image.Image:
-    """The decoded first frame of an image file, in whatever mode it is stored.
-
-    Raises:
-        ValueError: damaged or truncated data, an unknown format, more than `MAX_PIXELS` pixels.
-    """
-    try:
-        with Image.open(io.BytesIO(data), formats=_pil()[1]) as image:
-            size = image.size
-            if size[0] * size[1] <= MAX_PIXELS:
-                image.load()
-                return image
-    except MemoryError:
-        raise
-    except Exception as error:  # decoders raise nearly every type there is on damaged data
-        reason = "its format is unknown or damaged" if isinstance(error, Image.UnidentifiedImageError) else str(error)
-        raise ValueError(f"not a readable image ({' '.join(reason.split()) or type(error).__name__})") from error
-    raise ValueError(f"the image has {size[0]}x{size[1]} pixels, more than the {MAX_PIXELS} allowed")
+# Resource forks, thumbnails, copies and settings that macOS, Windows, network drives and notebooks leave behind.
+_LITTER = {
+    "__macosx", ".ds_store", ".appledouble", ".trashes", "thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin",
+    "@eadir", ".thumbnails", ".ipynb_checkpoints",
+}  # fmt: skip
 
 
 class ImageArchive:
     """A folder or a zip file, read from several threads.
 
     Attributes:
-        names: relative names of all files with `/`, sorted as strings.
+        names: relative names of all files with `/`, sorted as strings; in archives of Windows tools they have `\\`.
         image_names: those of images.
+        root: the deepest folder that holds all images, "" where there is none.
 
     Raises:
         OSError: `path` is neither a folder nor a zip file, or cannot be read.
-        ValueError: the zip is damaged or holds names that leave its root.
+        ValueError: the zip is damaged or holds names that leave its root, or two files of one name.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         self._zip: zipfile.ZipFile | None = None
         self._open()
-        if self._zip is not None:
-            names = [info.filename for info in self._zip.infolist() if not info.is_dir()]
-            for name in names:
-                _check_name(name, self.path)
-        else:
-            names = _walk(self.path)
-        self.names = sorted(names)
+        self._stored = _by_name(_walk(self.path) if self._zip is None else _inside(self._zip), self.path)
+        self.names = sorted(self._stored)
         self.image_names = [name for name in self.names if is_image_name(name)]
+        ends = [posixpath.dirname(name) for name in self.image_names[:1] + self.image_names[-1:]]  # of sorted names
+        self.root = posixpath.commonpath(ends) if ends else ""
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._stored
 
     def _open(self) -> None:
         if self.path.is_dir():
@@ -103,10 +75,10 @@ class ImageArchive:
         """
         try:
             if self._zip is None:
-                path = self.path / name
+                path = self.path / self._stored[name]
                 _check_size(path.stat().st_size)
                 return path.read_bytes()
-            info = self._zip.getinfo(name)
+            info = self._zip.getinfo(self._stored[name])
             _check_size(info.file_size)
             return self._zip.read(info)
         except KeyError:
@@ -114,31 +86,15 @@ class ImageArchive:
         except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
             raise ValueError(f"damaged or encrypted inside of the zip file ({error})") from error
 
-    def labels(self) -> dict[str, Any] | None:
-        """Name -> label of `dataset.json` at the root; None without that file or with `"labels": null`.
-
-        Raises:
-            ValueError: the file is not `{"labels": [[name, label], ...] or null}`.
-        """
-        if "dataset.json" not in self.names:
-            return None
-        try:
-            entries = json.loads(self.read("dataset.json"))["labels"]
-            return None if entries is None else {str(name).replace("\\", "/"): label for name, label in entries}
-        except (ValueError, TypeError, KeyError, RecursionError) as error:
-            raise ValueError(
-                f'dataset.json in {self.path} must be {{"labels": [[file name, label], ...]}} or {{"labels": null}}'
-            ) from error
-
     def fingerprint(self, names: list[str]) -> str:
         """SHA-256 over names and sizes with, in a zip, the checksums and, in a folder, the times of change."""
         digest = hashlib.sha256()
         for name in names:
             if self._zip is None:
-                status = (self.path / name).stat()
+                status = (self.path / self._stored[name]).stat()
                 digest.update(repr((name, status.st_size, status.st_mtime_ns)).encode())
             else:
-                info = self._zip.getinfo(name)
+                info = self._zip.getinfo(self._stored[name])
                 digest.update(repr((name, info.file_size, info.CRC)).encode())
         return digest.hexdigest()
 
@@ -174,10 +130,28 @@ def _walk(root: Path) -> list[str]:
     return names
 
 
-def _check_name(name: str, archive: Path) -> None:
-    parts = name.replace("\\", "/").split("/")
-    if ".." in parts or parts[0] == "" or ":" in parts[0]:
-        raise ValueError(f"{archive} holds {name!a}, a name that leaves the archive: do not trust this file")
+def _inside(archive: zipfile.ZipFile) -> list[str]:
+    names = archive.namelist()
+    for name in names:
+        parts = name.replace("\\", "/").split("/")
+        if ".." in parts or parts[0] == "" or re.match("[A-Za-z]:", name):
+            raise ValueError(
+                f"{archive.filename} holds {name!a}, a name that leaves the archive: do not trust this file"
+            )
+    return names
+
+
+def _by_name(stored: Iterable[str], archive: Path) -> dict[str, str]:
+    """Name with `/` -> the name that the archive knows, without folders and litter."""
+    found: dict[str, str] = {}
+    for raw in stored:
+        name = raw.replace("\\", "/")
+        parts = name.split("/")
+        if parts[-1] == "" or any(part.startswith("._") or part.lower() in _LITTER for part in parts):
+            continue
+        if found.setdefault(name, raw) != raw:
+            raise ValueError(f"{archive} holds {found[name]!a} and {raw!a}, which are one name: rename one of them")
+    return found
 
 
 def _check_size(size: int) -> None:

@@ -19,13 +19,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from torch_utils.distributed import get_rank
-from training.data.archive import ImageArchive, decode_image
+from training.data.archive import ImageArchive
+from training.data.decode import decode_image
+from training.data.labels import check_labels, find_labels, read_labels
 from training.data.transforms import to_gray_or_rgb
 
 __all__ = ["ImageDataset", "decoded", "subset_indices"]
 
 WORKERS = 3  # threads of `decoded`
-MAX_CLASSES = 1 << 20  # one-hot labels beyond this are a mistake in dataset.json
 
 
 def subset_indices(n: int, max_size: int | None, seed: int = 0) -> np.ndarray:
@@ -86,6 +87,8 @@ class ImageDataset:
         self._use_labels = use_labels
         self._targets: Tensor | None = None
         self._label_dim = 0
+        self._label_kind: str | None = None
+        self._class_names: list[str] | None = None
         self._images: Tensor | None = None
         self.image_shape: list[int] = []
         self.image_shape = list(self._decode(self._names[0]).shape)
@@ -193,31 +196,28 @@ class ImageDataset:
 
     def _read_labels(self) -> Tensor:
         """Targets of all image files, so that a subset has the classes of the whole."""
-        entries = self._archive.labels() if self._use_labels else None
-        if entries is None:
+        known = read_labels(self._archive) if self._use_labels else None
+        if known is None or known.labels is None:
             return torch.zeros(len(self._names), 0)
-        missing = [name for name in self._names if name not in entries]
+        missing = [name for name in self._names if known.labels.get(name) is None]
         if missing:
-            raise ValueError(
-                f"dataset.json in {self.path} has no label for {missing[0]} ({len(missing)} images lack one)"
-            )
-        values = [entries[name] for name in self._names]
-        if all(type(v) is int for v in values):
-            if min(values) < 0 or max(values) >= MAX_CLASSES:
-                raise ValueError(
-                    f"classes in dataset.json of {self.path} run from {min(values)} to {max(values)}: "
-                    f"they must be 0..{MAX_CLASSES - 1}"
-                )
-            return torch.tensor(values)
-        try:
-            vectors = np.array(values, dtype=np.float32)
-        except (ValueError, TypeError, OverflowError):
-            vectors = np.empty(0)
-        if vectors.ndim != 2 or not np.isfinite(vectors).all():
-            raise ValueError(
-                f"labels in dataset.json of {self.path} must be all class numbers or all vectors of one length"
-            )
-        return torch.from_numpy(vectors)
+            raise ValueError(f"{known.where} has no label for {missing[0]} ({len(missing)} images lack one)")
+        values = [known.labels[name] for name in self._names]
+        kind, array = check_labels(values, self._names.__getitem__, known)
+        self._label_kind, self._class_names = kind, known.class_names
+        return torch.from_numpy(array)
+
+    @property
+    def label_kind(self) -> str | None:
+        """`classes`, `multi-hot` or `vector`; None without labels."""
+        self.targets()
+        return self._label_kind
+
+    @property
+    def class_names(self) -> list[str] | None:
+        """Names of the classes, one each, where the data set has them."""
+        self.targets()
+        return self._class_names and self._class_names[: self._label_dim]
 
     @property
     def label_dim(self) -> int:
@@ -235,15 +235,16 @@ class ImageDataset:
     @property
     def has_onehot_labels(self) -> bool:
         """Whether labels are classes."""
-        return self.targets().ndim == 1
+        return self.label_kind == "classes"
 
     def close(self) -> None:
         """Close the zip; images already cached stay available."""
         self._archive.close()
 
     def fingerprint(self) -> str:
-        """A hash that changes when a file of the data set does: names with checksums, or in a folder with times."""
-        return self._archive.fingerprint(self._names)
+        """A hash that changes when an image or a label in use does: names with checksums, or in a folder with times."""
+        used = find_labels(self._archive) if self._use_labels else None
+        return self._archive.fingerprint([*self._names, *([used] if used else [])])
 
 
 def decoded(dataset: ImageDataset, indices: Sequence[int], batch: int) -> Iterator[Tensor]:

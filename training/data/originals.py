@@ -2,7 +2,7 @@
 
 These files come from the internet and are treated so: nothing is extracted, nothing that a file names is executed, and
 no more is unpacked than the data set has. What a reader returns, `Source`, is shared with the readers of folders and
-zips in `dataset_sources.py`.
+zips in `sources.py`.
 """
 
 from __future__ import annotations
@@ -35,6 +35,9 @@ class Source:
         read: index -> bytes of an image file, or uint8 pixels [H,W] or [H,W,3]; ValueError or OSError if broken.
         name: index -> name for messages.
         labels: one label (class number or vector) or None per image; None: no labels at all.
+        label_file: what the labels come from, for messages; label_kind: where they are no classes.
+        class_names: one per class, where there are names.
+        notes: what else the user should know, a sentence each.
         force_rgb: gray images become RGB.
         skip_broken: an unreadable entry is left out with a notice instead of ending the conversion.
         close: releases files.
@@ -45,12 +48,18 @@ class Source:
     read: Callable[[int], bytes | np.ndarray]
     name: Callable[[int], str]
     labels: Sequence[Any] | None = None
+    label_file: str = ""
+    label_kind: str | None = None
+    class_names: Sequence[str] | None = None
+    notes: tuple[str, ...] = ()
     force_rgb: bool = False
     skip_broken: bool = False
     close: Callable[[], None] = lambda: None
 
 
-def _array_source(description: str, images: np.ndarray, labels: Sequence[int]) -> Source:
+def _array_source(
+    description: str, images: np.ndarray, labels: Sequence[int], class_names: Sequence[str] | None = None
+) -> Source:
     """Decoded images `[n,H,W]` or `[n,H,W,3]`, uint8, with class numbers."""
     return Source(
         description=f"{description}: {len(images)} images in {len(set(labels))} classes",
@@ -58,6 +67,7 @@ def _array_source(description: str, images: np.ndarray, labels: Sequence[int]) -
         read=lambda i: images[i],
         name=lambda i: f"image {i} of {description}",
         labels=list(labels),
+        class_names=class_names,
     )
 
 
@@ -88,6 +98,7 @@ class _Limited(io.RawIOBase):
 
 
 _CIFAR_UNPACKED = 1 << 29
+_CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 _DAMAGED = (gzip.BadGzipFile, tarfile.TarError, zlib.error, EOFError)
 
 
@@ -118,7 +129,7 @@ def open_cifar10(path: Path, split: str | None, labels: str) -> Source:
         images.append(data.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
         targets += numbers
     count = 10000 * len(wanted)
-    return _checked(f"CIFAR-10 ({split})", path, np.concatenate(images), targets, count)
+    return _checked(f"CIFAR-10 ({split})", path, np.concatenate(images), targets, count, _CIFAR10)
 
 
 def open_mnist(pad: int) -> Callable[[Path, str | None, str], Source]:
@@ -150,7 +161,10 @@ def _read_idx(path: Path, header: int, size: int) -> np.ndarray:
     return np.frombuffer(data, np.uint8, offset=header)
 
 
-def _checked(description: str, path: Path, images: np.ndarray, targets: list[Any], count: int) -> Source:
+def _checked(
+    description: str, path: Path, images: np.ndarray, targets: list[Any], count: int,
+    class_names: Sequence[str] | None = None,
+) -> Source:  # fmt: skip
     """Published facts every copy must satisfy: the count, pixel values that span 0..255, classes 0..9."""
     valid = len(images) == len(targets) == count and all(type(t) is int for t in targets)
     if not valid or (images.min(), images.max()) != (0, 255) or (min(targets), max(targets)) != (0, 9):
@@ -158,7 +172,7 @@ def _checked(description: str, path: Path, images: np.ndarray, targets: list[Any
             f"{path} is not the original {description}: it must hold {count} images with pixel values spanning 0..255 "
             f"and as many labels spanning 0..9, got {len(images)} images and {len(targets)} labels"
         )
-    return _array_source(description, images, targets)
+    return _array_source(description, images, targets, class_names)
 
 
 @dataclass

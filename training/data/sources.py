@@ -1,7 +1,7 @@
 """Readers of public image data sets: one function per layout, listed in `LAYOUTS`.
 
 A reader returns a `Source`: how many images, how to read one of them (from any thread, in any order), their labels.
-This file reads folders and zips of image files; containers of other kinds are read in `dataset_originals.py`. Adding a
+This file reads folders and zips of image files; containers of other kinds are read in `originals.py`. Adding a
 layout is one function and one line in the table.
 """
 
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from training.data.archive import ImageArchive
+from training.data.labels import FILE, LabelFile, check_labels, read_labels
 from training.data.originals import Source, open_cifar10, open_digits, open_lmdb, open_lsun, open_mnist
 
 __all__ = ["LAYOUTS", "Layout", "detect_layout", "open_source"]
@@ -36,16 +37,14 @@ class Layout:
     labels: tuple[str, ...] = ("auto", "none")
 
 
-def _archive_source(
-    description: str, archive: ImageArchive, names: Sequence[str], labels: Sequence[Any] | None
-) -> Source:
+def _archive_source(description: str, archive: ImageArchive, names: Sequence[str], **about: Any) -> Source:
     return Source(
         description=f"{description} {archive.path}: {len(names)} images",
         size=len(names),
         read=lambda i: archive.read(names[i]),
         name=lambda i: str(archive.path / names[i]),
-        labels=labels,
         close=archive.close,
+        **about,
     )
 
 
@@ -63,17 +62,67 @@ def _open_files(description: str, path: Path, labels: str, infer: bool) -> Sourc
     names = archive.image_names
     if path.is_dir():
         names = sorted(names, key=lambda name: name.split("/"))
-    known = None if labels in ("none", "folders") else archive.labels()
-    if known:
-        return _archive_source(description, archive, names, [known.get(name) for name in names])
-    return _archive_source(description, archive, names, _folder_classes(names) if infer else None)
+    known = None if labels in ("none", "folders") else read_labels(archive)
+    if known is not None and known.labels:
+        return _archive_source(description, archive, names, **_from_file(known, names, archive))
+    about = _from_folders(names, archive, labels == "folders") if infer else {}
+    other = [name for name in archive.names if name.endswith(f"/{FILE}")] if known is None and labels == "auto" else []
+    if other:
+        about["notes"] = (*about.get("notes", ()), f"Not read: {other[0]}, because images lie outside of its folder")
+    return _archive_source(description, archive, names, **about)
 
 
-def _folder_classes(names: Sequence[str]) -> list[int] | None:
-    """Class = rank of the top-level folder ('' for files beside the folders); None if there is only one."""
-    tops = [name.split("/")[0] if "/" in name else "" for name in names]
-    ranks = {top: rank for rank, top in enumerate(sorted(set(tops)))}
-    return [ranks[top] for top in tops] if len(ranks) > 1 else None
+def _from_file(known: LabelFile, names: Sequence[str], archive: ImageArchive) -> dict[str, Any]:
+    """Labels of a `dataset.json`, checked as training will check them."""
+    values = [known.labels.get(name) for name in names]
+    given = [i for i, value in enumerate(values) if value is not None]
+    about: dict[str, Any] = {"labels": values, "label_file": known.where.split(" in ")[0]}
+    lost = [name for name in known.labels if name not in archive]
+    if len(given) < len(names) and lost:
+        about["notes"] = (f"{known.where} names {len(lost)} files that are not there, first {lost[0]}",)
+    if given:
+        kind, array = check_labels([values[i] for i in given], lambda i: names[given[i]], known)
+        about |= {"label_kind": None if kind == "classes" else kind, "class_names": known.class_names}
+        empty = sorted(set(range(array.max() + 1)) - set(array.tolist())) if kind == "classes" else []
+        if empty:
+            note = f"Classes without an image: {len(empty)} of {array.max() + 1}, first {empty[0]}"
+            about["notes"] = (*about.get("notes", ()), note)
+    return about
+
+
+def _from_folders(names: Sequence[str], archive: ImageArchive, asked: bool) -> dict[str, Any]:
+    """Class = rank of the top-level folder, '' for files beside the folders; nothing where there is only one.
+
+    If classes were `asked` for, a folder that holds all the others is passed over.
+
+    Raises:
+        ValueError: `asked`, and there is only one.
+    """
+    below = f"{archive.root}/" if asked and archive.root else ""
+    inside = [name.removeprefix(below) for name in names]
+    tops = [name.split("/")[0] if "/" in name else "" for name in inside]
+    about = _ranked(tops)
+    if len(about["class_names"]) > 1:
+        return about
+    if asked and names:
+        raise ValueError(f"--labels=folders: {archive.path} has one folder of images, classes are two or more")
+    deeper = {rest.split("/")[0] for name in names if "/" in (rest := name.removeprefix(f"{archive.root}/"))}
+    if archive.root and len(deeper) > 1:
+        return {"notes": (f"All images lie in {archive.root}: --labels=folders takes the folders in it for classes",)}
+    return {}
+
+
+def _ranked(folders: Sequence[str]) -> dict[str, Any]:
+    """Labels, names of the classes and a note for images in these folders: names of digits alone count as numbers."""
+    different = set(folders)
+    numeric = all(re.fullmatch("[0-9]+", folder) for folder in different - {""})
+    order = sorted(different, key=lambda folder: (int(folder or -1), folder)) if numeric else sorted(different)
+    ranks = {folder: rank for rank, folder in enumerate(order)}
+    shown = [f"{rank} = {folder or '(no folder)'}" for folder, rank in ranks.items()]
+    if len(shown) > SHOWN:
+        shown[SHOWN - 2 : -1] = ["..."]
+    note = f"Classes by folder{', in the order of their numbers' if numeric else ''}: {', '.join(shown)}"
+    return {"labels": [ranks[folder] for folder in folders], "class_names": order, "notes": (note,)}
 
 
 def _open_unlabelled(path: Path, split: str | None, labels: str) -> Source:
@@ -93,9 +142,9 @@ def _open_classes(pattern: str, expected: str) -> Callable[[Path, str | None, st
         found = [(name, match["cls"]) for name, match in found if match["split"] in (None, split) or split == "all"]
         if not found:
             raise ValueError(f"{path} does not hold {expected} for --split={split}")
-        ranks = {cls: rank for rank, cls in enumerate(sorted({cls for _, cls in found}))}
-        description = f"{split} images of {len(ranks)} classes in"
-        return _archive_source(description, archive, [name for name, _ in found], [ranks[cls] for _, cls in found])
+        about = _ranked([cls for _, cls in found])
+        description = f"{split} images of {len(about['class_names'])} classes in"
+        return _archive_source(description, archive, [name for name, _ in found], **about)
 
     return open_classes
 
@@ -118,8 +167,10 @@ def _open_celeba(path: Path, split: str | None, labels: str) -> Source:
     missing = [name for name in chosen if name not in images]
     if missing or not chosen:
         raise ValueError(f"{path}: {len(missing)} of {len(chosen)} {split} images that {lists[0]} names are missing")
-    return _archive_source(f"CelebA ({split})", archive, [images[name] for name in chosen], None)
+    return _archive_source(f"CelebA ({split})", archive, [images[name] for name in chosen])
 
+
+SHOWN = 12  # classes in the note that lists them
 
 _FILES = ("auto", "folders", "none")
 _IMAGENET = r"(?:(?:.*/)?(?P<split>train|val)/)?(?P<cls>n\d{8})/[^/]+"
@@ -193,4 +244,4 @@ def open_source(source: str, *, layout: str = "auto", split: str | None = None, 
     if opened.size == 0:
         opened.close()
         raise ValueError(f"{source} holds no images")
-    return opened if labels != "none" else replace(opened, labels=None)
+    return opened if labels != "none" else replace(opened, labels=None, class_names=None, notes=())

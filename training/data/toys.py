@@ -19,6 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from training.data.decode import decode_image
+from training.data.transforms import to_gray_or_rgb
+
 __all__ = ["TOYS", "ToyDataset", "draw", "is_toy", "spread"]
 
 PREFIX = "toy:"
@@ -100,12 +103,9 @@ def draw(name: str, n: int, seed: int = 0) -> tuple[Tensor, Tensor]:
 
 def _black_pixels(path: Path, n: int, seed: int) -> Tensor:
     """Coordinates of `n` black pixels of a picture, drawn with replacement: float32 `[n, 2]` in [0, 1]."""
-    from PIL import Image
-
     if not path.is_file():
         raise ValueError(f"there is no picture {path}: give a file, or one of {', '.join(TOYS)}")
-    with Image.open(path) as picture:
-        pixels = np.asarray(picture.convert("RGB"))
+    pixels = np.asarray(to_gray_or_rgb(decode_image(path.read_bytes()), "white").convert("RGB"))
     y, x = np.nonzero(pixels.sum(-1, dtype=np.int64) == 0)
     if not len(x):
         raise ValueError(f"{path} has no black pixel: the points of a toy are the pixels of colour (0, 0, 0)")

@@ -30,6 +30,7 @@ def to_gray_or_rgb(image: Image.Image, background: str | None = None) -> Image.I
     """The image in mode L or RGB.
 
     Palettes, CMYK, YCbCr, Lab and HSV become RGB; 1 bit and 16 bit gray become 8 bit gray (16 bit rounded to nearest).
+    Alpha that is opaque everywhere is dropped.
 
     Args:
         background: colour name put behind transparent images; None refuses them.
@@ -37,15 +38,34 @@ def to_gray_or_rgb(image: Image.Image, background: str | None = None) -> Image.I
     Raises:
         ValueError: transparency without `background`, or pixels that are not 1, 8 or 16 bit.
     """
+    if image.mode in ("L", "RGB") and "transparency" not in image.info:
+        return image
+    solid, alpha = _split(image)
+    if alpha is None or alpha.getextrema()[0] == 255:
+        return solid
+    if background is None:
+        raise ValueError("the image has transparency: dataset_tool.py --background=white or black puts a colour behind")
+    return Image.composite(solid, Image.new(solid.mode, solid.size, background), alpha)
+
+
+def _split(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
+    """Colours in mode L or RGB, and opacity in mode L, or None for an image without."""
+    if image.mode in ("LA", "La"):
+        image = image.convert("LA")
+        return image.getchannel("L"), image.getchannel("A")
+    if image.mode in ("RGBA", "RGBa", "PA") or (image.mode == "P" and image.has_transparency_data):
+        image = image.convert("RGBA")
+        return image.convert("RGB"), image.getchannel("A")
+    alpha = image.info.get("alpha")
+    if alpha is None and "transparency" in image.info:
+        clear = (np.atleast_3d(image) == image.info["transparency"]).all(-1)
+        alpha = Image.fromarray(np.where(clear, 0, 255).astype(np.uint8))
+    return _solid(image), alpha
+
+
+def _solid(image: Image.Image) -> Image.Image:
     if image.mode in ("L", "RGB"):
         return image
-    if image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or (image.mode == "P" and "transparency" in image.info):
-        if background is None:
-            raise ValueError("the image has transparency; --background=white or black says what lies behind it")
-        gray = image.mode in ("LA", "La")
-        clear = image.convert("LA").convert("RGBA") if gray else image.convert("RGBA")  # La knows only the way to LA
-        flat = Image.alpha_composite(Image.new("RGBA", image.size, background), clear)
-        return flat.convert("L" if gray else "RGB")
     if image.mode in ("P", "CMYK", "YCbCr", "LAB", "HSV", "RGBX"):
         return image.convert("RGB")
     if image.mode == "1":

@@ -4,7 +4,8 @@ Images are read, converted and encoded by a pool of threads (decoding and resizi
 written in source order by the caller, so the output does not depend on the number of workers, byte for byte: fixed time
 stamps, no compression. The output appears whole or not at all.
 
-Format: `{index // 1000:05d}/img{index:08d}.png` and `{"labels": [[name, label], ...]}`, or null unless all have labels.
+Format: `{index // 1000:05d}/img{index:08d}.png` and `{"labels": [[name, label], ...]}`, or null unless all have labels,
+with what `training/data/labels.py` describes beside it.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from torch_utils.files import atomic_write
-from training.data.archive import decode_image
+from training.data.decode import TURNS, decode_image
 from training.data.originals import Source
 from training.data.transforms import Transform, to_gray_or_rgb
 
@@ -40,11 +41,22 @@ Put = Callable[[str, bytes], None]
 
 @dataclass
 class Summary:
-    """What a conversion did. `dropped`: too small for the transform; `skipped`: broken."""
+    """What a conversion did.
+
+    Attributes:
+        written, dropped, skipped: images; dropped are too small for the transform, skipped are broken.
+        turned: read images with an EXIF orientation other than upright.
+        unlabelled: written images that lack a label while others have one; first_unlabelled: the first of them.
+        labelled: whether labels were written.
+        shape: width, height, channels.
+    """
 
     written: int = 0
     dropped: int = 0
     skipped: int = 0
+    turned: int = 0
+    unlabelled: int = 0
+    first_unlabelled: str = ""
     labelled: bool = False
     shape: tuple[int, int, int] = (0, 0, 0)
 
@@ -53,6 +65,7 @@ class Summary:
 class _Encoded:
     shape: tuple[int, int, int]
     png: bytes
+    turned: bool
 
 
 def check_destination(dest: str, source: str) -> Path:
@@ -86,6 +99,7 @@ def convert(
     transform: Transform,
     *,
     background: str | None = None,
+    exif: str = "ignore",
     max_images: int | None = None,
     skip_broken: bool = False,
     any_size: bool = False,
@@ -99,6 +113,7 @@ def convert(
         dest: file ending in .zip (replaced if it exists), or an empty or absent folder.
         transform: from gray or RGB to the image to store, or None to leave it out.
         background: colour behind transparent images; None refuses them.
+        exif: "apply" turns images as their EXIF orientation asks, "ignore" takes them as stored.
         max_images: read at most this many entries.
         skip_broken: leave out images that cannot be used, with a notice, instead of ending.
         any_size: accept sizes that are no power of two.
@@ -114,8 +129,9 @@ def convert(
     entries: list[list[Any]] = []
 
     def prepare(index: int) -> _Encoded | None:
-        image = transform(_load(source, index, background))
-        return None if image is None else _encode(image)
+        image, turn = _load(source, index, background)
+        image = transform(image.transpose(turn) if turn is not None and exif == "apply" else image)
+        return None if image is None else _encode(image, turn is not None)
 
     def skip(index: int, error: Exception, allowed: bool) -> None:
         if not allowed:
@@ -146,27 +162,38 @@ def convert(
             put(name, encoded.png)
             summary.shape = encoded.shape
             summary.written += 1
+            summary.turned += encoded.turned
             if source.labels is not None and source.labels[index] is not None:
                 entries.append([name, source.labels[index]])
+            elif source.labels is not None:
+                summary.unlabelled += 1
+                summary.first_unlabelled = summary.first_unlabelled or source.name(index)
         if summary.written == 0:
             raise ValueError(f"none of the {count} images could be used: nothing was written")
         summary.labelled = len(entries) == summary.written
-        put("dataset.json", json.dumps({"labels": entries if summary.labelled else None}).encode())
+        content = {"labels": entries} | _about(source) if summary.labelled else {"labels": None}
+        put("dataset.json", json.dumps(content).encode())
     return summary
 
 
-def _load(source: Source, index: int, background: str | None) -> Image.Image:
+def _about(source: Source) -> dict[str, Any]:
+    about = {"label_kind": source.label_kind, "class_names": source.class_names and list(source.class_names)}
+    return {key: value for key, value in about.items() if value is not None}
+
+
+def _load(source: Source, index: int, background: str | None) -> tuple[Image.Image, Image.Transpose | None]:
+    """An image in mode L or RGB, and how EXIF asks to turn it."""
     data = source.read(index)
-    image = decode_image(data) if isinstance(data, bytes) else Image.fromarray(data)
-    image = to_gray_or_rgb(image, background)
-    return image.convert("RGB") if source.force_rgb else image
+    decoded = decode_image(data) if isinstance(data, bytes) else Image.fromarray(data)
+    image = to_gray_or_rgb(decoded, background)
+    return image.convert("RGB") if source.force_rgb else image, TURNS.get(decoded.info.get("orientation"))
 
 
-def _encode(image: Image.Image) -> _Encoded:
+def _encode(image: Image.Image, turned: bool) -> _Encoded:
     pixels = np.asarray(image)  # a fresh image: the old one may carry a colour profile that PNG would store
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, format="PNG", compress_level=0, optimize=False)
-    return _Encoded((image.width, image.height, len(image.getbands())), file.getvalue())
+    return _Encoded((image.width, image.height, len(image.getbands())), file.getvalue(), turned)
 
 
 def _check_shape(shape: tuple[int, int, int], first: tuple[int, int, int] | None, any_size: bool) -> None:

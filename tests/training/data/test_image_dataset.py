@@ -166,7 +166,7 @@ def test_mixed_images_are_named(tmp_path):
     ("labels", "match"),
     [
         ([["a.png", 1]], r"no label for b\.png"),
-        ([["a.png", -1], ["b.png", 0]], "from -1 to 0"),
+        ([["a.png", -1], ["b.png", 0]], "label -1, a class number out of range"),
         ([["a.png", 1 << 40], ["b.png", 0]], "1099511627776"),
         ([["a.png", 1], ["b.png", [1.0]]], "all class numbers or all vectors"),
         ([["a.png", [1, 2]], ["b.png", [1]]], "all class numbers or all vectors"),
