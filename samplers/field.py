@@ -75,8 +75,12 @@ class Field:
             return self
         return Field(_VEDenoiser(self), VE(), "data", self.class_labels, self.cond)
 
+    def prediction(self, x: Tensor, level: Tensor) -> Tensor:
+        """What the network returns, in the dtype that it returns: it may be a tensor that others hold."""
+        return self.net(x, level, self.class_labels, **self.cond)
+
     def _predict(self, x: Tensor, level: Tensor) -> Tensor:
-        return self.net(x, level, self.class_labels, **self.cond).to(x.dtype)
+        return self.prediction(x, level).to(x.dtype)
 
     def data(self, x: Tensor, level: Tensor) -> Tensor:
         p = self._predict(x, level)

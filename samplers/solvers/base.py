@@ -34,12 +34,16 @@ __all__ = [
     "Solver",
     "Step",
     "analytical_first",
-    "clean_estimate",
     "combine",
     "evaluate",
+    "minus",
     "network_levels",
     "read_levels",
+    "recorded",
     "require_ve",
+    "steps_from_data",
+    "towards",
+    "traced_estimate",
 ]
 
 Scalar = float | Tensor  # a number for the whole batch, or a float64 map that broadcasts against the state
@@ -211,9 +215,51 @@ def evaluate(field: Field, x: Tensor, level: Tensor, data: Tensor | None = None)
     return data, field.velocity_of(data, x, level)
 
 
-def clean_estimate(field: Field, x: Tensor, level: Tensor, data: Tensor | None = None) -> Tensor:
-    """The first half of `evaluate`, for solvers that need no drift."""
-    return field.data(x, level) if data is None else data
+def traced_estimate(
+    field: Field,
+    x: Tensor,
+    level: Tensor,
+    data: Tensor | None = None,
+    trace: Callable[[Step], Any] | None = None,
+    i: int = 0,
+) -> Tensor:
+    """The clean estimate alone, or the one known, shown to `trace` as step i; perhaps in the network's own dtype."""
+    if data is None:
+        data = field.prediction(x, level) if field.predicts == "data" else field.data(x, level)
+    if trace is not None:
+        data = data.to(x.dtype)
+        trace(Step(i, level, x, data, field.velocity_of(data, x, level)))
+    return data
+
+
+def steps_from_data(field: Field) -> bool:
+    """The clean estimate is what the network returns and the drift is (x - data) / s: `towards` then makes a step."""
+    return field.predicts == "data" and isinstance(field.path, VE)
+
+
+def recorded(*values: Any) -> bool:
+    """A gradient will be asked for through one of the values, so none of them may be written to."""
+    return torch.is_grad_enabled() and any(isinstance(v, Tensor) and v.requires_grad for v in values)
+
+
+def towards(x: Tensor, data: Tensor, share: Scalar) -> Tensor:
+    """`x + share * (data - x)`, the Euler step in VE coordinates where share = -h / s: one pass over memory.
+
+    In the dtype of `x`. Data of another dtype are converted once, and the copy becomes the result.
+    """
+    share = share.to(x.dtype) if isinstance(share, Tensor) else share
+    end = data.to(x.dtype)
+    if recorded(x, end, share):
+        return torch.lerp(x, end, share)
+    return torch.lerp(x, end, share, out=torch.empty_like(end) if end is data else end)
+
+
+def minus(x: Tensor, data: Tensor, spare: Tensor | None = None) -> Tensor:
+    """`x - data` in the dtype of `x`, written to `spare` if that is given and nobody asks for gradients."""
+    if recorded(x, data):
+        return x - data
+    out = torch.empty_like(x) if spare is None else spare
+    return torch.sub(x, data if data.dtype == x.dtype else out.copy_(data), out=out)
 
 
 def analytical_first(x: Tensor, s: Scalar) -> Tensor:

@@ -10,6 +10,7 @@ x' = x + sum_k c_k e_{i-k}, c_k the integral over the step of dsigma/dtau times 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -65,6 +66,7 @@ def deis_table(
     return table
 
 
+@functools.cache
 def _quadrature(points: int | None) -> tuple[np.ndarray, np.ndarray]:
     """Nodes and weights on [0, 1]."""
     if points is None:

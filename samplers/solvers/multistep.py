@@ -13,7 +13,17 @@ from torch import Tensor
 
 from samplers.field import Field
 from samplers.path import VE
-from samplers.solvers.base import Scalar, Step, clean_estimate, combine, evaluate, read_levels
+from samplers.solvers.base import (
+    Scalar,
+    Step,
+    combine,
+    evaluate,
+    minus,
+    read_levels,
+    steps_from_data,
+    towards,
+    traced_estimate,
+)
 
 __all__ = ["Weights", "linear_multistep"]
 
@@ -43,20 +53,26 @@ def linear_multistep(
         transform: applied to the clean estimate before it enters the history (`quantity="data"` only).
     """
     grid = read_levels(levels, x)
-    kept: list[Tensor] = []
+    from_data = quantity == "drift" and steps_from_data(field)
+    kept: list[Tensor] = []  # newest first; of drifts (x - data) / s the numerators, which nobody else holds
+    units: list[Scalar] = []  # what those are divided by, moved into their weights
     for i in grid.steps:
-        known = first if i == 0 else None
-        if quantity == "drift" or trace is not None:
-            data, drift = evaluate(field, x, grid.label[i], known)
+        s, label, known = grid.s[i], grid.label[i], first if i == 0 else None
+        spare = kept.pop() if len(kept) == history else None
+        ends = grid.stops_at_zero(i) and isinstance(field.path, VE)
+        if from_data or quantity == "data":
+            data = traced_estimate(field, x, label, known, trace, i)
+            if from_data and ends:
+                return towards(x, data, 1)
+            value = minus(x, data, spare) if from_data else data.to(x.dtype)
+            value = value if transform is None else transform(value)
+        else:
+            data, value = evaluate(field, x, label, known)
             if trace is not None:
-                trace(Step(i, grid.label[i], x, data, drift))
-        else:
-            data = clean_estimate(field, x, grid.label[i], known)
-        value = drift if quantity == "drift" else data if transform is None else transform(data)
-        kept = [value, *kept[: history - 1]]
-        if not grid.stops_at_zero(i) or not isinstance(field.path, VE):
-            scale, w = weights(grid.s, i)
-            x = combine(x, scale, w, kept)
-        else:
-            x = value if quantity == "data" else combine(x, 1, [-grid.s[i]], [value])
+                trace(Step(i, label, x, data, value))
+        if ends:
+            return value if quantity == "data" else combine(x, 1, [-s], [value])
+        kept, units = [value, *kept], [1 / s if from_data else 1, *units[: history - 1]]
+        scale, w = weights(grid.s, i)
+        x = combine(x, scale, [a * b for a, b in zip(w, units, strict=False)], kept)
     return x

@@ -14,10 +14,23 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from samplers.field import Field
-from samplers.solvers.base import Step, combine, evaluate, network_levels, read_levels, require_ve
+from samplers.solvers.base import (
+    Scalar,
+    Step,
+    combine,
+    evaluate,
+    network_levels,
+    read_levels,
+    recorded,
+    require_ve,
+    steps_from_data,
+    towards,
+    traced_estimate,
+)
 
 __all__ = ["dpm", "euler", "heun"]
 
@@ -35,11 +48,27 @@ def euler(
     """Order 1, one evaluation per step."""
     grid = read_levels(levels, x)
     for i, h in enumerate(grid.h):
-        data, drift = evaluate(field, x, grid.label[i], first if i == 0 else None)
-        if trace is not None:
-            trace(Step(i, grid.label[i], x, data, drift))
-        x = combine(x, 1, [h], [drift])
+        x = _leap(field, x, grid.s[i], grid.label[i], h, i, first if i == 0 else None, trace)
     return x
+
+
+def _leap(
+    field: Field,
+    x: Tensor,
+    s: Scalar,
+    label: Tensor,
+    h: Scalar,
+    i: int = 0,
+    known: Tensor | None = None,
+    trace: Trace = None,
+) -> Tensor:
+    """`x + h * drift(x, s)`, traced as step i."""
+    if steps_from_data(field):
+        return towards(x, traced_estimate(field, x, label, known, trace, i), -h / s)
+    data, drift = evaluate(field, x, label, known)
+    if trace is not None:
+        trace(Step(i, label, x, data, drift))
+    return combine(x, 1, [h], [drift])
 
 
 def heun(
@@ -53,13 +82,12 @@ def heun(
     """Order 2, two evaluations per step; one in a step to level 0."""
     grid = read_levels(levels, x)
     for i, h in enumerate(grid.h):
-        data, drift = evaluate(field, x, grid.label[i], first if i == 0 else None)
-        if trace is not None:
-            trace(Step(i, grid.label[i], x, data, drift))
-        y = combine(x, 1, [h], [drift])
+        y = _leap(field, x, grid.s[i], grid.label[i], h, i, first if i == 0 else None, trace)
         if grid.stops_at_zero(i):
             return y
-        x = combine(x, 1, [h / 2, h / 2], [drift, field.drift(y, grid.label[i + 1])])
+        # x + h (drift(x) + drift(y)) / 2 is the middle of x and of a second leap from y by the drift there
+        z = _leap(field, y, grid.s[i + 1], grid.label[i + 1], h)
+        x = torch.lerp(x, z, 0.5) if recorded(x, z) else torch.lerp(x, z, 0.5, out=z)
     return x
 
 

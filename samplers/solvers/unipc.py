@@ -15,7 +15,7 @@ import numpy as np
 from torch import Tensor
 
 from samplers.field import Field
-from samplers.solvers.base import Step, combine, evaluate, read_levels, require_ve
+from samplers.solvers.base import Step, combine, read_levels, require_ve, traced_estimate
 from samplers.solvers.dpmpp import order_at
 from samplers.solvers.thresholding import resolve_thresholding
 
@@ -82,14 +82,17 @@ def unipc(
     transform = resolve_thresholding(thresholding, predict_x0, field, x)
     steps = len(grid.steps)
 
-    def model_value(data: Tensor, drift: Tensor) -> Tensor:
-        return drift if not predict_x0 else data if transform is None else transform(data)
+    def model_value(data: Tensor, at: Tensor, i: int) -> Tensor:
+        if predict_x0:
+            return data if transform is None else transform(data)
+        return field.velocity_of(data, at, grid.label[i])
 
-    data, drift = evaluate(field, x, grid.label[0], first)
-    kept = [model_value(data, drift)]
+    predicted = x
+    data = traced_estimate(field, x, grid.label[0], first).to(x.dtype)
+    kept = [model_value(data, x, 0)]
     for i in grid.steps:
         if trace is not None:
-            trace(Step(i, grid.label[i], x, data, drift))
+            trace(Step(i, grid.label[i], x, data, field.velocity_of(data, predicted, grid.label[i])))
         if grid.stops_at_zero(i):
             return kept[0] if predict_x0 else data
         order = order_at(i, steps, max_order, lower_order_final)
@@ -97,8 +100,8 @@ def unipc(
         predicted = combine(x, scale, predictor, kept)
         if i == steps - 1:
             return predicted
-        data, drift = evaluate(field, predicted, grid.label[i + 1])
-        kept = [model_value(data, drift), *kept]
+        data = traced_estimate(field, predicted, grid.label[i + 1]).to(x.dtype)
+        kept = [model_value(data, predicted, i + 1), *kept]
         x = combine(x, scale, corrector, kept)
         kept = kept[:max_order]
     return x

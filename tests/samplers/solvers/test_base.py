@@ -147,3 +147,27 @@ def test_registry_is_complete():
         name: SOLVERS[name].max_order for name in ("euler", "heun", "dpm", "ipndm", "ab", "deis", "dpmpp", "unipc")
     }
     assert orders == {"euler": 1, "heun": 2, "dpm": 2, "ipndm": 4, "ab": 4, "deis": 4, "dpmpp": 3, "unipc": 3}
+
+
+@pytest.mark.parametrize(("solver", "options"), VARIANTS)
+@pytest.mark.parametrize("answer", [torch.float32, torch.float64])
+def test_memory_that_others_hold_is_never_written_to(solver, options, answer):
+    held = []
+
+    def hold(*tensors):
+        held.extend((t, t.clone()) for t in tensors)
+
+    def network(x, sigma, class_labels=None):
+        data = curved(x, sigma).to(answer)
+        hold(x, data)
+        return data
+
+    z = torch.randn(2, 3, dtype=torch.float64)
+    hold(z)
+    with torch.no_grad():
+        plain = sample(network, z, get_schedule(9), solver=solver, **options)
+        traced = sample(
+            network, z, get_schedule(9), solver=solver, trace=lambda s: hold(s.x, s.data, s.drift), **options
+        )
+    assert all(torch.equal(t, before) for t, before in held)
+    assert torch.equal(plain, traced)  # looking changes nothing
