@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from tqdm import tqdm
 
 import networks
 from networks.features.table import FeatureExtractor, load_features
+from networks.load import unfinished_note
 from samplers import SCHEDULES, SOLVERS, get_schedule
 from samplers.analysis import figures
 from samplers.analysis.compare import HELD_OUT, Measure, compare, tables
@@ -115,7 +117,7 @@ def compare_command(options: CompareOptions) -> None:
         texts.append(f"{ScheduleFile.load(path).solver}@{path}")
     contestants = [parse_contestant(t) for t in texts]
     with dist.process_group(options.device) as device:
-        net = prepare(networks.load_network(options.network), device)
+        net = _load(options.network, device)
         reference, extractor = _reference(options, math.prod(image_shape(net)), device)
         measure = Measure(
             num=options.num, seed=options.seed, teacher_solver=options.teacher_solver,
@@ -131,6 +133,13 @@ def compare_command(options: CompareOptions) -> None:
             click.echo("\n\n".join(t.text() for t in tables(report)))
             _write(outdir, "compare", report, figures.draw_compare)
         dist.barrier()
+
+
+def _load(source: str, device: Any) -> Any:
+    net = dist.rank0_first(lambda: networks.load_network(source))
+    if note := unfinished_note(net):
+        dist.print0(f"{note} ({source})", file=sys.stderr)
+    return prepare(net, device)
 
 
 def _reference(options: CompareOptions, pixels: int, device: Any) -> tuple[Moments | None, FeatureExtractor | None]:
@@ -246,7 +255,7 @@ def curvature(
     with dist.process_group(device) as dev:
         folder, results = _folder(outdir), []
         for name, text in zip(networks_, label or networks_, strict=True):
-            net = prepare(networks.load_network(name), dev)
+            net = _load(name, dev)
             with tqdm(total=measured["num"], unit="img", desc=text, disable=dist.get_rank() > 0 or None) as bar:
                 report = measure_curvature(net, **measured, batch=batch, device=dev, progress=bar.update)
             results.append({"network": name, "label": text, "beta": _beta(net), **report})

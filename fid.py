@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from networks import load_network
 from networks.features.table import FEATURES, FeatureExtractor, load_features
+from networks.load import unfinished_note
 from samplers.planning.plan import SamplerOptions, build_plan
 from samplers.run import generate, image_shape, prepare
 from torch_utils import distributed as dist
@@ -175,7 +176,10 @@ def _samples(options: CalcOptions | RefOptions, device: torch.device) -> Source:
         raise ValueError(f"--seeds names {len(seeds)} images and --num={options.num}: leave one of them out")
     if len(seeds) < 2:
         raise ValueError(f"--seeds names {len(seeds)} images, 2 are needed at least: write for example --seeds=0-999")
-    net = prepare(dist.rank0_first(lambda: load_network(options.network)), device)
+    net = dist.rank0_first(lambda: load_network(options.network))
+    if note := unfinished_note(net):
+        dist.print0(note, file=sys.stderr)
+    net = prepare(net, device)
     plan = build_plan(net, options)
     dist.print0(plan, file=sys.stderr)
     samples = generate(net, seeds, plan, batch=options.batch, device=device, class_idx=options.class_idx)

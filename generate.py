@@ -7,6 +7,7 @@ image looks like does not depend on the batch size or on the number of processes
 from __future__ import annotations
 
 import functools
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ import torch
 from tqdm import tqdm
 
 import networks
+from networks.load import unfinished_note
 from samplers import Field
 from samplers.outputs import Targets
 from samplers.planning.levels import schedule_file
@@ -143,11 +145,11 @@ def load(options: Options, device: torch.device) -> tuple[torch.nn.Module, str]:
             f"choose from {', '.join(DATASETS)}, or give --network"
         )
     source = options.network or DATASETS[options.dataset_name]
-    if dist.get_rank() > 0:
-        dist.barrier()  # rank 0 downloads
-    net = networks.load_network(source, verbose=dist.get_rank() == 0, config=options.config_de)
-    if dist.get_rank() == 0:
-        dist.barrier()
+    net = dist.rank0_first(
+        lambda: networks.load_network(source, verbose=dist.get_rank() == 0, config=options.config_de)
+    )
+    if note := unfinished_note(net):
+        dist.print0(note, file=sys.stderr)
     net = prepare(net, device, precision=options.precision, tf32=options.tf32, compile=options.compile)
     return net, options.dataset_name or Path(source).stem
 

@@ -28,7 +28,7 @@ from torch_utils.files import download, map_file
 from torch_utils.pickles.foreign import naming
 from torch_utils.pickles.machine import Record, shown
 
-__all__ = ["load_encoder", "load_network", "save_network"]
+__all__ = ["load_encoder", "load_network", "save_network", "unfinished_note"]
 
 TENSORS_ONLY = (".pth", ".pt", ".ckpt")  # files of torch.save that may be bare state dicts
 
@@ -102,6 +102,14 @@ def load_network(
     net.info = info
     _warn_if_not_finite(path, net)
     return net.eval().requires_grad_(False).to(device)
+
+
+def unfinished_note(net: nn.Module) -> str | None:
+    """One line about a network that `load_network` read from the middle of a training run; None of other networks."""
+    seen, total = (getattr(net, "info", {}).get(key) for key in ("nimg", "total_nimg"))
+    if not (isinstance(seen, int) and isinstance(total, int | float) and seen < total):
+        return None
+    return f"Note: the network was saved after {seen / 1000:g} of {total / 1000:g} kimg: its training run goes on"
 
 
 def _locate(source: str, verbose: bool, sha256: str | None) -> Path:

@@ -74,7 +74,8 @@ def outcome(outdir):
         tensors |= {f"{path.name}/{name}": value for name, value in checkpoint.named(contents.payload).items()}
         tensors[f"{path.name}/nimg"] = contents.payload.get("loop", contents.info).get("nimg")
     stats = [json.loads(line) for line in (run_dir / "stats.jsonl").read_text().splitlines()]
-    curves = {key: [s[key] for s in stats] for key in ("Loss/loss", "Grad/net_norm", "Progress/kimg", "Progress/tick")}
+    keys = ("Loss/loss", "Grad/net_norm", "Progress/kimg", "Progress/tick", "Metrics/fid", "Metrics/fid_best")
+    curves = {key: [s[key] for s in stats if key in s] for key in keys}
     return tensors, curves
 
 

@@ -134,7 +134,7 @@ def wait_all(processes):
                 done, status = os.waitpid(pid, os.WNOHANG)
                 if done:
                     statuses[rank] = os.waitstatus_to_exitcode(status)
-                    if statuses[rank] != 0 and failed_at is None:
+                    if statuses[rank] != 0 and statuses[rank] < 128 and failed_at is None:
                         failed_at = time.monotonic()
                 elif failed_at is not None and time.monotonic() > failed_at + 1:
                     os.kill(pid, signal.SIGKILL)
@@ -144,6 +144,7 @@ def wait_all(processes):
 
 def main():
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     Image.init()
     plan = json.loads(pathlib.Path(sys.argv[1]).read_text())
     for action in plan["runs"]:

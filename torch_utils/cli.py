@@ -3,7 +3,8 @@
 `Command` and `Group` are cloup's classes (click with options in groups). They accept `--batch-gpu` and `--batch_gpu`
 alike, `-h`, and no number that is nan, infinite (unless its option says so) or beyond 64 bits. They print a
 `ValueError`, `OSError` or exhausted memory as `Error: <sentence>` with exit code 1 (bad usage exits with 2, as click
-does), and never a traceback for bad input. Set FEWSTEP_TRACEBACK=1 to see where an error came from.
+does), and never a traceback for bad input. Ctrl-C, SIGTERM and SIGHUP clean up and exit with 130, 143 and 129. Set
+FEWSTEP_TRACEBACK=1 to see where an error came from.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import io
 import math
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -21,6 +23,7 @@ import click
 import cloup
 
 from torch_utils.misc import parse_int_list
+from torch_utils.signals import SignalExit, ending_as_exit
 
 __all__ = ["Command", "Group", "IntList", "NumberList", "Option", "sentence"]
 
@@ -96,8 +99,16 @@ class Command(cloup.Command):
 
     def invoke(self, ctx: click.Context) -> Any:
         _print_anything()
-        with _errors_as_sentences():
-            return super().invoke(ctx)
+        try:
+            with ending_as_exit(), _errors_as_sentences():
+                return super().invoke(ctx)
+        except KeyboardInterrupt:
+            click.echo("Stopped by Ctrl-C", err=True)
+            raise SignalExit(signal.SIGINT, said=True) from None
+        except SignalExit as end:
+            if not end.said:
+                click.echo(f"Stopped by {end.name}", err=True)
+            raise
 
 
 def _checked(callback: Callable[..., Any] | None) -> Callable[..., Any]:

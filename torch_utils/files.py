@@ -1,7 +1,8 @@
 """Files that appear whole or not at all, retention of numbered files, and a download cache.
 
 `atomic_write` writes under a temporary name in the same folder, flushes, calls fsync and renames: a reader sees the old
-file or the new one, never a part. Numbered files (`network-snapshot-001000.pkl`) are ordered by the numbers in their
+file or the new one, never a part. What a killed process leaves is removed by the next write into that folder
+(`torch_utils/temporaries.py`). Numbered files (`network-snapshot-001000.pkl`) are ordered by the numbers in their
 names, not by time stamps, which copying changes.
 """
 
@@ -12,7 +13,6 @@ import json
 import mmap
 import os
 import re
-import secrets
 import stat
 import urllib.error
 import urllib.parse
@@ -21,6 +21,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
+
+from torch_utils.temporaries import temporary_beside
 
 __all__ = ["atomic_write", "cache_directory", "download", "map_file", "numbered", "retain", "write_json"]
 
@@ -37,20 +39,19 @@ def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
         OSError: full disk, read-only directory, missing directory; names `path`, whose earlier content is untouched.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name[:128]}.{secrets.token_hex(6)}.tmp")
+    written = None
     try:
-        with open(temporary, mode.replace("w", "x"), encoding=None if "b" in mode else "utf-8") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        with temporary_beside(path) as written:
+            with open(written, mode, encoding=None if "b" in mode else "utf-8") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(written, path)
         _sync_directory(path.parent)
-    except BaseException as error:
-        with suppress(OSError):
-            temporary.unlink()
+    except OSError as error:
         # Errors of our own file carry no name or the temporary one; others (a read inside the block) stay as they are.
-        ours = isinstance(error, OSError) and error.errno and error.filename in (None, os.fspath(temporary))
-        if not ours:
+        ours = written is None or error.filename in (None, os.fspath(written))
+        if not (ours and error.errno):
             raise
         reason = f"cannot write ({error.strerror}); an earlier file of this name is untouched"
         raise OSError(error.errno, reason, os.fspath(path)) from error

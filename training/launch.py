@@ -47,7 +47,7 @@ def launch(method_name: str, options: CommonOptions) -> None:
         try:
             with Tee(place.run_dir / "log.txt") if dist.get_rank() == 0 else nullcontext():
                 _train(method_name, options, settings, dataset, place, device)
-        except (ValueError, OSError):
+        except BaseException:
             if dist.get_rank() == 0:
                 runs.discard_unused(place.run_dir)
             raise
@@ -94,8 +94,8 @@ def _train(
     try:
         if place.state is not None:
             session.restore(place.state)
-        if session.run():
-            dist.print0("Finished.")
+        session.run()
+        dist.print0("Finished.")
     finally:
         batches.close()
 

@@ -5,7 +5,7 @@ import signal
 
 import pytest
 import torch
-from exact_runs import assert_same, drive, joint_options, make_data, only_run, outcome
+from exact_runs import OPTIONS, assert_same, drive, joint_options, make_data, only_run, outcome
 
 KILL = -signal.SIGKILL
 
@@ -73,18 +73,40 @@ def test_joint_training_by_two_processes_is_that_of_one(tmp_path, data):
 
 
 def test_asked_to_stop(tmp_path, data):
-    """SIGTERM and Ctrl-C: the step is finished, the state written, the exit status 0; no step is ever repeated."""
+    """The step is finished, the state written, the exit status names the signal; no step is ever repeated."""
     drive(tmp_path, data, tmp_path / "straight", 1, [{}])
     rng = random.Random(0)
-    stops = [{"signal": s, "event": rng.randint(4, 30), "rank": 0} for s in ("TERM", "INT", "TERM")]
+    stops = [{"signal": s, "event": rng.randint(4, 24), "rank": 0} for s in ("TERM", "INT", "HUP", "TERM")]
     results, _ = drive(tmp_path, data, tmp_path / "stopped", 1, [*stops, {}])
-    assert [processes[0][0] for processes in results] == [0] * len(results)
+    assert [processes[0][0] for processes in results] == [143, 130, 129, 143, 0]
     assert sum(processes[0][1].count("step") for processes in results) == 32
     assert all(processes[0][1].count("step") for processes in results)
     assert_same(outcome(tmp_path / "stopped"), outcome(tmp_path / "straight"))
     log = (only_run(tmp_path / "stopped") / "log.txt").read_text()
     assert log.count("state written at") == len(stops)
     assert "SIGINT: state written" in log
+
+
+EVERYTHING = "--batch-gpu=8 --fid-every=1 --fid-features=pixels --fid-num=8 --fid-steps=2"
+STATUS = {"KILL": {KILL}, "TERM": {143, 0}, "HUP": {129, 0}, "INT": {130, 0}}  # 0: it came after the last step
+
+
+@pytest.mark.parametrize("world", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_ended_by_any_signal_with_everything_on(tmp_path, data, world):
+    """Dropout, accumulation, power-function averages and FID, ended anywhere: also while starting or measuring."""
+    options = f"{OPTIONS} {EVERYTHING}"
+    drive(tmp_path, data, tmp_path / "straight", 1, [{}], world, options=options)
+    rng = random.Random(5)
+    actions = [
+        {"signal": s, "event": rng.randint(1, 40), "rank": rng.randrange(world)}
+        for s in rng.sample([*STATUS] * 2, 8)
+    ]  # fmt: skip
+    results, _ = drive(tmp_path, data, tmp_path / "ended", 1, [*actions, {}], world, options=options)
+    for action, processes in zip(actions, results, strict=False):
+        assert processes[action["rank"]][0] in STATUS[action["signal"]], (action, processes)
+    assert [status for status, _ in results[-1]] == [0] * world
+    assert_same(outcome(tmp_path / "ended"), outcome(tmp_path / "straight"))
+    assert len(outcome(tmp_path / "ended")[1]["Metrics/fid"]) > 3
 
 
 def test_full_disk(tmp_path, data):
@@ -104,7 +126,7 @@ def test_another_number_of_processes_keeps_batch_and_order(tmp_path, data):
     drive(tmp_path, data, tmp_path / "straight", 1, [{}])
     runs = [{"world": 2, "signal": "TERM", "event": 36, "rank": 1}, {"world": 1}]
     results, _ = drive(tmp_path, data, tmp_path / "moved", 1, runs)
-    assert [[status for status, _ in processes] for processes in results] == [[0, 0], [0]]
+    assert [[status for status, _ in processes] for processes in results] == [[143, 143], [0]]
     assert 0 < results[0][0][1].count("step") < 32
     (moved, curves), (straight, expected) = outcome(tmp_path / "moved"), outcome(tmp_path / "straight")
     assert moved.keys() == straight.keys()

@@ -13,8 +13,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import secrets
-import shutil
 import sys
 import zipfile
 from collections import deque
@@ -30,6 +28,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from torch_utils.files import atomic_write
+from torch_utils.temporaries import temporary_beside
 from training.data.decode import TURNS, decode_image
 from training.data.originals import Source
 from training.data.transforms import Transform, to_gray_or_rgb
@@ -255,22 +254,20 @@ def _zip_sink(dest: Path) -> Iterator[Put]:
 @contextmanager
 def _folder_sink(dest: Path) -> Iterator[Put]:
     dest = dest.resolve()
-    temporary = dest.with_name(f".{dest.name[:128]}.{secrets.token_hex(6)}.tmp")
-
-    def put(name: str, data: bytes) -> None:
-        path = temporary / name
-        path.parent.mkdir(exist_ok=True)
-        path.write_bytes(data)
-
     try:
-        temporary.mkdir()
-        yield put
-        if dest.exists():
-            dest.rmdir()  # it is empty, or this refuses
-        os.replace(temporary, dest)
-    except BaseException as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        if isinstance(error, OSError) and error.errno:
-            reason = f"cannot write ({error.strerror}); nothing of it is left"
-            raise OSError(error.errno, reason, os.fspath(dest)) from error
-        raise
+        with temporary_beside(dest, folder=True) as temporary:
+
+            def put(name: str, data: bytes) -> None:
+                path = temporary / name
+                path.parent.mkdir(exist_ok=True)
+                path.write_bytes(data)
+
+            yield put
+            if dest.exists():
+                dest.rmdir()  # it is empty, or this refuses
+            os.replace(temporary, dest)
+    except OSError as error:
+        if not error.errno:
+            raise
+        reason = f"cannot write ({error.strerror}); nothing of it is left"
+        raise OSError(error.errno, reason, os.fspath(dest)) from error

@@ -16,6 +16,7 @@ from typing import Any
 
 from torch_utils.checkpoint import newest
 from torch_utils.files import numbered, write_json
+from torch_utils.temporaries import TEMPORARY
 
 __all__ = [
     "OPTIONS",
@@ -41,7 +42,6 @@ _FREE = {
     "keep_snapshots", "checkpoint_mins", "batch_gpu", "new_run", "run_dir", "fid_every", "fid_ref", "fid_features",
     "fid_num", "fid_steps", FINISHED, "world_size",
 }  # fmt: skip
-_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{12}\.tmp")  # what `atomic_write` leaves behind when it is killed
 
 _locks: list[Any] = []  # open files whose lock lives as long as the process
 
@@ -72,7 +72,7 @@ def claim(run_dir: Path) -> bool:
         return False
     _locks.append(file)
     for path in run_dir.iterdir():
-        if _TEMPORARY.fullmatch(path.name):
+        if TEMPORARY.fullmatch(path.name):
             path.unlink(missing_ok=True)
     return True
 

@@ -21,6 +21,7 @@ from torch_utils.files import atomic_write, retain
 from torch_utils.misc import format_time
 from torch_utils.pickles.foreign import naming
 from torch_utils.profile import cpu_memory_gib, peak_flops
+from torch_utils.signals import SignalExit
 from torch_utils.stats import StatsFile, Wandb
 from training.loop.loop import Loop
 from training.runs import run_dir as runs
@@ -134,7 +135,7 @@ class Session:
         grid = None
         if self.main:
             name = f"{self.loop.nimg // 1000:06d}"
-            info = {**self.info, "nimg": self.loop.nimg}
+            info = {**self.info, "nimg": self.loop.nimg, "total_nimg": self.cadence.total_kimg * 1000}
             for key, average in self.loop.method.averages.items():
                 if average.sigma_rel is not None:
                     facts = {**info, "sigma_rel": average.sigma_rel}
@@ -151,8 +152,12 @@ class Session:
 
     # --- the run ---------------------------------------------------------------------------------------------------
 
-    def run(self) -> bool:
-        """Train to the end or to a stop request; True when the run is finished."""
+    def run(self) -> None:
+        """Train to the end.
+
+        Raises:
+            SignalExit: some process was asked to stop before that; the state is written.
+        """
         self._start = time.monotonic()
         self._stats = StatsFile(self.run_dir / "stats.jsonl", self._stats_size) if self.main else None
         self._wandb = (
@@ -172,7 +177,7 @@ class Session:
         stop = StopRequest()
         try:
             with stop.listening():
-                return self._train(progress, stop)
+                self._train(progress, stop)
         finally:
             progress.close()
             if self._stats is not None:
@@ -180,7 +185,7 @@ class Session:
             if self._wandb is not None:
                 self._wandb.close()
 
-    def _train(self, progress: Progress, stop: StopRequest) -> bool:
+    def _train(self, progress: Progress, stop: StopRequest) -> None:
         loop, total = self.loop, self.cadence.total_kimg * 1000
         self._tick_began = self._state_began = time.monotonic()
         self._idle = 0.0  # seconds spent on files and metrics since the last tick
@@ -196,11 +201,11 @@ class Session:
             if stopped and not done:
                 loop.finish_step()
                 self._write_state()
-                progress.say(f"{stop.name or 'A stop request'}: state written at {loop.nimg / 1000:.3f} kimg, stopping")
-                return False
+                end = SignalExit(max(dist.all_gather_object(stop.number)), said=True)
+                progress.say(f"{end.name}: state written at {loop.nimg / 1000:.3f} kimg, stopping")
+                raise end
         if self.main:
             runs.mark_finished(self.run_dir)
-        return True
 
     def _end_tick(self, progress: Progress, done: bool) -> None:
         """Figures first, then files, so that a state holds the length of the statistics it goes with."""

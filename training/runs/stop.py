@@ -1,34 +1,35 @@
-"""SIGTERM and Ctrl-C as a request to stop after the step under way."""
+"""SIGTERM, SIGHUP and Ctrl-C as a request to stop after the step under way."""
 
 from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+
+from torch_utils.signals import ENDING, answering
 
 __all__ = ["StopRequest"]
 
 
 class StopRequest:
-    """True once SIGTERM or SIGINT arrived; a second Ctrl-C interrupts at once."""
+    """True once SIGTERM, SIGHUP or SIGINT arrived; a second Ctrl-C interrupts at once.
+
+    Attributes:
+        number: of the first such signal, 0 before.
+    """
 
     def __init__(self) -> None:
-        self.name: str | None = None
+        self.number = 0
 
     def __bool__(self) -> bool:
-        return self.name is not None
+        return self.number != 0
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        def handle(number: int, _: Any) -> None:
-            if self.name is not None and number == signal.SIGINT:
+        def answer(number: int) -> None:
+            if self.number and number == signal.SIGINT:
                 raise KeyboardInterrupt
-            self.name = signal.Signals(number).name
+            self.number = self.number or number
 
-        previous = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
-        try:
+        with answering((*ENDING, signal.SIGINT), answer):
             yield
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
