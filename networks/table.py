@@ -13,9 +13,12 @@ from typing import Any
 
 from torch import nn
 
+from networks.models.consistency_precond import CMPrecond
 from networks.models.encoder import CouplingEncoder
 from networks.models.interpolant import InterpolantNetwork
+from networks.models.latent import LatentDenoiser
 from networks.models.mac import MACNetwork
+from networks.models.noise_precond import NoisePrecond
 from networks.models.precond import MODELS, EDMGammaPrecond, EDMPrecond, VEPrecond, VPPrecond, iDDPMPrecond
 from networks.models.velocity import VelocityNetwork
 
@@ -31,6 +34,9 @@ NETWORKS: dict[str, type[nn.Module]] = {
     "VelocityNetwork": VelocityNetwork,
     "InterpolantNetwork": InterpolantNetwork,
     "CouplingEncoder": CouplingEncoder,
+    "CMPrecond": CMPrecond,
+    "NoisePrecond": NoisePrecond,
+    "LatentDenoiser": LatentDenoiser,
 }
 
 

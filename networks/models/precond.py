@@ -20,7 +20,17 @@ from networks.trunks.mlp import FourierMLP
 from networks.trunks.song_unet import SongUNet
 from torch_utils.misc import expand_to
 
-__all__ = ["MODELS", "EDMGammaPrecond", "EDMPrecond", "Precond", "VEPrecond", "VPPrecond", "iDDPMPrecond", "vp_sigma"]
+__all__ = [
+    "MODELS",
+    "EDMGammaPrecond",
+    "EDMPrecond",
+    "Precond",
+    "VEPrecond",
+    "VPPrecond",
+    "iDDPMPrecond",
+    "vp_sigma",
+    "vp_time",
+]
 
 MODELS: dict[str, type[nn.Module]] = {"SongUNet": SongUNet, "DhariwalUNet": DhariwalUNet, "FourierMLP": FourierMLP}
 
@@ -175,8 +185,7 @@ class VPPrecond(Precond):
 
     def sigma_inv(self, sigma: Tensor | float) -> Tensor:
         """Time of a noise level: the inverse of `sigma`."""
-        log_term = (1 + torch.as_tensor(sigma).square()).log()
-        return ((self.beta_min**2 + 2 * self.beta_d * log_term).sqrt() - self.beta_min) / self.beta_d
+        return vp_time(torch.as_tensor(sigma), self.beta_d, self.beta_min)
 
     def scalings(self, sigma: Tensor) -> tuple[Tensor | float, Tensor, Tensor | float, Tensor]:
         return 1.0, -sigma, (sigma.square() + 1).rsqrt(), (self.M - 1) * self.sigma_inv(sigma)
@@ -186,6 +195,12 @@ def vp_sigma(t: Tensor, beta_d: float, beta_min: float) -> Tensor:
     """Noise level of the VP process at time `t`, any shape (Karras et al. 2022, table 1)."""
     # exp - 1, not expm1: sigma_min of the published networks carries the cancellation of the float32 formula
     return ((0.5 * beta_d * t.square() + beta_min * t).exp() - 1).sqrt()
+
+
+def vp_time(sigma: Tensor, beta_d: float, beta_min: float) -> Tensor:
+    """Time of noise level `sigma`, any shape: the inverse of `vp_sigma`."""
+    log_term = (1 + sigma.square()).log()
+    return ((beta_min**2 + 2 * beta_d * log_term).sqrt() - beta_min) / beta_d
 
 
 class VEPrecond(Precond):

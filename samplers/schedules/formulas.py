@@ -8,7 +8,7 @@ With u_i = i / (num_steps - 1):
   is uniform, 2 quadratic (Song et al. 2021, arXiv 2011.13456; Zhang and Chen 2023, arXiv 2204.13902).
 - `discrete`: the same in the time of the model's own table of noise levels. The network (or its wrapper) has the
   methods `sigma(t)`, from time in [0, 1] to noise level, and its inverse `sigma_inv(sigma)`;
-  `samplers.schedules.noise_table` has them.
+  `torch_utils.noise_table` has them.
 
 Lists that others published are in `samplers.schedules.published`; `get_schedule` knows both by name.
 """

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from samplers.schedules.noise_table import NoiseTable, scaled_linear_alphas
+from torch_utils.noise_table import NoiseTable, scaled_linear_alphas
 
 __all__ = ["PUBLISHED", "Published"]
 

@@ -11,7 +11,7 @@ from samplers import SOLVERS, Field, get_schedule, sample
 from samplers.eps_denoiser import EpsDenoiser, VPLevels
 from samplers.guidance import cfg, guide
 from samplers.planning.plan import SamplerOptions, build_plan
-from samplers.schedules.noise_table import NoiseTable, scaled_linear_alphas
+from torch_utils.noise_table import NoiseTable, scaled_linear_alphas
 
 
 def recorded(net):

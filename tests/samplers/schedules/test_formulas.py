@@ -9,8 +9,8 @@ from golden_cases import cases
 
 from samplers import SCHEDULES, Field, get_schedule, validate_t_steps
 from samplers.schedules.formulas import FORMULAS
-from samplers.schedules.noise_table import NoiseTable, scaled_linear_alphas
 from samplers.schedules.published import PUBLISHED
+from torch_utils.noise_table import NoiseTable, scaled_linear_alphas
 
 
 def table_of(case):

@@ -7,13 +7,65 @@ log alpha = -log(1 + sigma^2) / 2 (Lu et al. 2022, arXiv 2206.00927, Appendix D.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
-__all__ = ["NoiseTable", "scaled_linear_alphas"]
+__all__ = ["BETAS", "NoiseTable", "alphas_cumprod", "betas_of", "scaled_linear_alphas"]
+
+
+def _linear(start: float, end: float, num: int) -> Tensor:
+    return torch.linspace(start, end, num, dtype=torch.float64)
+
+
+def _sqrt_linear_squared(start: float, end: float, num: int) -> Tensor:
+    return torch.linspace(start**0.5, end**0.5, num, dtype=torch.float64).square()
+
+
+def _sqrt(start: float, end: float, num: int) -> Tensor:
+    return torch.linspace(start, end, num, dtype=torch.float64).sqrt()
+
+
+# kind -> betas [num]; files of latent diffusion call the second "linear" and the first "sqrt_linear"
+BETAS = {"linear": _linear, "sqrt_linear_squared": _sqrt_linear_squared, "sqrt": _sqrt}
+
+
+def betas_of(
+    kind: str,
+    steps: int = 1000,
+    beta_start: float | None = None,
+    beta_end: float | None = None,
+    s: float = 0.008,
+    max_beta: float = 0.999,
+) -> Tensor:
+    """The betas `[steps]`, float64, of a schedule.
+
+    Args:
+        kind: linear, sqrt_linear_squared, sqrt, or cosine (Nichol and Dhariwal 2021, arXiv 2102.09672).
+        beta_start, beta_end: ends of the first three.
+        s, max_beta: offset and largest beta of "cosine".
+
+    Raises:
+        ValueError: an unknown kind, or ends that are missing or outside of (0, 1).
+    """
+    if steps < 2:
+        raise ValueError(f"a noise table has two or more steps, not {steps}")
+    if kind == "cosine":
+        f = ((_linear(0, 1, steps + 1) + s) / (1 + s) * (math.pi / 2)).cos().square()
+        return (1 - f[1:] / f[:-1]).clamp(0, max_beta)
+    if kind not in BETAS:
+        raise ValueError(f"there is no noise schedule '{kind}': choose from {', '.join([*BETAS, 'cosine'])}")
+    if beta_start is None or beta_end is None or not 0 < beta_start < 1 or not 0 < beta_end < 1:
+        raise ValueError(f"the noise schedule {kind} needs beta_start and beta_end between 0 and 1")
+    return BETAS[kind](beta_start, beta_end, steps)
+
+
+def alphas_cumprod(betas: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
+    """The cumulative product of 1 - betas, rounded to `dtype` as a model holds it, returned in float64."""
+    return (1 - betas.double()).cumprod(0).to(dtype).double()
 
 
 def scaled_linear_alphas(start: float = 0.00085, end: float = 0.012, num: int = 1000) -> Tensor:
@@ -21,8 +73,7 @@ def scaled_linear_alphas(start: float = 0.00085, end: float = 0.012, num: int = 
 
     Rounded to float32, as the published models hold them; returned in float64.
     """
-    betas = torch.linspace(start**0.5, end**0.5, num, dtype=torch.float64) ** 2
-    return (1 - betas).cumprod(0).float().double()
+    return alphas_cumprod(betas_of("sqrt_linear_squared", num, start, end), torch.float32)
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,12 +116,12 @@ class NoiseTable:
 
     @property
     def sigma_min(self) -> float:
-        """Noise level at time 0.001."""
-        return float(self.sigma(1e-3))
+        """Noise level of the first entry."""
+        return float(self.sigma(1 / len(self.alphas_cumprod)))
 
     @property
     def sigma_max(self) -> float:
-        """Noise level at time 1."""
+        """Noise level of the last entry."""
         return float(self.sigma(1.0))
 
 

@@ -1,0 +1,100 @@
+"""The text model of CLIP as the condition of a text-to-image model (Radford et al. 2021, arXiv 2103.00020).
+
+The network and the tokenizer are those of transformers (extra `text`), imported where they are used. Weights come with
+the text-to-image checkpoint; the files of the tokenizer do not and are read from a folder, or from the hub's cache.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["TOKENIZER", "CLIPText", "load_tokenizer"]
+
+TOKENIZER = "openai/clip-vit-large-patch14"
+_MISSING = "text conditions need the package transformers: pip install 'fewstep[text]'"
+
+
+class CLIPText(nn.Module):
+    """Token ids to one vector per token: the last hidden state after the final layer norm, causal, without a mask.
+
+    Args:
+        hidden_size, intermediate_size, num_hidden_layers, num_attention_heads, max_position_embeddings, vocab_size,
+            hidden_act: of the CLIP text model; the defaults are ViT-L/14.
+
+    Raises:
+        ValueError: transformers is not installed.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int = 768,
+        intermediate_size: int = 3072,
+        num_hidden_layers: int = 12,
+        num_attention_heads: int = 12,
+        max_position_embeddings: int = 77,
+        vocab_size: int = 49408,
+        hidden_act: str = "quick_gelu",
+    ) -> None:
+        try:
+            from transformers import CLIPTextConfig, CLIPTextModel
+        except ImportError:
+            raise ValueError(_MISSING) from None
+        super().__init__()
+        self.length, self.width = max_position_embeddings, hidden_size
+        model = CLIPTextModel(
+            CLIPTextConfig(
+                hidden_size=hidden_size, intermediate_size=intermediate_size, num_hidden_layers=num_hidden_layers,
+                num_attention_heads=num_attention_heads, max_position_embeddings=max_position_embeddings,
+                vocab_size=vocab_size, hidden_act=hidden_act,
+            )
+        )  # fmt: skip
+        self.text_model = getattr(model, "text_model", model)  # transformers 5 has one module less
+        self.text_model.embeddings.position_ids = None  # a constant that would hold up building without memory
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Ids `[B, T]` -> `[B, T, hidden_size]` float32."""
+        positions = torch.arange(tokens.shape[1], device=tokens.device)[None]
+        return self.text_model(input_ids=tokens, position_ids=positions).last_hidden_state
+
+    def encode(self, prompts: Sequence[str], tokenizer: Any) -> Tensor:
+        """Texts -> `[B, max_position_embeddings, hidden_size]`; long ones are cut, short ones filled."""
+        ids = tokenizer(list(prompts), padding="max_length", truncation=True, max_length=self.length)["input_ids"]
+        tokens = torch.tensor(ids, dtype=torch.int64, device=self.text_model.final_layer_norm.weight.device)
+        return self(tokens)
+
+
+def load_tokenizer(source: str | Path = TOKENIZER) -> Any:
+    """CLIP's tokenizer from a folder (tokenizer.json, or vocab.json and merges.txt) or by a name on the hub.
+
+    Raises:
+        ValueError: transformers is missing, or there is no tokenizer of this name and no connection; one sentence.
+    """
+    try:
+        from transformers import CLIPTokenizer
+    except ImportError:
+        raise ValueError(_MISSING) from None
+    folder = Path(source).is_dir()
+    if folder and not any(Path(source, name).exists() for name in ("tokenizer.json", "vocab.json")):
+        raise ValueError(
+            f"{source} holds no tokenizer: a folder with tokenizer.json, or vocab.json and merges.txt, does"
+        )
+    try:
+        tokenizer = CLIPTokenizer.from_pretrained(str(source), local_files_only=folder or _offline())
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise ValueError(
+            f"the tokenizer '{source}' cannot be loaded ({reason}): give a folder that holds tokenizer.json or "
+            "vocab.json and merges.txt with --tokenizer"
+        ) from None
+    tokenizer.pad_token = tokenizer.eos_token  # Stable Diffusion fills with the end token
+    return tokenizer
+
+
+def _offline() -> bool:
+    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")

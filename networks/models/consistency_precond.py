@@ -1,0 +1,59 @@
+"""CMPrecond: the denoiser that consistency models start from (Song et al. 2023, arXiv 2303.01469).
+
+EDM's scalings around a guided-diffusion U-Net that is told 1000 ln(sigma) / 4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from networks.models.precond import EDMPrecond
+from networks.trunks.adm_unet import ADMUNet
+
+__all__ = ["CMPrecond"]
+
+
+class CMPrecond(EDMPrecond):
+    """EDM's denoiser with an `ADMUNet`. Distilled consistency models have other scalings and are no denoisers.
+
+    Args:
+        img_resolution, img_channels, label_dim: of the images and classes.
+        network: further arguments of `ADMUNet`.
+        sigma_min, sigma_max, sigma_data: noise levels and standard deviation of the data.
+    """
+
+    label_dropout = 0.0
+
+    def __init__(
+        self,
+        img_resolution: int,
+        img_channels: int,
+        network: Mapping[str, Any],
+        label_dim: int = 0,
+        sigma_min: float = 0.002,
+        sigma_max: float = 80,
+        sigma_data: float = 0.5,
+    ) -> None:
+        nn.Module.__init__(self)
+        self.img_resolution, self.img_channels, self.label_dim = img_resolution, img_channels, label_dim
+        self.sigma_min, self.sigma_max, self.sigma_data = sigma_min, sigma_max, sigma_data
+        self.compute_dtype = torch.float32
+        self.model = ADMUNet(
+            img_resolution=img_resolution,
+            in_channels=img_channels,
+            label_dim=label_dim,
+            **{"out_channels": img_channels, **network},
+        )
+
+    def scalings(self, sigma: Tensor) -> tuple[Tensor | float, Tensor, Tensor | float, Tensor]:
+        c_skip, c_out, c_in, c_noise = super().scalings(sigma)
+        return c_skip, c_out, c_in, 1000 * c_noise
+
+    def _labels(self, labels: Tensor | None, x: Tensor) -> Tensor | None:
+        if self.label_dim and labels is None:
+            raise ValueError(f"this network has {self.label_dim} classes and none was given: pass class_labels")
+        return super()._labels(labels, x)
