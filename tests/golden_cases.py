@@ -61,6 +61,7 @@ HANDLED: dict[str, set[str]] = {
         "path", "path_lambda", "path_rng", "loss_state", "loss", "loss_order1_target", "loss_order1",
         "ensemble_scores", "trajectory_scores", "two_sample", "regression_scores", "ot_cost", "ot_plan",
         "ot_assignment", "ot_sample", "wasserstein",
+    },
     "checkpoints": {
         "unet_forward", "unet_probes", "classifier", "autoencoder_decode", "autoencoder_encode", "beta_schedule",
         "sigma_of_t", "t_of_sigma", "sigma_range", "time_schedule", "denoiser_cm", "denoiser_classifier_guided",
