@@ -20,7 +20,7 @@ from torch import Tensor
 
 from torch_utils.misc import expand_to
 
-__all__ = ["PATHS", "VE", "VP", "Kind", "Linear", "Path", "Trig"]
+__all__ = ["PATHS", "VE", "VP", "BrownianBridge", "Kind", "Linear", "Path", "Trig"]
 
 Kind = Literal["data", "noise", "velocity"]
 
@@ -136,4 +136,30 @@ class Trig(Path):
         return torch.atan(s) * (2 / math.pi)
 
 
-PATHS: dict[str, type[Path]] = {"ve": VE, "vp": VP, "linear": Linear, "trig": Trig}
+@dataclass(frozen=True)
+class BrownianBridge(Path):
+    """Linear, with a Brownian bridge of deviation `bridge * sqrt(t (1 - t))` around it (IDFF, arXiv 2409.14599).
+
+    `sigma` is the deviation of all noise around alpha * data, for noise independent of the data.
+    """
+
+    bridge: float = 0.2
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return 1 - t
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return torch.sqrt(t**2 + self.bridge**2 * t * (1 - t))
+
+    def d_alpha(self, t: Tensor) -> Tensor:
+        return -torch.ones_like(t)
+
+    def d_sigma(self, t: Tensor) -> Tensor:
+        return (t + self.bridge**2 * (0.5 - t)) / self.sigma(t)
+
+    def time_of(self, s: Tensor) -> Tensor:
+        r = 2 * s**2 / (self.bridge**2 + torch.sqrt(self.bridge**4 + 4 * s**2))  # r = t / (1 - t), s^2 = r^2 + b^2 r
+        return r / (1 + r)
+
+
+PATHS: dict[str, type[Path]] = {"ve": VE, "vp": VP, "linear": Linear, "trig": Trig, "bridge": BrownianBridge}

@@ -1,0 +1,82 @@
+"""Explicit Runge-Kutta solvers of order 3 and 4 with fixed steps, for any field in any coordinates.
+
+- `ssprk3`: strong-stability-preserving, three stages (Shu and Osher 1988): nodes 0, 1, 1/2, weights 1/6, 1/6, 2/3. The
+  published samplers of IDFF run it inside of a stochastic solver whose noise is 0.
+- `rk4`: the 3/8 rule, four stages, which fixed-step solvers of common libraries mean by this name.
+
+A step to level 0 is an Euler step where the field is not defined there, as of every denoiser; a velocity in its own
+time is evaluated there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from samplers.field import Field
+from samplers.path import VE
+from samplers.solvers.base import Step, combine, evaluate, network_levels, read_levels
+
+__all__ = ["rk4", "ssprk3"]
+
+
+class _Tableau(NamedTuple):
+    """Nodes, the weights of earlier stages in each later one, and those of the result; the first stage is at 0."""
+
+    nodes: tuple[float, ...]
+    stages: tuple[tuple[float, ...], ...]
+    weights: tuple[float, ...]
+
+
+_SSPRK3 = _Tableau((1, 1 / 2), ((1,), (1 / 4, 1 / 4)), (1 / 6, 1 / 6, 2 / 3))
+_RK4 = _Tableau((1 / 3, 2 / 3, 1), ((1 / 3,), (-1 / 3, 1), (1, -1, 1)), (1 / 8, 3 / 8, 3 / 8, 1 / 8))
+
+
+def _runge_kutta(
+    field: Field,
+    x: Tensor,
+    levels: Tensor | Sequence[float | Tensor],
+    tableau: _Tableau,
+    first: Tensor | None,
+    trace: Callable[[Step], Any] | None,
+) -> Tensor:
+    grid = read_levels(levels, x)
+    defined_at_zero = field.predicts == "velocity" and not isinstance(field.path, VE)
+    for i, h in enumerate(grid.h):
+        data, drift = evaluate(field, x, grid.label[i], first if i == 0 else None)
+        if trace is not None:
+            trace(Step(i, grid.label[i], x, data, drift))
+        if grid.stops_at_zero(i) and not defined_at_zero:
+            return combine(x, 1, [h], [drift])
+        raw, drifts = grid.raw, [drift]
+        nodes = network_levels([raw[i] + c * (raw[i + 1] - raw[i]) if c < 1 else raw[i + 1] for c in tableau.nodes], x)
+        for node, row in zip(nodes, tableau.stages, strict=True):
+            drifts.append(field.drift(combine(x, 1, [h * w for w in row], drifts), node))
+        x = combine(x, 1, [h * w for w in tableau.weights], drifts)
+    return x
+
+
+def ssprk3(
+    field: Field,
+    x: Tensor,
+    levels: Tensor | Sequence[float | Tensor],
+    *,
+    first: Tensor | None = None,
+    trace: Callable[[Step], Any] | None = None,
+) -> Tensor:
+    """Order 3, three evaluations per step."""
+    return _runge_kutta(field, x, levels, _SSPRK3, first, trace)
+
+
+def rk4(
+    field: Field,
+    x: Tensor,
+    levels: Tensor | Sequence[float | Tensor],
+    *,
+    first: Tensor | None = None,
+    trace: Callable[[Step], Any] | None = None,
+) -> Tensor:
+    """Order 4, four evaluations per step."""
+    return _runge_kutta(field, x, levels, _RK4, first, trace)
