@@ -15,6 +15,7 @@ from torch import nn
 
 from networks.models.consistency_precond import CMPrecond
 from networks.models.encoder import CouplingEncoder
+from networks.models.fusion import FusionNetwork
 from networks.models.interpolant import InterpolantNetwork
 from networks.models.latent import LatentDenoiser
 from networks.models.mac import MACNetwork
@@ -33,6 +34,7 @@ NETWORKS: dict[str, type[nn.Module]] = {
     "MACNetwork": MACNetwork,
     "VelocityNetwork": VelocityNetwork,
     "InterpolantNetwork": InterpolantNetwork,
+    "FusionNetwork": FusionNetwork,
     "CouplingEncoder": CouplingEncoder,
     "CMPrecond": CMPrecond,
     "NoisePrecond": NoisePrecond,

@@ -4,6 +4,8 @@
 - `FourierMLP`: features sin, cos of c_j t + p_j, c_j from 0.1 to 100, added to an embedding of the sample, then linear
   layers with GELU. Keys: timestep_coeff (buffer), timestep_phase, timestep_embed.{0,2}, input_embed, layers; with
   classes also label_embed.
+- `SELUMLP`: four linear layers with SELU, time last, beside it a learnt vector of the label. Keys: net.{0,2,4,6}, with
+  labels also time_index_embedding. Published with IDFF (arXiv 2409.14599), whose labels are frames of a series.
 - `dense`: a plain stack of linear layers, for networks of points that are told nothing but a vector.
 
 Both are the two-dimensional networks of Lee, Kim, Ye 2023 (arXiv 2301.12003), published with their code; classes are an
@@ -21,7 +23,7 @@ from torch import Tensor, nn
 from networks.trunks.layers import Init, Linear
 from networks.trunks.unet_block import condition_labels
 
-__all__ = ["DENSE_INIT", "MLP", "FourierMLP", "dense", "with_labels"]
+__all__ = ["DENSE_INIT", "MLP", "SELUMLP", "FourierMLP", "dense", "with_labels"]
 
 _INIT = Init("kaiming_uniform", weight=math.sqrt(1 / 3), bias=math.sqrt(1 / 3))  # PyTorch's own
 DENSE_INIT = Init("kaiming_normal")
@@ -94,6 +96,49 @@ class FourierMLP(nn.Module):
             labels = condition_labels(class_labels, x, self.label_dim, self.label_dropout, self.training)
             time = time + self.label_embed(labels)
         return self.layers(self.input_embed(flat) + time).reshape(x.shape[0], -1, *x.shape[2:])
+
+
+class SELUMLP(nn.Module):
+    """SELU network on cat[x, t, embedding of the label].
+
+    Args:
+        img_resolution, in_channels, out_channels: as of MLP.
+        width: of the hidden layers.
+        label_dim: labels, each with an embedding of this width; 0: none.
+        time_varying: whether it is told the time.
+    """
+
+    def __init__(
+        self,
+        img_resolution: int,
+        in_channels: int,
+        out_channels: int,
+        width: int = 64,
+        label_dim: int = 0,
+        time_varying: bool = True,
+    ) -> None:
+        super().__init__()
+        pixels = img_resolution**2
+        self.label_dim, self.time_varying = label_dim, time_varying
+        self.time_index_embedding = nn.Embedding(label_dim, width) if label_dim else None
+        sizes = [in_channels * pixels + time_varying + (width if label_dim else 0), width, width, width]
+        hidden = [[Linear(a, b, init=_INIT), nn.SELU()] for a, b in itertools.pairwise(sizes)]
+        self.net = nn.Sequential(*itertools.chain(*hidden), Linear(width, out_channels * pixels, init=_INIT))
+
+    def forward(self, x: Tensor, noise_labels: Tensor, class_labels: Tensor | None = None) -> Tensor:
+        """`[N, in_channels, ...]`, times [N or 1], labels one-hot [N or 1, label_dim] -> `[N, out_channels, ...]`.
+
+        Raises:
+            ValueError: no labels, of a network that has some.
+        """
+        flat = x.flatten(1)
+        parts = [flat, _column(noise_labels, flat)] if self.time_varying else [flat]
+        if self.time_index_embedding is not None:
+            if class_labels is None:
+                raise ValueError("this network was trained with labels and none was given: pass class_labels")
+            embedded = class_labels.to(flat.dtype) @ self.time_index_embedding.weight.to(flat.dtype)
+            parts.append(embedded.expand(len(flat), -1))
+        return self.net(torch.cat(parts, dim=1)).reshape(x.shape[0], -1, *x.shape[2:])
 
 
 def dense(inputs: int, width: int, layers: int, outputs: int, last: Init, activation: type[nn.Module]) -> nn.Sequential:

@@ -1,0 +1,107 @@
+"""FusionNetwork: the network of IDFF, which predicts clean data and, from a second head, a scaled score of its state.
+
+The state lives on a Brownian bridge of deviation sigma sqrt(t (1 - t)) between data (t = 0) and noise (t = 1). The
+trunk sees the state, once for each head, and the time from noise to data, as published (arXiv 2409.14599). Samplers may
+take it for what its first head is, a denoiser on that path; `samplers.fusion` makes the published drifts of both heads.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from networks.models.precond import per_sample_level
+from networks.trunks.adm_unet import ADMUNet
+from networks.trunks.mlp import SELUMLP
+
+__all__ = ["TRUNKS", "FusionNetwork"]
+
+TRUNKS: dict[str, type[nn.Module]] = {"ADMUNet": ADMUNet, "SELUMLP": SELUMLP}
+
+
+class FusionNetwork(nn.Module):
+    """One or two heads at a time of its own, t = 0 at the data.
+
+    Args:
+        img_resolution, img_channels: of the data, `[B, C, H, W]` with H = W = img_resolution.
+        label_dim: classes, or frames of a series.
+        model_type: key of TRUNKS; `model_kwargs` are its further arguments.
+        sigma: path noise of training.
+        heads: 2, or 1 without a score head.
+        score_target: what the second head was trained on: "eps", then it is sigma^2 / 2 times the score, or "noise".
+        gaussian_noise: the noise of training was Gaussian and independent of the data, so that scores can be had.
+
+    Attributes:
+        path, path_options, predicts, start: how samplers read this model.
+        compute_dtype: dtype of the trunk in a call; not a property of the weights.
+
+    Raises:
+        ValueError: arguments that do not fit, in one sentence.
+    """
+
+    models = TRUNKS
+    path = "bridge"
+    predicts = "data"
+    start = "exact"
+    sigma_min = 0.0
+    sigma_max = math.inf
+
+    def __init__(
+        self,
+        img_resolution: int,
+        img_channels: int,
+        label_dim: int = 0,
+        model_type: str = "ADMUNet",
+        sigma: float = 0.2,
+        heads: int = 2,
+        score_target: str = "eps",
+        gaussian_noise: bool = True,
+        **model_kwargs: Any,
+    ) -> None:
+        if model_type not in TRUNKS:
+            raise ValueError(f"model_type '{model_type}' is unknown: choose one of {', '.join(TRUNKS)}")
+        if heads not in (1, 2):
+            raise ValueError(f"heads={heads}: give 2, clean data and score, or 1, clean data alone")
+        if score_target not in ("eps", "noise"):
+            raise ValueError(f"score target '{score_target}' is unknown: choose from eps, noise")
+        if not 0 <= sigma < math.inf:
+            raise ValueError(f"sigma={sigma:g} is the noise of the path: give 0 or more")
+        super().__init__()
+        self.img_resolution, self.img_channels, self.label_dim = img_resolution, img_channels, label_dim
+        self.bridge, self.num_heads, self.score_target = sigma, heads, score_target
+        self.gaussian_noise = gaussian_noise
+        self.compute_dtype = torch.float32
+        channels = img_channels * heads
+        self.model = TRUNKS[model_type](img_resolution, channels, channels, label_dim=label_dim, **model_kwargs)
+
+    @property
+    def path_options(self) -> dict[str, float]:
+        """Parameters of the path."""
+        return {"bridge": self.bridge}
+
+    def round_sigma(self, sigma: Tensor | float) -> Tensor:
+        """The nearest noise level that the network supports: every one."""
+        return torch.as_tensor(sigma)
+
+    def heads(self, x: Tensor, t: Tensor | float, class_labels: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Clean estimate and second head (None without one) at x_t, each `[N, C, H, W]` float32; as `forward`."""
+        x = x.to(torch.float32)
+        half = self.compute_dtype == torch.float16 and x.device.type != "cuda"
+        dtype = torch.float32 if half else self.compute_dtype
+        time = 1 - per_sample_level(t, x).flatten()
+        labels = (class_labels,) if self.label_dim else ()
+        out = self.model(torch.cat([x] * self.num_heads, dim=1).to(dtype), time, *labels).to(torch.float32)
+        return (out, None) if self.num_heads == 1 else out.chunk(2, dim=1)
+
+    def forward(self, x: Tensor, t: Tensor | float, class_labels: Tensor | None = None) -> Tensor:
+        """Clean estimate at x_t, float32.
+
+        Args:
+            x: `[N, C, H, W]`.
+            t: time in [0, 1]: one value, `[N]`, or a map that broadcasts to x (its mean per sample counts).
+            class_labels: one-hot `[N, label_dim]`; ignored by an unconditional network.
+        """
+        return self.heads(x, t, class_labels)[0]
