@@ -38,7 +38,8 @@ from torch_utils.report.page import Table
 from torch_utils.rng import TorchRNG
 from torch_utils.wasserstein import wasserstein
 from training.data.toys import ToyDataset
-from training.loop.loop import Loop, Settings
+from training.loop.loop import Loop
+from training.loop.settings import LoopOptions
 from training.losses.flow import flow_loss
 from training.methods.curvature import CurvatureOptions, build
 from training.methods.prior import measure_prior, with_prior
@@ -140,7 +141,7 @@ def train(
     device = torch.device("cpu")
     torch.manual_seed(seed)
     method = build(options, ToyDataset(options.data), device)  # of the data set only the shape counts
-    loop = Loop(method, ModeBatches(data, batch, seed), Settings(seed=seed, batch_size=batch), device)
+    loop = Loop(method, ModeBatches(data, batch, seed), LoopOptions(seed=seed, batch=batch), device)
     for _ in trange(iterations, desc=f"{label(beta)}, seed {seed}", disable=quiet, mininterval=1):
         loop.step()
     modules = [method.modules.get(name) for name in ("net", "encoder")]
@@ -285,8 +286,6 @@ def main(
     """Train the two-mode model for each beta and print curvature and W2 beside the expected numbers."""
     torch.set_num_threads(1)  # tiny networks: more threads are slower
     betas = parse_betas(beta)
-    if not seeds:
-        raise ValueError("--seeds names no seed: write for example 0-2")
     results: dict[float | None, list[dict[str, Any]]] = {b: [] for b in betas}
     rows = []
     for value, seed in itertools.product(betas, seeds):

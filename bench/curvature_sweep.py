@@ -36,6 +36,7 @@ from torch_utils.cli import Command, IntList
 from torch_utils.files import numbered, write_json
 from torch_utils.frechet import Extractor, Moments, feature_stats
 from torch_utils.images import to_uint8
+from torch_utils.options import may_change
 from torch_utils.report.page import Table
 from torch_utils.report.plot import colour, figure, marker
 from training.data.image_dataset import ImageDataset, decoded
@@ -64,7 +65,8 @@ def finished(options: CurvatureOptions) -> bool:
     if not stored.get(runs.FINISHED):
         return False
     wanted = json.loads(json.dumps(dataclasses.asdict(options)))
-    if not runs.same_run(stored, {k: v for k, v in wanted.items() if k in stored}):  # it may be older than an option
+    known = {k: v for k, v in wanted.items() if k in stored}  # it may be older than an option
+    if not runs.same_run(stored, known, may_change(CurvatureOptions)):
         raise ValueError(f"{options.outdir} holds a finished run with other options: give another --outdir")
     return True
 

@@ -19,7 +19,8 @@ from bench.presets import PRESETS
 from torch_utils import distributed as dist
 from torch_utils.cli import Command
 from torch_utils.profile import forward_cost, measured_peak, peak_flops, time_it
-from training.methods.edm import DTYPES, build_network
+from training.methods.edm import build_network
+from training.performance import DTYPES
 
 
 @click.command(cls=Command)

@@ -19,9 +19,10 @@ from bench.presets import PRESETS
 from torch_utils import distributed as dist
 from torch_utils.cli import Command
 from torch_utils.profile import measured_peak, peak_flops, time_it
-from training.loop.loop import Loop, Settings
-from training.methods.edm import DTYPES
+from training.loop.loop import Loop
+from training.loop.settings import LoopOptions
 from training.methods.table import METHODS
+from training.performance import DTYPES
 
 
 class SyntheticBatches:
@@ -58,7 +59,7 @@ def main(
         options = dataclasses.replace(entry.options, batch=total, precision=precision, compile=compiled)
         method = METHODS["edm"].build(options, entry.dataset(), dev)
         batches = SyntheticBatches(batch, entry.dataset().image_shape, entry.classes, dev)
-        loop = Loop(method, batches, Settings(seed=0, batch_size=total), dev)
+        loop = Loop(method, batches, LoopOptions(seed=0, batch=total), dev)
         seconds = statistics.median(time_it(loop.step, dev, repeats=steps, warmup=warmup))
         known = peak_flops(dev, DTYPES[precision])
         peak = known or measured_peak(dev, torch.float32)

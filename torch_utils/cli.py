@@ -25,7 +25,7 @@ import cloup
 from torch_utils.misc import parse_int_list
 from torch_utils.signals import SignalExit, ending_as_exit
 
-__all__ = ["Command", "Group", "IntList", "NumberList", "Option", "sentence"]
+__all__ = ["Choice", "Command", "Group", "IntList", "NumberList", "Option", "sentence"]
 
 
 def sentence(error: BaseException) -> str:
@@ -65,7 +65,7 @@ SETTINGS = {
     "help_option_names": ["-h", "--help"],
     "max_content_width": 120,
     "align_option_groups": False,
-    "token_normalize_func": lambda token: token.replace("_", "-"),  # of options, choices and sub-commands alike
+    "token_normalize_func": lambda token: token.replace("_", "-"),  # of options and sub-commands
 }
 
 
@@ -75,6 +75,13 @@ class Option(cloup.Option):
     def __init__(self, *args: Any, finite: bool = True, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.finite = finite
+
+
+class Choice(click.Choice):
+    """One of some words, spelled as they are: `-` and `_` are alike in names of options only."""
+
+    def normalize_choice(self, choice: Any, ctx: click.Context | None) -> str:
+        return super().normalize_choice(choice, None)
 
 
 def _check_numbers(ctx: click.Context, param: click.Parameter, value: Any) -> Any:

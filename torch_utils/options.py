@@ -27,7 +27,7 @@ from typing import Any
 import click
 import cloup
 
-from torch_utils.cli import IntList, NumberList, Option
+from torch_utils.cli import Choice, IntList, NumberList, Option
 
 __all__ = ["Alias", "OptionGroup", "may_change", "opt", "options_of"]
 
@@ -35,7 +35,7 @@ __all__ = ["Alias", "OptionGroup", "may_change", "opt", "options_of"]
 class OptionGroup(cloup.OptionGroup):
     """A title of `--help` and a line saying when its options apply; groups of lower rank come first."""
 
-    def __init__(self, title: str, help: str, rank: int = 0) -> None:
+    def __init__(self, title: str, help: str, rank: float = 0) -> None:
         super().__init__(title, help)
         self.rank = rank
 
@@ -47,13 +47,13 @@ class Alias:
     Attributes:
         spelling, help: "--fp16" and what `--help` says.
         means: from what was given to the value of the option proper; None says nothing about it. A ValueError refuses.
-        type: of what is given; a bool without metavar is a flag.
+        type: of what is given, click's; a bool without metavar is a flag.
     """
 
     spelling: str
     help: str
     means: Callable[[Any], Any]
-    type: type = str
+    type: Any = str
     metavar: str | None = None
 
 
@@ -95,8 +95,9 @@ def opt(
 
 
 def may_change(cls: type) -> set[str]:
-    """Names of the options that a continued run may have other values of."""
-    return {f.name for f in dataclasses.fields(cls) if f.metadata.get("may_change")}
+    """Names of the options that a continued run may have other values of, also where a subclass declares them anew."""
+    bases = [base for base in cls.__mro__ if dataclasses.is_dataclass(base)]
+    return {f.name for base in bases for f in dataclasses.fields(base) if f.metadata.get("may_change")}
 
 
 def options_of(cls: type) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -189,7 +190,7 @@ def _click_type(hint: Any, meta: Mapping[str, Any]) -> Any:
     if meta["type"] is not None:
         return meta["type"]
     if meta["choices"]:
-        return click.Choice(meta["choices"])
+        return Choice(meta["choices"])
     if typing.get_origin(hint) in (types.UnionType, typing.Union):
         hint = next(a for a in typing.get_args(hint) if a is not type(None))
     if typing.get_origin(hint) is tuple:

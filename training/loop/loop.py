@@ -14,7 +14,6 @@ import copy
 import math
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,49 +25,17 @@ from torch_utils.images import from_uint8
 from torch_utils.rng import BatchRNG, fold_seed
 from torch_utils.stats import Collector
 from training.loop.ema import update_ema
+from training.loop.settings import LoopOptions
 from training.loop.step import nonfinite_count, sanitize_gradients, set_lr
 from training.loop.sync_timer import SyncTimer
 from training.loop.watch import Watch
 from training.method import Batch, Method, Phase
 
-__all__ = ["Loop", "NonFiniteError", "Settings"]
+__all__ = ["Loop", "NonFiniteError"]
 
 
 class NonFiniteError(ValueError):
     """The loss or a gradient was NaN or infinite; the weights of the last good step are untouched."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """What the loop needs besides the method."""
-
-    seed: int
-    batch_size: int
-    batch_gpu: int | None = None
-    loss_scaling: float = 1.0
-    nonfinite: str = "stop"  # or "zero": replace non-finite gradients as the published EDM code does
-    grad_clip: float | None = None
-
-    def rounds(self, world: int, batch_size: int | None = None, option: str = "--batch") -> int:
-        """Accumulation rounds per step; ValueError when the batch cannot be split that way.
-
-        Args:
-            world: number of processes.
-            batch_size, option: of a phase with a batch of its own, and what the user calls it.
-        """
-        batch_size = self.batch_size if batch_size is None else batch_size
-        if batch_size % world:
-            raise ValueError(
-                f"{option}={batch_size} is not divisible by the {world} processes: choose a multiple of {world}"
-            )
-        per_process = batch_size // world
-        per_round = min(self.batch_gpu or per_process, per_process)
-        if per_process % per_round:
-            raise ValueError(
-                f"--batch-gpu={per_round} does not divide the {per_process} images each process handles per step: "
-                "choose a divisor"
-            )
-        return per_process // per_round
 
 
 class _PhaseModule(nn.Module):
@@ -93,10 +60,10 @@ def _part(modules: Mapping[str, nn.Module], name: str) -> nn.Module:
 class Loop:
     """Method + data + counters. `step()` trains on one global batch; `state_dict()` is all that resuming needs."""
 
-    def __init__(self, method: Method, batches: Any, settings: Settings, device: torch.device) -> None:
-        self.method, self.batches, self.settings, self.device = method, batches, settings, device
+    def __init__(self, method: Method, batches: Any, options: LoopOptions, device: torch.device) -> None:
+        self.method, self.batches, self.options, self.device = method, batches, options, device
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
-        self.rounds = settings.rounds(self.world)
+        self.rounds = options.rounds(self.world)
         self._own_batches = {p.name: batches.twin(p.batch_size) for p in method.phases if p.batch_size is not None}
         self.nimg = 0
         self.stats = Collector(device)
@@ -131,11 +98,11 @@ class Loop:
         Raises:
             NonFiniteError: a gradient is not finite (the update was not made).
         """
-        settings = self.settings
+        options = self.options
         if self.timer is not None:
             self.timer.begin()
         # Dropout and other draws from torch's global generator: keyed, so that nothing needs saving.
-        torch.manual_seed(fold_seed(settings.seed, self.nimg, self.rank))
+        torch.manual_seed(fold_seed(options.seed, self.nimg, self.rank))
         data, labels = _floats(*self.batches.next())
         nonfinite = torch.zeros((), device=self.device)
         for index, (phase, module, parameters) in enumerate(self._phases):
@@ -144,14 +111,14 @@ class Loop:
             self._accumulate(index, phase, module, *((data, labels) if own is None else _floats(*own.next())))
             nonfinite = nonfinite + self._update(phase, parameters)
         for name, average in self.method.averages.items():
-            beta = average.beta(self.nimg, settings.batch_size)
+            beta = average.beta(self.nimg, options.batch)
             update_ema(self.averaged[name], self.method.modules[average.module], beta)
         if self.timer is not None:
             self.timer.end(data.shape[0])
-        self.nimg += settings.batch_size
+        self.nimg += options.batch
         bad, stopped = self._watch.post(nonfinite, stop)
         if bad:
-            raise NonFiniteError(self._describe_nonfinite(self.nimg - (1 + self._watch.delay) * settings.batch_size))
+            raise NonFiniteError(self._describe_nonfinite(self.nimg - (1 + self._watch.delay) * options.batch))
         return stopped
 
     def _freeze_all_but(self, parameters: list[nn.Parameter]) -> None:
@@ -168,9 +135,9 @@ class Loop:
         Every round starts from the same buffers, as processes do: power iterations advance once a step, not once a
         round, and a batch in rounds is the batch of as many processes.
         """
-        settings, per_process = self.settings, data.shape[0]
+        options, per_process = self.options, data.shape[0]
         self.optimizers[phase.name].zero_grad(set_to_none=True)
-        rounds = self.rounds if phase.batch_size is None else settings.rounds(self.world, phase.batch_size)
+        rounds = self.rounds if phase.batch_size is None else options.rounds(self.world, phase.batch_size)
         size = per_process // rounds
         buffers = [b for part in self.method.modules.values() for b in part.buffers()] if rounds > 1 else []
         saved = [b.clone() for b in buffers]
@@ -179,11 +146,11 @@ class Loop:
                 torch._foreach_copy_(buffers, saved)
             rows = slice(r * size, (r + 1) * size)
             start = self.rank * per_process + rows.start
-            rng = BatchRNG(settings.seed, self.nimg, start, start + size, self.device, stream=index)
+            rng = BatchRNG(options.seed, self.nimg, start, start + size, self.device, stream=index)
             last = r == rounds - 1
             with module.no_sync() if self.world > 1 and not last else nullcontext():
                 loss, terms = module(Batch(data[rows], labels[rows], rng, self.nimg))
-                self._backward(loss.sum(), settings.loss_scaling / per_process)
+                self._backward(loss.sum(), options.ls / per_process)
             if last and self.timer is not None:
                 self.timer.synchronised()
             for name, term in terms.items():
@@ -192,20 +159,20 @@ class Loop:
     def _backward(self, loss: Tensor, scale: float) -> None:
         """Gradients of `scale * loss`; a loss that is not finite makes them NaN, and so stops every process."""
         seed = torch.full_like(loss, scale)
-        if self.settings.nonfinite == "stop":
+        if self.options.nonfinite == "stop":
             seed = torch.where(torch.isfinite(loss.detach()), seed, torch.nan)
         loss.backward(seed)
 
     def _update(self, phase: Phase, parameters: list[nn.Parameter]) -> Tensor:
         """Optimiser step; returns a flag on the device, 1 when a gradient was not finite (then nothing changed)."""
-        settings, optimizer = self.settings, self.optimizers[phase.name]
+        options, optimizer = self.options, self.optimizers[phase.name]
         gradients = [p.grad for p in parameters if p.grad is not None]
-        if settings.nonfinite == "zero":
+        if options.nonfinite == "zero":
             self.stats.report(f"Grad/{phase.name}_nonfinite", nonfinite_count(parameters))
             sanitize_gradients(parameters)
         norm = nn.utils.get_total_norm(gradients)
-        if settings.grad_clip is not None:
-            nn.utils.clip_grads_with_norm_(parameters, settings.grad_clip, norm)
+        if options.grad_clip is not None:
+            nn.utils.clip_grads_with_norm_(parameters, options.grad_clip, norm)
         nonfinite = (~torch.isfinite(norm)).float()
         self.stats.report(f"Grad/{phase.name}_norm", norm)
         set_lr(optimizer, phase.lr(self.nimg))
@@ -236,7 +203,7 @@ class Loop:
         """Wait for flags still under way, so that what is written next is known to be finite."""
         bad, _ = self._watch.flush()
         if bad:
-            raise NonFiniteError(self._describe_nonfinite(self.nimg - self.settings.batch_size))
+            raise NonFiniteError(self._describe_nonfinite(self.nimg - self.options.batch))
 
     # --- state -----------------------------------------------------------------------------------------------------
 
@@ -244,7 +211,7 @@ class Loop:
         """Everything a bit-exact continuation needs, as plain containers and tensors; all processes must call it."""
         return {
             "nimg": self.nimg,
-            "seed": self.settings.seed,
+            "seed": self.options.seed,
             "modules": {name: module.state_dict() for name, module in self.method.modules.items()},
             "averages": {name: module.state_dict() for name, module in self.averaged.items()},
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},

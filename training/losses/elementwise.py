@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -25,7 +26,7 @@ from networks.models.coefficients import (
     parse_flags,
     rescale_like,
 )
-from torch_utils.options import opt
+from torch_utils.options import OptionGroup, opt
 from torch_utils.rng import TorchRNG
 from training.augment import AugmentPipe
 from training.losses.denoising import EDMLoss
@@ -115,7 +116,9 @@ class EDMGammaLoss(EDMLoss):
 
 @dataclass(frozen=True, kw_only=True)
 class CoefficientOptions:
-    """The coefficient family on the command line; None = not given, see `settings`."""
+    """The coefficient family on the command line; None = not given, see `coefficient_settings`."""
+
+    group: ClassVar = OptionGroup("Coefficients", "A level for every element: edm_gamma, train_trajectory.py.", 3.5)
 
     scale: float | None = opt(None, "MAC: bound of the coefficients [default: 0.05]", metavar="FLOAT", above=0)
     basis_num: int | None = opt(None, "MAC: number of basis functions [default: 5]", metavar="INT", at_least=1)
@@ -129,7 +132,7 @@ class CoefficientOptions:
     rho: float | None = opt(None, "MAC: exponent that spreads basis (and schedule) [default: 7]", metavar="FLOAT",
                             above=0)  # fmt: skip
 
-    DEFAULTS = {  # noqa: RUF012  # not a field: without annotation
+    DEFAULTS: ClassVar = {
         "scale": 0.05, "basis_num": 5, "multidimensionality": "111", "lpf": True, "gauss_kernel_sigma": 4.0, "rho": 7.0,
     }  # fmt: skip
 

@@ -32,9 +32,10 @@ from training.data.batches import ImageDataset
 from training.loop.ema import halflife_beta
 from training.losses.flow import flow_loss
 from training.method import Average, Batch, LossOut, Method, Phase
+from training.methods import common
 from training.methods.curvature_options import CurvatureOptions
-from training.methods.edm import DTYPES
 from training.methods.prior import measure_prior, with_prior
+from training.performance import prepare
 from training.pictures.plane import LINES, draw_planes, look
 from training.runs import phema
 from training.schedules import lr_rampup
@@ -72,10 +73,9 @@ def build(options: CurvatureOptions, dataset: ImageDataset, device: torch.device
     net, encoder = _networks(options, dataset)
     cost = _training_cost(net, encoder)
     modules = {"net": net} if encoder is None else {"encoder": encoder, "net": net}
-    for module in modules.values():
-        module.to(device, memory_format=torch.channels_last).train().requires_grad_(True)
-    net.compute_dtype = DTYPES[options.trunk_precision]
-    call = torch.compile(net) if options.compile else net
+    call = prepare(net, options, device)
+    if encoder is not None:
+        encoder.to(device, memory_format=torch.channels_last).train().requires_grad_(True)
     prior_std = 1.0 if net.prior_std is None else torch.tensor(net.prior_std, device=device)[:, None, None]
 
     def loss(batch: Batch) -> LossOut:
@@ -120,8 +120,6 @@ def _lr(nimg: int, *, options: CurvatureOptions) -> float:
 
 
 def _ema(nimg: int, batch: int, *, options: CurvatureOptions) -> float:
-    if options.no_ema:
-        return 0.0
     if options.ema is not None:
         return halflife_beta(nimg, batch, options.ema * 1e6, options.ema_rampup or None)
     return ema_factor(nimg // batch, options.ema_decay, options.ema_after_steps)
@@ -178,10 +176,8 @@ def _kwargs(options: CurvatureOptions, dataset: ImageDataset, role: str) -> dict
 
 
 def _training_cost(net: nn.Module, encoder: nn.Module | None):  # noqa: ANN202
-    shape = (1, net.img_channels, net.img_resolution, net.img_resolution)
-
     def call(twins: nn.ModuleList) -> Tensor:
-        x = torch.zeros(shape, device="meta")
+        x = common.example(net)
         out = twins[0](x, torch.ones(1, device="meta"))
         return out if encoder is None else out + twins[1](x, x).z
 
@@ -191,16 +187,13 @@ def _training_cost(net: nn.Module, encoder: nn.Module | None):  # noqa: ANN202
 def _summary(
     net: nn.Module, encoder: nn.Module | None, cost: Any, options: CurvatureOptions, dataset: ImageDataset
 ) -> tuple[tuple[str, str], ...]:
-    def size(module: nn.Module) -> str:
-        return f"{format_count(sum(p.numel() for p in module.parameters()))} parameters"
-
-    coupling = options.coupling if encoder is None else f"encoder of {size(encoder)}, beta {options.weight_prior:g}"
+    learned = "" if encoder is None else f"encoder of {common.size(encoder)}, beta {options.weight_prior:g}"
     return (
-        ("Network", f"{type(net).__name__} ({type(net.model).__name__}), {size(net)}"),
-        ("Coupling", coupling),
+        ("Network", f"{type(net).__name__} ({type(net.model).__name__}), {common.size(net)}"),
+        ("Coupling", learned or options.coupling),
         ("Data", f"{len(dataset)} samples {list(dataset.image_shape)}"),
         ("FLOPs per image", f"{format_count(3 * cost.flops)} per training step"),
-        ("Steps", f"{-(-options.total_kimg * 1000 // options.batch)} of {options.batch} images"),
+        common.steps(options),
     )
 
 
@@ -291,7 +284,7 @@ class _Shown:
 def _save(path: Path, averaged: Mapping[str, nn.Module], info: Mapping[str, Any], *, shown: _Shown) -> None:
     """The averaged network as the main one, with its start distribution; the averaged encoder beside it."""
     if "encoder" not in averaged:
-        networks.save_network(path, averaged["ema"], dict(info))
+        common.save(path, averaged, info)
         return
     encoder = averaged["encoder"]
     facts = {**info, "encoder_config": encoder.config, "beta": shown.options.weight_prior}

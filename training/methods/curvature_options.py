@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from networks.published.flow_configs import PRESETS
-from torch_utils.cli import NumberList
-from torch_utils.options import opt
+from torch_utils.options import Alias, OptionGroup, opt
 from training.couplings import COUPLINGS
 from training.options import CommonOptions
 
@@ -55,9 +54,25 @@ def _default(name: str) -> str:
     return f" [default: the preset's, else {ORIGINAL[name]:g}]"
 
 
+def _no_effect(value: float) -> None:
+    """Check of an option that the original program accepts and never reads."""
+    if value != 0:
+        raise ValueError(f"--weight-cur={value:g} had no effect in the original program: leave it out")
+
+
+def _device_of(index: str) -> str:
+    if not index.isdigit():
+        raise ValueError(
+            f"--gpu={index}: give one index; for several GPUs run torchrun --standalone --nproc_per_node=COUNT "
+            "train.py curvature ... without --gpu"
+        )
+    return f"cuda:{index}"
+
+
 @dataclass(frozen=True, kw_only=True)
-class CurvatureOptions(CommonOptions):
-    outdir: str = opt(None, "Where to save the results", metavar="DIR", required=True, names=("--dir",))
+class _Networks:
+    group: ClassVar = OptionGroup("Networks", "Which velocity network and encoder; default: by the data's size.", 3)
+
     preset: str | None = opt(None, "Networks and hyper-parameters of a published model", choices=list(PRESETS))
     dataset: str | None = opt(
         None, "Networks of a published model alone, with the original command's defaults", choices=list(PRESETS)
@@ -65,9 +80,16 @@ class CurvatureOptions(CommonOptions):
     config_de: str | None = opt(None, "Velocity network, instead of the preset's", metavar="JSON")
     config_en: str | None = opt(None, "Encoder, instead of the preset's", metavar="JSON")
 
+
+@dataclass(frozen=True, kw_only=True)
+class _Coupling:
+    group: ClassVar = OptionGroup("Coupling and path", "Which noise goes with which data, and the way between.", 3)
+
     weight_prior: float | None = opt(
         None, "beta, weight of the KL term: less is straighter, and further from the prior" + _default("weight_prior"),
-        metavar="BETA", names=("--beta",),
+        metavar="BETA", names=("--beta",), aliases=(
+            Alias("--weight-cur", "Accepted where it is 0: no effect in the original program", _no_effect, float, "0"),
+        ),
     )  # fmt: skip
     independent: bool = opt(False, "No encoder: noise independent of the data, plain flow matching", flag=True)
     coupling: str = opt(
@@ -77,45 +99,66 @@ class CurvatureOptions(CommonOptions):
     ddpm: bool = opt(False, "The variance-preserving path instead of the linear one", flag=True)
     trig: bool = opt(False, "The trigonometric path, cos and sin of time, instead of the linear one", flag=True)
     prior_std: tuple[float, ...] | None = opt(
-        None, "Deviations of the prior per channel, e.g. 6,1 [default: the preset's, else 1]", metavar="LIST",
-        type=NumberList(),
-    )  # fmt: skip
+        None, "Deviations of the prior per channel, e.g. 6,1 [default: the preset's, else 1]", metavar="LIST"
+    )
     prior_rank: int = opt(
         0, "Directions of the matched start distribution beyond its deviations per element; as many as dimensions: the "
         "full covariance", metavar="INT", at_least=0,
     )  # fmt: skip
 
-    optimizer: str | None = opt(None, "[default: the preset's, else adamw]", choices=["adamw", "adam"])
-    lr: float | None = opt(None, "Learning rate" + _default("lr"), metavar="FLOAT", above=0, names=("--learning-rate",))
-    warmup_steps: int | None = opt(
-        None, "Linear warm-up of the learning rate in steps" + _default("warmup_steps"), metavar="STEPS", at_least=0
-    )
-    lr_rampup: float | None = opt(None, "The same in million images, instead", metavar="MIMG", at_least=0)
+
+@dataclass(frozen=True, kw_only=True)
+class _Measures:
+    group: ClassVar = OptionGroup("Curvature", "What is measured and drawn at every tick.", 6)
+
+    N: int = opt(20, "Euler steps of the curvature and the pictures at every tick", metavar="INT", at_least=1)
+    num_samples: int = opt(64, "Trajectories that the curvature of a tick is measured on", metavar="INT", at_least=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CurvatureOptions(_Measures, _Coupling, _Networks, CommonOptions):
+    """Options of `train.py curvature`, with the values of a preset filled in."""
+
+    group: ClassVar = OptionGroup("Original command", "Length and learning in steps, as the original counts them.", 4)
+
+    outdir: str = opt(None, "Where to save the results", metavar="DIR", required=True, names=("--dir",))
+    duration: float | None = opt(None, "Training duration in million images, or --iterations", metavar="MIMG", above=0)
     batch: int | None = opt(
         None, "Total batch size over all processes" + _default("batch"), metavar="INT", at_least=1,
         names=("--batchsize",),
     )  # fmt: skip
-    iterations: int | None = opt(
-        None, "Training duration in steps [default: the preset's, else 1000000]", metavar="STEPS", at_least=1
-    )
-    duration: float | None = opt(None, "Training duration in million images, instead", metavar="MIMG", above=0)
     xflip: bool | None = opt(
         None, "Double the data set with mirrored copies [default: the preset's, else off]", metavar="BOOL"
     )
-
-    no_ema: bool = opt(False, "Keep no moving averages: snapshots hold the weights of the last step", flag=True)
-    ema_decay: float | None = opt(
-        None, "Factor of the moving averages per step" + _default("ema_decay"), metavar="FLOAT", at_least=0, at_most=1
+    device: str = opt(
+        "auto", "cpu, cuda or auto (a GPU when there is one)", metavar="DEVICE",
+        aliases=(Alias("--gpu", "Same as --device=cuda:INDEX", _device_of, metavar="INDEX"),),
+    )  # fmt: skip
+    lr: float | None = opt(None, "Learning rate" + _default("lr"), metavar="FLOAT", above=0, names=("--learning-rate",))
+    lr_rampup: float | None = opt(
+        None, "Linear learning-rate ramp-up in million images, or --warmup-steps", metavar="MIMG", at_least=0
     )
-    ema_after_steps: int = opt(1, "Moving averages begin after this many steps", metavar="STEPS", at_least=0)
     ema: float | None = opt(
-        None, "Half-life of the moving averages in million images, instead of --ema-decay", metavar="MIMG", at_least=0
+        None, "Half-life of the moving averages in million images, or --ema-decay", metavar="MIMG", at_least=0
     )
 
-    N: int = opt(20, "Euler steps of the curvature and the pictures at every tick", metavar="INT", at_least=1)
-    num_samples: int = opt(64, "Trajectories that the curvature of a tick is measured on", metavar="INT", at_least=1)
-    gpu: str | None = opt(None, "Same as --device=cuda:INDEX", metavar="INDEX")
-    weight_cur: float = opt(0.0, "Accepted where it is 0: no effect in the original program", metavar="0")
+    iterations: int | None = opt(
+        None, "Training duration in steps [default: the preset's, else 1000000]", metavar="STEPS", at_least=1
+    )
+    optimizer: str | None = opt(None, "[default: the preset's, else adamw]", choices=["adamw", "adam"])
+    warmup_steps: int | None = opt(
+        None, "Linear warm-up of the learning rate in steps" + _default("warmup_steps"), metavar="STEPS", at_least=0
+    )
+    ema_decay: float | None = opt(
+        None, "Factor of the moving averages per step" + _default("ema_decay"), metavar="FLOAT", at_least=0, at_most=1,
+        aliases=(
+            Alias(
+                "--no-ema", "Keep no moving averages: snapshots hold the weights of the last step",
+                lambda on: 0.0 if on else None, bool,
+            ),
+        ),
+    )  # fmt: skip
+    ema_after_steps: int = opt(1, "Moving averages begin after this many steps", metavar="STEPS", at_least=0)
 
     def __post_init__(self) -> None:
         self._check()
@@ -128,14 +171,10 @@ class CurvatureOptions(CommonOptions):
             object.__setattr__(self, "duration", self.iterations * self.batch / 1e6)
         elif self.iterations is not None and not math.isclose(self.duration, self.iterations * self.batch / 1e6):
             raise ValueError("--iterations and --duration both say how long to train: leave one of them out")
-        if self.gpu is not None:
-            object.__setattr__(self, "device", f"cuda:{self.gpu}")
 
     def _check(self) -> None:
         if self.weight_prior is not None and not 0 <= self.weight_prior < math.inf:
             raise ValueError(f"--weight-prior={self.weight_prior:g}: beta weights a divergence, give 0 or more")
-        if self.weight_cur != 0:
-            raise ValueError(f"--weight-cur={self.weight_cur:g} had no effect in the original program: leave it out")
         if self.preset and self.dataset:
             raise ValueError("--preset and --dataset both name a published model: leave one of them out")
         if self.coupling != "independent" and not self.independent:
@@ -148,11 +187,8 @@ class CurvatureOptions(CommonOptions):
             raise ValueError("--independent trains no encoder: leave out --config-en")
         if self.lr_rampup is not None and self.warmup_steps and "warmup_steps" not in self._published():
             raise ValueError("--warmup-steps and --lr-rampup both warm up the learning rate: leave one of them out")
-        if self.gpu is not None and not self.gpu.isdigit():
-            raise ValueError(
-                f"--gpu={self.gpu}: give one index; for several GPUs run torchrun --standalone --nproc_per_node=COUNT "
-                "train.py curvature ... without --gpu"
-            )
+        if self.ema is not None and self.ema_decay is not None and "ema_decay" not in self._published():
+            raise ValueError("--ema-decay (or --no-ema) and --ema both say how to average: leave one of them out")
 
     def _published(self) -> dict[str, Any]:
         """Values that a preset, or the original program, gave."""

@@ -15,7 +15,7 @@ import functools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -26,15 +26,12 @@ from samplers.path import Linear, Trig
 from samplers.planning.options import SamplerOptions
 from torch_utils import distributed as dist
 from torch_utils.images import from_uint8, make_grid, save_image, to_uint8
-from torch_utils.misc import format_count
-from torch_utils.options import opt
-from torch_utils.profile import forward_cost
+from torch_utils.options import OptionGroup, opt
 from training.data.pairs import PairDataset, find_folders
-from training.loop.ema import halflife_beta
-from training.method import Average, Batch, LossOut, Method, Phase
-from training.methods.edm import DTYPES
+from training.method import Batch, LossOut, Method
+from training.methods import common
 from training.options import CommonOptions
-from training.schedules import lr_rampup
+from training.performance import prepare
 
 __all__ = ["DistillOptions", "build", "one_step", "open_pairs", "reconstruction_loss"]
 
@@ -44,6 +41,8 @@ TEST_BATCH = 64
 
 @dataclass(frozen=True, kw_only=True)
 class DistillOptions(CommonOptions):
+    group: ClassVar = OptionGroup("Teacher and pairs", "What the student learns from.", rank=3)
+
     data: str = opt(
         None, "Images that the teacher made, or a folder that holds samples/ and zs/", metavar="DIR|ZIP",
         required=True, names=("--im-dir",),
@@ -64,6 +63,9 @@ class DistillOptions(CommonOptions):
     lr: float = opt(3e-5, "Learning rate", metavar="FLOAT", above=0, names=("--learning-rate",))
     lr_rampup: float = opt(0.0, "Linear learning-rate ramp-up in million images", metavar="MIMG", at_least=0)
     ema: float = opt(0.0, "EMA half-life in million images; 0 = no averaging", metavar="MIMG", at_least=0)
+    ema_rampup: float = opt(
+        0.0, "EMA half-life is at most this share of the images seen; 0 = no ramp-up", metavar="RATIO", at_least=0
+    )
 
     def name_parts(self) -> list[str]:
         return ["distill", self.loss]
@@ -141,25 +143,16 @@ def build(options: DistillOptions, dataset: PairDataset, device: torch.device) -
     if getattr(net, "label_dim", 0):
         raise ValueError("the teacher is class-conditional, and pairs hold no classes: give an unconditional network")
     one_step(net, torch.zeros(1, *shape))  # fails now, with a sentence, where the model is of the wrong kind
-    cost = forward_cost(net, lambda twin: _call(twin, shape))
+    cost = common.training_cost(net)
     loss_fn = reconstruction_loss(options.loss, device)
-    net.to(device, memory_format=torch.channels_last).train().requires_grad_(True)
-    net.compute_dtype = DTYPES[options.trunk_precision]
     field = Field(net)
-    call = Field(torch.compile(net), field.path, field.predicts) if options.compile else field
+    call = Field(prepare(net, options, device), field.path, field.predicts)
 
     def loss(batch: Batch) -> LossOut:
         noise = batch.labels.reshape(batch.data.shape)
         values = loss_fn(one_step(call, noise), batch.data)
         return LossOut(values.flatten(1).mean(1), {"Loss/loss": values})
 
-    phase = Phase(
-        name="net",
-        trains=("net",),
-        loss=loss,
-        optimizer=functools.partial(torch.optim.Adam, lr=options.lr, betas=(0.9, 0.9999), eps=1e-8, fused=True),
-        lr=lambda nimg: lr_rampup(nimg, options.lr, options.lr_rampup * 1e6),
-    )
     test = None
     if options.test_data is not None:
         test = PairDataset(*find_folders(options.test_data, options.test_z_dir))
@@ -171,27 +164,19 @@ def build(options: DistillOptions, dataset: PairDataset, device: torch.device) -
     return Method(
         name="distill",
         modules={"net": net},
-        phases=(phase,),
-        averages={"ema": Average("net", lambda nimg, batch: halflife_beta(nimg, batch, options.ema * 1e6))},
-        save=_save,
+        phases=(common.adam_phase(loss, options, betas=(0.9, 0.9999)),),
+        averages=common.averages(options),
+        save=common.save,
         sampler=SamplerOptions(N=1),
         preview=functools.partial(_preview, shown=test or dataset, test=test, loss_fn=loss_fn),
         flops_per_image=3 * cost.flops,
         summary=(
-            ("Teacher", f"{type(net).__name__}, {format_count(sum(p.numel() for p in net.parameters()))} parameters"),
+            ("Teacher", f"{type(net).__name__}, {common.size(net)}"),
             ("Data", f"{len(dataset)} pairs of noise and image {list(shape)}"),
             ("Test data", f"{len(test)} pairs" if test is not None else "none"),
-            ("Steps", f"{-(-options.total_kimg * 1000 // options.batch)} of {options.batch} images"),
+            common.steps(options),
         ),
     )
-
-
-def _call(twin: nn.Module, shape: tuple[int, ...]) -> Tensor:
-    return twin(torch.zeros(1, *shape, device="meta"), torch.ones(1, device="meta"), None)
-
-
-def _save(path: Path, averaged: Mapping[str, nn.Module], info: Mapping[str, Any]) -> None:
-    networks.save_network(path, averaged["ema"], dict(info))
 
 
 def _pairs(dataset: PairDataset, num: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:

@@ -14,7 +14,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -22,20 +22,18 @@ from torch import nn
 import networks
 from torch_utils.images import save_image
 from torch_utils.misc import format_count
-from torch_utils.options import opt
-from torch_utils.profile import forward_cost
+from torch_utils.options import OptionGroup, opt
 from torch_utils.report.scatter import is_points, scatter
 from training.augment import edm_preset
 from training.data.batches import ImageDataset
 from training.data.toys import is_toy, spread
-from training.loop.ema import halflife_beta
 from training.losses.denoising import EDMLoss, loss_for
 from training.losses.elementwise import COEFFICIENT_SAMPLERS, CoefficientOptions, gamma_loss
-from training.method import Average, Batch, LossOut, Method, Phase
+from training.method import Batch, LossOut, Method
+from training.methods import common
 from training.options import CommonOptions
+from training.performance import prepare
 from training.pictures.preview import sample_grid, sample_points, shown_part
-from training.runs import phema
-from training.schedules import lr_rampup
 
 __all__ = ["EDMOptions", "build"]
 
@@ -64,11 +62,11 @@ PRECONDITIONERS = {
 
 P_MEAN = EDMLoss.P_mean
 
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-
 
 @dataclass(frozen=True, kw_only=True)
 class EDMOptions(CoefficientOptions, CommonOptions):
+    group: ClassVar = OptionGroup("Network and loss", "What is trained.", rank=3)
+
     arch: str | None = opt(
         None, "Network architecture: DDPM++, NCSN++, ADM, or of points an MLP [default: ddpmpp; of points mlp]",
         choices=list(ARCHITECTURES),
@@ -161,7 +159,7 @@ def build_network(options: EDMOptions, dataset: ImageDataset) -> nn.Module:
         img_resolution=dataset.resolution,
         img_channels=dataset.num_channels,
         label_dim=dataset.label_dim if options.cond else 0,
-        use_fp16=options.trunk_precision == "fp16",
+        use_fp16=options.precision == "fp16",
         **kwargs,
     )
 
@@ -175,9 +173,7 @@ def build(options: EDMOptions, dataset: ImageDataset, device: torch.device) -> M
     _, loss_name = PRECONDITIONERS[options.precond]
     points = is_points(dataset.image_shape)
     net = build_network(options, dataset)
-    cost = _training_cost(net)
-    net.to(device, memory_format=torch.channels_last).train().requires_grad_(True)
-    net.compute_dtype = DTYPES[options.trunk_precision]
+    cost = common.training_cost(net)
     loss_kwargs = options.loss_kwargs()
     if points:  # the levels of images, whose sigma_data is 0.5, in units of the data's
         loss_kwargs = {"P_mean": P_MEAN + math.log(net.sigma_data / 0.5)} | loss_kwargs
@@ -189,43 +185,24 @@ def build(options: EDMOptions, dataset: ImageDataset, device: torch.device) -> M
     else:
         loss_fn = loss_for(net, loss_name, **loss_kwargs)
     augment_pipe = edm_preset(options.augment_probability) if options.augment_probability else None
-    call = torch.compile(net) if options.compile else net
+    call = prepare(net, options, device)
 
     def loss(batch: Batch) -> LossOut:
         labels = batch.labels if net.label_dim else None
         elementwise = loss_fn(call, batch.data, labels, augment_pipe=augment_pipe, rng=batch.rng)
         return LossOut(elementwise, {"Loss/loss": elementwise})
 
-    phase = Phase(
-        name="net",
-        trains=("net",),
-        loss=loss,
-        optimizer=functools.partial(torch.optim.Adam, lr=options.lr, betas=(0.9, 0.999), eps=1e-8, fused=True),
-        lr=lambda nimg: lr_rampup(nimg, options.lr, options.lr_rampup * 1e6),
-    )
-    # A transferred model is not a random start to be forgotten: no ramp-up of the half-life.
-    rampup = None if options.transfer else options.ema_rampup or None
-    average = Average("net", lambda nimg, batch: halflife_beta(nimg, batch, options.ema * 1e6, rampup))
     return Method(
         name="edm",
         modules={"net": net},
-        phases=(phase,),
-        averages={"ema": average, **phema.averages(options.phema, "net")},
-        save=_save,
+        phases=(common.adam_phase(loss, options),),
+        # A transferred model is not a random start to be forgotten: no ramp-up of the half-life.
+        averages=common.averages(options, rampup=not options.transfer),
+        save=common.save,
         preview=functools.partial(_preview_points, data=dataset.images()) if points else _preview,
         flops_per_image=3 * cost.flops,
         summary=_summary(net, cost, options, dataset),
     )
-
-
-def _training_cost(net: nn.Module):  # noqa: ANN202
-    shape = (1, net.img_channels, net.img_resolution, net.img_resolution)
-
-    def call(twin: nn.Module) -> torch.Tensor:
-        labels = torch.zeros(1, twin.label_dim, device="meta") if twin.label_dim else None
-        return twin(torch.zeros(shape, device="meta"), torch.ones(1, device="meta"), labels)
-
-    return forward_cost(net, call)
 
 
 def _summary(net: nn.Module, cost: Any, options: EDMOptions, dataset: ImageDataset) -> tuple[tuple[str, str], ...]:
@@ -233,7 +210,7 @@ def _summary(net: nn.Module, cost: Any, options: EDMOptions, dataset: ImageDatas
     # fp32 weights, gradients, two Adam moments and the average; activations of one accumulation round
     fixed, per_image = 20 * parameters, cost.activation_bytes
     return (
-        ("Network", f"{type(net).__name__} ({net.model.__class__.__name__}), {format_count(parameters)} parameters"),
+        ("Network", f"{type(net).__name__} ({net.model.__class__.__name__}), {common.size(net)}"),
         ("Data", f"{len(dataset)} images {dataset.image_shape}, {net.label_dim} classes"),
         ("FLOPs per image", f"{format_count(cost.flops)} forward, {format_count(3 * cost.flops)} per training step"),
         (
@@ -241,12 +218,8 @@ def _summary(net: nn.Module, cost: Any, options: EDMOptions, dataset: ImageDatas
             f"{fixed / 2**30:.2f} GiB for weights, gradients, Adam and EMA + {per_image / 2**20:.1f} MiB of "
             "activations per image in a round (fp32; about half in 16 bit)",
         ),
-        ("Steps", f"{-(-options.total_kimg * 1000 // options.batch)} of {options.batch} images"),
+        common.steps(options),
     )
-
-
-def _save(path: Path, averaged: Mapping[str, nn.Module], info: Mapping[str, Any]) -> None:
-    networks.save_network(path, averaged["ema"], dict(info))
 
 
 def _preview(path: Path, averaged: Mapping[str, nn.Module]) -> None:

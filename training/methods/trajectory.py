@@ -17,7 +17,6 @@ import functools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -40,15 +39,12 @@ from torch_utils.rng import TorchRNG
 from training.data.batches import ImageDataset
 from training.data.toys import ToyDataset, spread
 from training.diffaugment import diff_augment, parse_policy
-from training.loop.ema import halflife_beta
-from training.loop.loop import Settings
 from training.losses.adversarial import fake_loss, generator_loss, real_loss
-from training.method import Average, Batch, LossOut, Method, Phase
-from training.methods.edm import DTYPES
+from training.method import Batch, LossOut, Method
+from training.methods import common
 from training.methods.trajectory_options import TrajectoryOptions
+from training.performance import DTYPES
 from training.pictures import trajectory as trajectory_pictures
-from training.runs import phema
-from training.schedules import lr_rampup
 
 ALL_NOISE = 1e9  # the level that stands for infinity, where a path ends in pure noise
 
@@ -177,25 +173,25 @@ def build(options: TrajectoryOptions, dataset: ImageDataset, device: torch.devic
     net.V.load_state_dict(v.state_dict())
     costs = coefficient_cost(net)
     net.to(device, memory_format=torch.channels_last).requires_grad_(False)
-    net.compute_dtype = DTYPES[options.trunk_precision]
+    net.compute_dtype = DTYPES[options.precision]
     net.V.eval()
     net.C.train()
     points = is_points(dataset.image_shape)
     disc = (_point_discriminator if points else _discriminator)(options, dataset).to(device).train()
     losses = _Losses(net, disc, options, torch.tensor(net.schedule, dtype=torch.float64, device=device))
-    phases = [_phase("D", "D", losses.discriminator, options.dlr, options, options.batch_disc)]
-    if options.train_c:
-        phases.insert(0, _phase("C", "net.C", losses.coefficients, options.glr, options, None))
-    if options.train_v:
-        phases.insert(0, _phase("V", "net.V", losses.denoiser, options.lr, options, options.batch_edm))
-    rampup = options.ema_rampup or None
+    phase = functools.partial(common.adam_phase, options=options, betas=(0.0, 0.99), whole_first_step=True)
+    phases = [
+        phase(losses.denoiser, name="V", trains="net.V", lr=options.lr, batch_size=options.batch_edm),
+        phase(losses.coefficients, name="C", trains="net.C", lr=options.glr),
+        phase(losses.discriminator, name="D", trains="D", lr=options.dlr, batch_size=options.batch_disc),
+    ]
+    wanted = {"V": options.train_v, "C": options.train_c, "D": True}
     return Method(
         name="trajectory",
         modules={"net": net, "D": disc.discriminators, "features": disc.feature_networks},
-        phases=tuple(phases),
-        averages={"ema": Average("net", lambda n, batch: halflife_beta(n, batch, options.ema * 1e6, rampup))}
-        | phema.averages(options.phema, "net"),
-        save=_save,
+        phases=tuple(p for p in phases if wanted[p.name]),
+        averages=common.averages(options),
+        save=common.save,
         preview=functools.partial(trajectory_pictures.write_points, data=dataset.images())
         if points
         else trajectory_pictures.write,
@@ -203,24 +199,11 @@ def build(options: TrajectoryOptions, dataset: ImageDataset, device: torch.devic
     )
 
 
-def _phase(
-    name: str, module: str, loss: Callable[[Batch], LossOut], lr: float, options: TrajectoryOptions, batch: int | None
-) -> Phase:
-    return Phase(
-        name=name,
-        trains=(module,),
-        loss=loss,
-        optimizer=functools.partial(torch.optim.Adam, lr=lr, betas=(0.0, 0.99), eps=1e-8, fused=True),
-        lr=lambda nimg: lr_rampup(nimg, lr, options.lr_rampup * 1e6) if options.lr_rampup else lr,
-        batch_size=batch,
-    )
-
-
 def _check_batches(options: TrajectoryOptions) -> None:
-    world, settings = dist.get_world_size(), Settings(seed=0, batch_size=options.batch, batch_gpu=options.batch_gpu)
+    world = dist.get_world_size()
     phases = {"--batch": options.batch, "--batch-edm": options.batch_edm, "--batch-disc": options.batch_disc}
     for option, size in phases.items():
-        rows = size // world // settings.rounds(world, size, option)
+        rows = size // world // options.rounds(world, size, option)
         if rows < 2:
             raise ValueError(
                 f"{option}={size} leaves {rows} image a pass, and the heads of the discriminator normalise over the "
@@ -330,21 +313,14 @@ def _discriminator(options: TrajectoryOptions, dataset: ImageDataset) -> Project
 def _summary(
     net: MACNetwork, disc: nn.Module, costs: tuple[float, float], options: TrajectoryOptions, dataset: ImageDataset
 ) -> tuple[tuple[str, str], ...]:
-    def size(module: nn.Module) -> str:
-        return f"{format_count(sum(p.numel() for p in module.parameters()))} parameters"
-
     v, c = costs
     levels = ", ".join(f"{s:.4g}" for s in net.schedule)
     return (
-        ("Network V", f"{type(net.V).__name__}, {size(net.V)}, {format_count(v)} FLOPs"),
-        ("Network C", f"{size(net.C)}, {format_count(c)} FLOPs = {c / v:.2f} evaluations of V"),
-        ("Network D", f"{size(disc.discriminators)} to train, {size(disc.feature_networks)} frozen"),
+        ("Network V", f"{type(net.V).__name__}, {common.size(net.V)}, {format_count(v)} FLOPs"),
+        ("Network C", f"{common.size(net.C)}, {format_count(c)} FLOPs = {c / v:.2f} evaluations of V"),
+        ("Network D", f"{common.size(disc.discriminators)} to train, {common.size(disc.feature_networks)} frozen"),
         ("Sampler", f"euler, levels {levels}, 0"),
         ("Cost of a sample", f"{len(net.schedule)} network evaluations + {c / v:.2f} for the coefficients"),
         ("Data", f"{len(dataset)} images {dataset.image_shape}, {net.label_dim} classes"),
-        ("Steps", f"{math.ceil(options.total_kimg * 1000 / options.batch)} of {options.batch} images"),
+        common.steps(options),
     )
-
-
-def _save(path: Path, averaged: Mapping[str, nn.Module], info: Mapping[str, Any]) -> None:
-    networks.save_network(path, averaged["ema"], dict(info))

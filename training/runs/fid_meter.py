@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from networks.features.table import FeatureExtractor, load_features
+from networks.features.table import FEATURES, FeatureExtractor, load_features
 from samplers.planning.plan import SamplerOptions, build_plan
 from samplers.run import generate
 from samplers.solvers.elementwise import chooses_levels
@@ -24,36 +26,64 @@ from torch_utils.files import download
 from torch_utils.frechet import Moments, check_fits, feature_stats, load_moments, save_moments
 from torch_utils.images import to_uint8
 from torch_utils.misc import split_evenly
+from torch_utils.options import OptionGroup, opt
 from training.data.image_dataset import ImageDataset, decoded
-from training.options import CommonOptions
 
-__all__ = ["FidMeter"]
+__all__ = ["FidMeter", "FidOptions"]
 
 BATCH = 64  # images at once on one process, sampled and described
+
+
+@dataclass(frozen=True, kw_only=True)
+class FidOptions:
+    """Options of the FID during training."""
+
+    group: ClassVar = OptionGroup("FID during training", "With --fid-every: how far samples are from the data.", rank=7)
+
+    fid_every: int | None = opt(
+        None, "Measure FID every TICKS, into stats.jsonl and the status line; default: never", metavar="TICKS",
+        at_least=1, may_change=True,
+    )  # fmt: skip
+    fid_ref: str = opt(
+        "auto", "Reference statistics for FID; auto = of the training data", metavar="auto|NPZ|URL", may_change=True
+    )
+    fid_features: str = opt(
+        "inception", "Features for FID; pixels needs no weights", choices=list(FEATURES), may_change=True
+    )
+    fid_num: int = opt(
+        10_000, "Samples per FID; published numbers use 50000", metavar="INT", at_least=2, may_change=True
+    )
+    fid_steps: int | None = opt(
+        None, "Steps of EDM's sampler for FID, of a denoiser [default: 18]", metavar="INT", at_least=2, may_change=True
+    )
 
 
 class FidMeter:
     """Call it with a network on every process; each samples its share of the seeds 0, 1, ..., `--fid-num` - 1."""
 
     def __init__(
-        self, options: CommonOptions, dataset: ImageDataset, device: torch.device, sampler: SamplerOptions | None = None
+        self,
+        options: FidOptions,
+        refs: Path,
+        dataset: ImageDataset,
+        device: torch.device,
+        sampler: SamplerOptions | None = None,
     ) -> None:
         """Find or make the reference; all processes take part.
 
         Args:
+            refs: folder where statistics of data sets are kept.
             sampler: of the images; None: EDM's with `--fid-steps`, or the network's own where it chooses its levels.
 
         Raises:
             ValueError, OSError: points, no weights of the features, or a reference that does not fit them.
         """
         if not isinstance(dataset, ImageDataset):
-            raise ValueError(f"--fid-every measures images and {options.data} holds points: leave it out")
-        self._device, self._num, self._steps = device, options.fid_num, options.fid_steps
-        self._sampler = sampler
+            raise ValueError(f"--fid-every measures images and {dataset.name} holds points: leave it out")
+        self.every, self._options, self._device, self._sampler = options.fid_every, options, device, sampler
         self._extractor = dist.rank0_first(lambda: load_features(options.fid_features, device=device))
         if options.fid_ref == "auto":
-            folder = Path(options.outdir) / "fid-refs"
-            self._reference = _of_data(folder, dataset, self._extractor)
+            self._reference = _of_data(refs, dataset, self._extractor)
         else:
             path = options.fid_ref
             if path.startswith(("https://", "http://")):
@@ -65,11 +95,18 @@ class FidMeter:
 
     def __call__(self, net: nn.Module) -> float:
         """Fréchet distance, the same number on every process."""
-        own = SamplerOptions() if chooses_levels(net) else SamplerOptions(steps=self._steps)
-        plan = build_plan(net, self._sampler or own)
-        samples = generate(net, range(self._num), plan, batch=BATCH, device=self._device)
+        plan = build_plan(net, self._sampler_of(net))
+        samples = generate(net, range(self._options.fid_num), plan, batch=BATCH, device=self._device)
         stats = feature_stats((to_uint8(s.images) for s in samples), self._extractor)
         return dist.from_rank0(lambda: stats.moments().distance(self._reference))
+
+    def _sampler_of(self, net: nn.Module) -> SamplerOptions:
+        steps = self._options.fid_steps
+        if self._sampler is None and not chooses_levels(net):
+            return SamplerOptions(steps=18 if steps is None else steps)
+        if steps is not None:
+            raise ValueError(f"--fid-steps={steps}: this method decides itself how it is sampled, leave the option out")
+        return self._sampler or SamplerOptions()
 
 
 def _of_data(folder: Path, dataset: ImageDataset, extractor: FeatureExtractor) -> Moments:

@@ -13,16 +13,36 @@ from __future__ import annotations
 import dataclasses
 import os
 import random
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from torch_utils import checkpoint
 from torch_utils.files import numbered, write_json
-from training.options import CommonOptions
+from torch_utils.options import OptionGroup, may_change, opt
 from training.runs import run_dir as runs
 from training.runs.published_state import is_published
 
-__all__ = ["Place", "find_place"]
+__all__ = ["Place", "PlaceOptions", "find_place"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlaceOptions:
+    """Options of the run directory and of what a run starts from."""
+
+    group: ClassVar = OptionGroup("Run", "Where results go, and what a run starts from.")
+
+    outdir: str = opt(None, "Where to save the results", metavar="DIR", required=True, may_change=True)
+    resume: str | None = opt(
+        None, "Continue from a run directory or a training state", metavar="DIR|FILE", may_change=True
+    )
+    new_run: bool = opt(False, "Start anew although the same command has an unfinished run", flag=True, may_change=True)
+    transfer: str | None = opt(None, "Start from the weights of a snapshot", metavar="FILE|URL")
+    dry_run: bool = opt(
+        False, "Print what would be done, with costs, and exit", flag=True, names=("-n",), may_change=True
+    )
+    desc: str | None = opt(None, "Text to add to the run directory's name", metavar="STR", may_change=True)
+    nosubdir: bool = opt(False, "Use --outdir itself as the run directory", flag=True, may_change=True)
 
 
 class Place(NamedTuple):
@@ -33,26 +53,32 @@ class Place(NamedTuple):
     seed: int
 
 
-def find_place(options: CommonOptions, dataset: str, world: int) -> Place:
+def find_place(options: PlaceOptions, seed: int | None, description: str, world: int) -> Place:
     """Claim the run directory and write the options into it; for one process to call.
+
+    Args:
+        options: all options of the method.
+        seed: given by the user; None: that of the run which continues, else a random one.
+        description: of a new directory.
+        world: number of processes.
 
     Raises:
         ValueError, OSError: nothing to resume from, a directory in use, or one that cannot be written.
     """
-    description = options.description(dataset, world)
     record: dict[str, Any] = dataclasses.asdict(options) | {"world_size": world, "branch_of": None}
     if options.resume and (run_dir := _run_of(options.resume)) is not None:
         if not runs.claim(run_dir):
             raise ValueError(f"another process is training in {run_dir}: stop it first, or start a run of its own")
-        place = _continued(options, run_dir, Path(options.resume))
+        place = _continued(seed, run_dir, Path(options.resume))
     else:
         if options.resume:
             record["branch_of"] = str(Path(options.resume).resolve())
         # A worker that torchrun started again must find the new run, not make yet another one.
         anew = options.new_run and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"
-        found = None if anew else runs.find_unfinished(Path(options.outdir), record, description)
+        free = may_change(type(options))
+        found = None if anew else runs.find_unfinished(Path(options.outdir), record, description, free)
         run_dir = found or _new_directory(options, description)
-        place = _continued(options, run_dir, Path(options.resume) if options.resume else None)
+        place = _continued(seed, run_dir, Path(options.resume) if options.resume else None)
     write_json(place.run_dir / runs.OPTIONS, record | {"seed": place.seed, "run_dir": str(place.run_dir)})
     return place
 
@@ -77,12 +103,11 @@ def _run_of(resume: str) -> Path | None:
     return path.parent if newest and stored and not is_published(path) else None
 
 
-def _continued(options: CommonOptions, run_dir: Path, resume: Path | None) -> Place:
+def _continued(seed: int | None, run_dir: Path, resume: Path | None) -> Place:
     """Where a run stands: at its own newest state, else at the one it starts from."""
     state = runs.newest_state(run_dir)
     if state is None and resume is not None and resume.is_file():
         state = resume
-    seed = options.seed
     if seed is None:
         seed = (runs.read_options(run_dir) or {}).get("seed")
     if seed is None and state is not None and not is_published(state):
@@ -90,7 +115,7 @@ def _continued(options: CommonOptions, run_dir: Path, resume: Path | None) -> Pl
     return Place(run_dir, state, random.SystemRandom().randrange(1 << 31) if seed is None else seed)
 
 
-def _new_directory(options: CommonOptions, description: str) -> Path:
+def _new_directory(options: PlaceOptions, description: str) -> Path:
     outdir = Path(options.outdir)
     if not options.nosubdir:
         return runs.create(outdir, description)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import fcntl
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -36,12 +36,6 @@ OPTIONS = "training_options.json"
 STATES = "training-state-*.pt"
 FINISHED = "finished"  # key in the options file, set when the last snapshot is on disk
 
-# What may differ between the first command and the one that continues it: it does not change the numbers.
-_FREE = {
-    "outdir", "resume", "seed", "wandb", "dry_run", "workers", "cache", "device", "nosubdir", "desc", "keep",
-    "keep_snapshots", "checkpoint_mins", "batch_gpu", "new_run", "run_dir", "fid_every", "fid_ref", "fid_features",
-    "fid_num", "fid_steps", FINISHED, "world_size",
-}  # fmt: skip
 
 _locks: list[Any] = []  # open files whose lock lives as long as the process
 
@@ -85,13 +79,13 @@ def read_options(run_dir: Path) -> dict[str, Any] | None:
         return None
 
 
-def same_run(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
-    """Whether two option sets describe the same numbers. A seed that was not given matches any."""
-    keys = (set(a) | set(b)) - _FREE
+def same_run(a: Mapping[str, Any], b: Mapping[str, Any], free: Set[str]) -> bool:
+    """Whether two records describe the same numbers; options in `free` may differ, an unknown seed matches any."""
+    keys = (set(a) | set(b)) - free - {"seed", "run_dir", "world_size", FINISHED}
     return all(a.get(k) == b.get(k) for k in keys) and (b.get("seed") is None or a.get("seed") == b["seed"])
 
 
-def find_unfinished(outdir: Path, options: Mapping[str, Any], description: str) -> Path | None:
+def find_unfinished(outdir: Path, options: Mapping[str, Any], description: str, free: Set[str]) -> Path | None:
     """The newest claimed-by-nobody run under `outdir` with these options that has not finished; it is claimed now.
 
     A directory of this description without any file is one whose process was killed before it could write its options.
@@ -103,7 +97,7 @@ def find_unfinished(outdir: Path, options: Mapping[str, Any], description: str) 
         stored = read_options(run_dir)
         if stored is None:
             return re.sub(r"^\d+-", "", run_dir.name) == description and is_blank(run_dir)
-        return not stored.get(FINISHED) and same_run(stored, wanted)
+        return not stored.get(FINISHED) and same_run(stored, wanted, free)
 
     for run_dir in candidates:
         if fits(run_dir) and claim(run_dir) and fits(run_dir):  # again: it may have finished before it was ours

@@ -7,51 +7,56 @@ statistics it belongs to, so that a run killed anywhere continues as if nothing 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from torch import nn
 
 from torch_utils import checkpoint
 from torch_utils import distributed as dist
 from torch_utils.files import atomic_write, retain
 from torch_utils.misc import format_time
+from torch_utils.options import OptionGroup, opt
 from torch_utils.pickles.foreign import naming
 from torch_utils.profile import cpu_memory_gib, peak_flops
 from torch_utils.signals import SignalExit
 from torch_utils.stats import StatsFile, Wandb
 from training.loop.loop import Loop
 from training.runs import run_dir as runs
+from training.runs.fid_meter import FidMeter
 from training.runs.progress import Progress
 from training.runs.published_state import is_published, read_published
 from training.runs.stop import StopRequest
 
-__all__ = ["Cadence", "Session"]
+__all__ = ["ReportOptions", "Session"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cadence:
-    """When to do what. Counts are images (kimg = 1000 images) and ticks, as in the published EDM code."""
+class ReportOptions:
+    """Options of what a run writes, and when. Ticks are counted in images, as in the published EDM code."""
 
-    total_kimg: int
-    kimg_per_tick: float = 50
-    snapshot_ticks: int | None = 50
-    state_ticks: int | None = 500
-    state_seconds: float | None = 600
-    keep_states: int = 2
-    keep_snapshots: int | None = None
-    fid_ticks: int | None = None
+    group: ClassVar = OptionGroup("Files and reporting", "What a run writes, and when.", rank=6)
+
+    tick: float = opt(50.0, "Status line and statistics every KIMG", metavar="KIMG", above=0)
+    snap: int | None = opt(50, "Network snapshot and sample grid every TICKS; 0 = none", metavar="TICKS", at_least=0)
+    dump: int | None = opt(500, "Training state every TICKS; 0 = only by time", metavar="TICKS", at_least=0)
+    checkpoint_mins: float = opt(
+        10.0, "Training state also after this many minutes; 0 = never", metavar="MIN", at_least=0, may_change=True
+    )
+    keep: int = opt(2, "Training states to keep", metavar="INT", at_least=1, may_change=True)
+    keep_snapshots: int | None = opt(
+        None, "Snapshots to keep; default: all", metavar="INT", at_least=1, may_change=True
+    )
+    wandb: bool = opt(False, "Also log to Weights & Biases (offline without an account)", flag=True, may_change=True)
 
 
 class Session:
-    """A loop, a run directory and a cadence.
+    """A loop, a run directory, and when what is written there.
 
     Args:
         info: JSON-able facts that go into every file.
-        wandb: also log there.
         autocast_dtype: of the trunk, for the utilisation figure.
         fid: measures a network; all processes call it together.
     """
@@ -59,20 +64,19 @@ class Session:
     def __init__(
         self,
         loop: Loop,
-        cadence: Cadence,
+        options: ReportOptions,
         run_dir: Path,
         info: Mapping[str, Any],
         *,
-        wandb: bool = False,
         autocast_dtype: torch.dtype = torch.float32,
-        fid: Callable[[nn.Module], float] | None = None,
+        fid: FidMeter | None = None,
     ) -> None:
-        self.loop, self.cadence, self.run_dir, self.info = loop, cadence, run_dir, dict(info)
+        self.loop, self.options, self.run_dir, self.info = loop, options, run_dir, dict(info)
         self.main = dist.get_rank() == 0
+        self._total = loop.options.total_kimg * 1000
         self.tick = 0
         self.tick_start_nimg = 0
         self.elapsed = 0.0  # seconds of training before this process started
-        self._want_wandb = wandb
         self._wandb_id: str | None = None
         self._stats_size = 0
         self._peak = peak_flops(loop.device, autocast_dtype)
@@ -125,7 +129,7 @@ class Session:
             }  # fmt: skip
             path = self.run_dir / f"training-state-{self.loop.nimg // 1000:06d}.pt"
             checkpoint.save(path, "state", {**self.info, "session": session}, payload)
-            retain(self.run_dir, runs.STATES, self.cadence.keep_states)
+            retain(self.run_dir, runs.STATES, self.options.keep)
 
     def _lacks_snapshot(self) -> bool:
         return dist.broadcast_object(not (self.run_dir / f"network-snapshot-{self.loop.nimg // 1000:06d}.pkl").exists())
@@ -135,7 +139,7 @@ class Session:
         grid = None
         if self.main:
             name = f"{self.loop.nimg // 1000:06d}"
-            info = {**self.info, "nimg": self.loop.nimg, "total_nimg": self.cadence.total_kimg * 1000}
+            info = {**self.info, "nimg": self.loop.nimg, "total_nimg": self._total}
             for key, average in self.loop.method.averages.items():
                 if average.sigma_rel is not None:
                     facts = {**info, "sigma_rel": average.sigma_rel}
@@ -145,9 +149,9 @@ class Session:
             if self.loop.method.preview is not None:
                 grid = self.run_dir / f"samples-{name}.png"
                 self.loop.method.preview(grid, self.loop.averaged)
-            if self.cadence.keep_snapshots is not None:
-                retain(self.run_dir, "network-snapshot-*.pkl", self.cadence.keep_snapshots)
-                retain(self.run_dir, "samples-*.png", self.cadence.keep_snapshots)
+            if self.options.keep_snapshots is not None:
+                retain(self.run_dir, "network-snapshot-*.pkl", self.options.keep_snapshots)
+                retain(self.run_dir, "samples-*.png", self.options.keep_snapshots)
         return grid
 
     # --- the run ---------------------------------------------------------------------------------------------------
@@ -162,12 +166,12 @@ class Session:
         self._stats = StatsFile(self.run_dir / "stats.jsonl", self._stats_size) if self.main else None
         self._wandb = (
             Wandb(self.run_dir, self.run_dir.name, self.info.get("options", {}), self._wandb_id)
-            if self._want_wandb and self.main
+            if self.options.wandb and self.main
             else None
         )
         progress = Progress(
             self.loop.nimg,
-            self.cadence.total_kimg * 1000,
+            self._total,
             device=self.loop.device,
             flops_per_image=self.loop.method.flops_per_image,
             peak_flops=self._peak,
@@ -186,17 +190,17 @@ class Session:
                 self._wandb.close()
 
     def _train(self, progress: Progress, stop: StopRequest) -> None:
-        loop, total = self.loop, self.cadence.total_kimg * 1000
+        loop, total = self.loop, self._total
         self._tick_began = self._state_began = time.monotonic()
         self._idle = 0.0  # seconds spent on files and metrics since the last tick
-        if loop.nimg >= total and self.cadence.snapshot_ticks and self._lacks_snapshot():
+        if loop.nimg >= total and self.options.snap and self._lacks_snapshot():
             self._write_snapshot()  # continued with a shorter --duration
         while loop.nimg < total:
             stopped = loop.step(bool(stop))
             if progress.due(loop.nimg):
                 progress.show(loop.stats.peek("Loss/loss"))
             done = loop.nimg >= total
-            if done or self.tick == 0 or loop.nimg >= self.tick_start_nimg + self.cadence.kimg_per_tick * 1000:
+            if done or self.tick == 0 or loop.nimg >= self.tick_start_nimg + self.options.tick * 1000:
                 self._end_tick(progress, done)
             if stopped and not done:
                 loop.finish_step()
@@ -209,7 +213,7 @@ class Session:
 
     def _end_tick(self, progress: Progress, done: bool) -> None:
         """Figures first, then files, so that a state holds the length of the statistics it goes with."""
-        loop, cadence, tick = self.loop, self.cadence, self.tick
+        loop, options, tick = self.loop, self.options, self.tick
 
         def due(every: int | None) -> bool:
             return bool(every) and (done or tick % every == 0)
@@ -218,11 +222,11 @@ class Session:
         ended = time.monotonic()
         loss, seconds, idle = loop.stats.peek("Loss/loss"), ended - self._tick_began, self._idle
         parts = [f"tick {tick}", progress.line(loss)]
-        parts += [*self._measure()] if due(cadence.fid_ticks) and tick > 0 else []
+        parts += [*self._measure()] if self._fid is not None and due(self._fid.every) and tick > 0 else []
         parts += [*self._own_figures()]
         parts += [*self._compare_processes()]
         stats = self._collect(seconds, idle)
-        grid = self._write_snapshot() if due(cadence.snapshot_ticks) else None
+        grid = self._write_snapshot() if due(options.snap) else None
         if self.main:
             self._stats.write(stats)
             if self._wandb is not None:
@@ -235,9 +239,9 @@ class Session:
             progress.say("  ".join(parts))
         self.tick += 1
         self.tick_start_nimg = loop.nimg
-        limit = cadence.state_seconds
-        late = limit is not None and dist.broadcast_object(time.monotonic() - self._state_began > limit)
-        if done or late or (due(cadence.state_ticks) and tick > 0):
+        limit = options.checkpoint_mins * 60
+        late = bool(limit) and dist.broadcast_object(time.monotonic() - self._state_began > limit)
+        if done or late or (due(options.dump) and tick > 0):
             self._write_state()
             self._state_began = time.monotonic()
         self._tick_began = time.monotonic()

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from training.loop.ema import halflife_beta
-from training.loop.loop import Loop, NonFiniteError, Settings
+from training.loop.loop import Loop, NonFiniteError
+from training.loop.settings import LoopOptions
 from training.method import Average, LossOut, Method, Phase
 
 CPU = torch.device("cpu")
@@ -62,7 +63,7 @@ def make_loop(batch=8, poison=None, overflow=None, conv=False, **settings):
         averages={"ema": Average("net", lambda nimg, batch: halflife_beta(nimg, batch, 50, 0.5))},
         save=lambda *_: None,
     )
-    return Loop(method, Data(batch), Settings(seed=5, batch_size=batch, **settings), CPU)
+    return Loop(method, Data(batch), LoopOptions(seed=5, batch=batch, **settings), CPU)
 
 
 def tensors(loop):
@@ -199,7 +200,7 @@ def test_gradient_clipping_limits_the_norm():
 @pytest.mark.parametrize(("batch", "batch_gpu", "world"), [(10, None, 4), (12, 5, 1)])
 def test_batches_that_cannot_be_split(batch, batch_gpu, world):
     with pytest.raises(ValueError, match="batch"):
-        Settings(seed=0, batch_size=batch, batch_gpu=batch_gpu).rounds(world)
+        LoopOptions(seed=0, batch=batch, batch_gpu=batch_gpu).rounds(world)
 
 
 def test_stop_request_is_reported():

@@ -3,12 +3,15 @@
 import dataclasses
 import json
 
+import click
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import networks
+from torch_utils.cli import Command
+from torch_utils.options import options_of
 from training.methods.curvature import build, optimizer_of, warmup_lr
 from training.methods.curvature_options import HYPER, CurvatureOptions
 
@@ -34,7 +37,24 @@ def test_defaults_of_the_original_and_of_presets():
     assert cifar.total_kimg == 64_000
     assert options(preset="ffhq").optimizer == "adamw"
     assert options(preset="cifar10", duration=0.0128).total_kimg == 13
-    assert options(gpu="1").device == "cuda:1"
+
+
+def parsed(*arguments):
+    @click.command(cls=Command)
+    @options_of(CurvatureOptions)
+    def command(options):
+        return options
+
+    return command.main(["--outdir=runs", "--data=digits.zip", *arguments], standalone_mode=False)
+
+
+def test_spellings_of_the_original_command():
+    assert parsed("--gpu=1").device == "cuda:1"
+    assert parsed("--no-ema", "--preset=cifar10").ema_decay == 0
+    assert parsed("--weight-cur=0", "--fp16=1") == options(precision="fp16")
+    for argument, words in (("--gpu=0,1", "torchrun"), ("--weight-cur=1", "no effect")):
+        with pytest.raises(click.ClickException, match=words):
+            parsed(argument)
 
 
 @pytest.mark.parametrize("name", HYPER)
@@ -51,8 +71,7 @@ def test_filled_options_stay_as_they_are(name):
         ({"preset": "mnist", "dataset": "mnist"}, "leave one"),
         ({"independent": True, "config_en": "a.json"}, "no encoder"),
         ({"warmup_steps": 10, "lr_rampup": 1.0}, "warm"),
-        ({"gpu": "0,1"}, "torchrun"),
-        ({"weight_cur": 1.0}, "no effect"),
+        ({"ema_decay": 0.5, "ema": 1.0}, "how to average"),
     ],
 )
 def test_bad_options(more, words):

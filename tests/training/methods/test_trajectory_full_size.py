@@ -10,7 +10,8 @@ from PIL import Image
 import networks
 from bench.presets import PRESETS
 from training.data.image_dataset import ImageDataset
-from training.loop.loop import Loop, Settings
+from training.loop.loop import Loop
+from training.loop.settings import LoopOptions
 from training.methods.edm import build_network
 from training.methods.trajectory import TrajectoryOptions, build
 
@@ -50,7 +51,7 @@ def test_full_size_cifar10_steps_once(tmp_path):
     about = dict(method.summary)
     assert "55.7M parameters, 42.4G FLOPs" in about["Network V"]
     assert "391.0M parameters, 315.2G FLOPs = 7.44 evaluations of V" in about["Network C"]
-    loop = Loop(method, TwoImages(), Settings(seed=0, batch_size=2, nonfinite="stop"), CPU)
+    loop = Loop(method, TwoImages(), LoopOptions(seed=0, batch=2, nonfinite="stop"), CPU)
     before = {name: p.detach().clone() for name, p in method.modules["net"].named_parameters() if "aux" in name}
     loop.step()
     loop.finish_step()

@@ -37,7 +37,9 @@ def options(data, **kwargs):
 
 
 def meter(data, **kwargs):
-    return FidMeter(options(data, **kwargs), ImageDataset(data, xflip=True), torch.device("cpu"))
+    return FidMeter(
+        options(data, **kwargs), data.parent / "runs" / "fid-refs", ImageDataset(data, xflip=True), torch.device("cpu")
+    )
 
 
 def test_reference_is_cached_until_the_data_changes(data):

@@ -14,7 +14,8 @@ from training.runs.placement import find_place
 
 def place(outdir, **options):
     release_locks()
-    return find_place(EDMOptions(outdir=str(outdir), data="toy", **options), "toy", 1)
+    given = EDMOptions(outdir=str(outdir), data="toy", **options)
+    return find_place(given, given.seed, "toy", 1)
 
 
 def add_state(run_dir, kimg, seed=5):
@@ -95,7 +96,7 @@ def test_a_directory_in_use(tmp_path):
     run = place(tmp_path, seed=5).run_dir
     add_state(run, 1)
     with pytest.raises(ValueError, match="another process"):
-        find_place(EDMOptions(outdir=str(tmp_path), data="toy", resume=str(run)), "toy", 1)
+        find_place(EDMOptions(outdir=str(tmp_path), data="toy", resume=str(run)), None, "toy", 1)
 
 
 @pytest.mark.parametrize("name", ["nothing", "empty", "notes.txt"])

@@ -17,7 +17,8 @@ import networks
 import train
 from networks.published.edm import read_training_state
 from torch_utils.pickles.foreign import named_tensors
-from training.loop.loop import Loop, Settings
+from training.loop.loop import Loop
+from training.loop.settings import LoopOptions
 from training.method import Average, LossOut, Method, Phase
 from training.runs.published_state import is_published, read_published
 
@@ -53,7 +54,7 @@ def make_loop(case):
         "net", ("net",), lambda b: LossOut(b.data, {}), functools.partial(torch.optim.Adam, fused=True), float
     )
     method = Method("edm", {"net": net}, (phase,), {"ema": Average("net", lambda *_: 0.5)}, save=print)
-    return Loop(method, Nothing(), Settings(seed=0, batch_size=1), torch.device("cpu"))
+    return Loop(method, Nothing(), LoopOptions(seed=0, batch=1), torch.device("cpu"))
 
 
 @pytest.mark.parametrize("state", cases("edm", "training_state"), indirect=True)

@@ -6,6 +6,8 @@ import json
 import pytest
 from run_locks import release_locks
 
+from torch_utils.options import may_change
+from training.options import CommonOptions
 from training.runs import run_dir as runs
 
 
@@ -17,7 +19,7 @@ def start(outdir, **options):
 
 
 def find(outdir, **options):
-    found = runs.find_unfinished(outdir, options, "toy")
+    found = runs.find_unfinished(outdir, options, "toy", may_change(CommonOptions))
     release_locks()
     return found
 

@@ -1,0 +1,46 @@
+"""DataOptions and the data set they open: images of a folder or zip, or points."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch_utils.options import OptionGroup, opt
+from training.data.image_dataset import ImageDataset
+from training.data.toys import ToyDataset, is_toy
+
+__all__ = ["DataOptions", "open_dataset"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions:
+    """Options of the data set and of how it is read."""
+
+    group: ClassVar = OptionGroup("Data", "What is learned.", rank=1)
+
+    data: str = opt(
+        None, "Data set made by dataset_tool.py, or points: toy:NAME[:size=N][:seed=S]", metavar="ZIP|DIR|TOY",
+        required=True,
+    )  # fmt: skip
+    cond: bool = opt(False, "Train a class-conditional model; the data set must have labels", metavar="BOOL")
+    xflip: bool = opt(False, "Double the data set with mirrored copies", metavar="BOOL")
+    cache: bool = opt(
+        True, "Keep the decoded data set in memory, on the GPU if it fits", metavar="BOOL", may_change=True
+    )
+    workers: int = opt(1, "Threads that read and decode images", metavar="INT", at_least=1, may_change=True)
+
+
+def open_dataset(options: DataOptions) -> ImageDataset | ToyDataset:
+    """The data set of `--data`.
+
+    Raises:
+        ValueError, OSError: nothing there, something else, or no labels where they are asked for.
+    """
+    opened = ToyDataset if is_toy(options.data) else ImageDataset
+    dataset = opened(options.data, use_labels=options.cond, xflip=options.xflip)
+    if options.cond and not dataset.has_labels:
+        raise ValueError(
+            f"--cond=1 needs labels, and {options.data} has none: build the data set from a source with labels, "
+            "or leave --cond=0"
+        )
+    return dataset
