@@ -103,6 +103,8 @@ def _train(
 def _fid_meter(options: CommonOptions, dataset: Any, device: torch.device, method: Method) -> FidMeter | None:
     if not options.fid_every:
         return None
+    if not isinstance(dataset, ImageDataset):
+        raise ValueError(f"--fid-every measures images and {options.data} holds points: leave it out")
     return FidMeter(options, Path(options.outdir) / "fid-refs", dataset, device, method.sampler)
 
 

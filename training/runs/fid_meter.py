@@ -76,10 +76,8 @@ class FidMeter:
             sampler: of the images; None: EDM's with `--fid-steps`, or the network's own where it chooses its levels.
 
         Raises:
-            ValueError, OSError: points, no weights of the features, or a reference that does not fit them.
+            ValueError, OSError: no weights of the features, or a reference that does not fit them.
         """
-        if not isinstance(dataset, ImageDataset):
-            raise ValueError(f"--fid-every measures images and {dataset.name} holds points: leave it out")
         self.every, self._options, self._device, self._sampler = options.fid_every, options, device, sampler
         self._extractor = dist.rank0_first(lambda: load_features(options.fid_features, device=device))
         if options.fid_ref == "auto":
