@@ -112,11 +112,11 @@ def main() -> None:
 @options_of(CompareOptions)
 def compare_command(options: CompareOptions) -> None:
     """Error of solvers against a fine teacher, NFE by NFE; with --ref also the Fréchet distance."""
-    texts = [t for t in options.solvers.split(",") if t.strip()]
-    for path in (options.schedule or "").split(",") if options.schedule else ():
-        texts.append(f"{ScheduleFile.load(path).solver}@{path}")
-    contestants = [parse_contestant(t) for t in texts]
     with dist.process_group(options.device) as device:
+        texts = [t for t in options.solvers.split(",") if t.strip()]
+        for path in (options.schedule or "").split(",") if options.schedule else ():
+            texts.append(f"{ScheduleFile.load(path).solver}@{path}")
+        contestants = [parse_contestant(t) for t in texts]
         net = _load(options.network, device)
         reference, extractor = _reference(options, math.prod(image_shape(net)), device)
         measure = Measure(
@@ -250,9 +250,10 @@ def curvature(
     networks_: tuple[str, ...], outdir: str, label: tuple[str, ...], batch: int, device: str, **measured: Any
 ) -> None:
     """How straight the trajectories of networks are; of several trained with different beta, a sweep."""
-    if label and len(label) != len(networks_):
-        raise ValueError(f"--label is given {len(label)} times for {len(networks_)} networks: once each, or not at all")
     with dist.process_group(device) as dev:
+        if label and len(label) != len(networks_):
+            given = f"--label is given {len(label)} times for {len(networks_)} networks"
+            raise ValueError(f"{given}: once each, or not at all")
         folder, results = _folder(outdir), []
         for name, text in zip(networks_, label or networks_, strict=True):
             net = _load(name, dev)

@@ -104,6 +104,14 @@ class Command(cloup.Command):
         for param in self.params:
             param.callback = _checked(param.callback)
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except click.UsageError as error:
+            if os.environ.get("RANK", "0") == "0":  # of torchrun: every process is given the same command line
+                raise
+            raise SystemExit(error.exit_code) from error
+
     def invoke(self, ctx: click.Context) -> Any:
         _print_anything()
         try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 import secrets
+import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +17,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+
+from torch_utils.signals import SignalExit
 
 __all__ = [
     "all_gather_object",
@@ -26,7 +29,6 @@ __all__ = [
     "from_rank0",
     "get_rank",
     "get_world_size",
-    "init",
     "print0",
     "process_group",
     "rank0_first",
@@ -36,21 +38,27 @@ __all__ = [
 
 JOIN_TIMEOUT = timedelta(minutes=10)
 
+_LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "NCCL", "Gloo", "gloo")
 
-def init(device: str = "auto") -> torch.device:
-    """Join the process group torchrun describes (if any) and return this process's device.
 
-    Args:
-        device: "auto" (a GPU when there is one), "cpu", "cuda" or "cuda:N".
-    """
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
-        raise ValueError(f"--device={device} is not known here: use auto, cpu, cuda or cuda:N")
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"--device={device} was asked for, but PyTorch sees no CUDA device: use --device=cpu")
+def _meet() -> dist.Store | None:
+    """The store that the processes of this attempt share; None with one process, or where the group exists already."""
+    if int(os.environ.get("WORLD_SIZE", "1")) <= 1 or dist.is_initialized():
+        return None
+    store, rank, world = next(dist.rendezvous("env://", timeout=JOIN_TIMEOUT))
+    return fresh_store(store, rank, world)
+
+
+def _device(name: str) -> torch.device:
+    """The device of this process; ValueError for one that is not there."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+        raise ValueError(f"--device={name} is not known here: use auto, cpu, cuda or cuda:N")
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"--device={name} was asked for, but PyTorch sees no CUDA device: use --device=cpu")
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    resolved = torch.device(device if device != "cuda" else f"cuda:{local_rank}")
+    resolved = torch.device(name if name != "cuda" else f"cuda:{local_rank}")
     if resolved.type == "cuda":
         if resolved.index >= torch.cuda.device_count():
             raise ValueError(
@@ -58,16 +66,17 @@ def init(device: str = "auto") -> torch.device:
                 "lower --nproc_per_node"
             )
         torch.cuda.set_device(resolved)
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
-        store, rank, world = next(dist.rendezvous("env://", timeout=JOIN_TIMEOUT))
-        dist.init_process_group(
-            "nccl" if resolved.type == "cuda" else "gloo",
-            store=fresh_store(store, rank, world),
-            rank=rank,
-            world_size=world,
-            device_id=resolved if resolved.type == "cuda" else None,
-        )
     return resolved
+
+
+def _join(store: dist.Store, device: torch.device) -> None:
+    dist.init_process_group(
+        "nccl" if device.type == "cuda" else "gloo",
+        store=store,
+        rank=int(os.environ["RANK"]),
+        world_size=int(os.environ["WORLD_SIZE"]),
+        device_id=device if device.type == "cuda" else None,
+    )
 
 
 def fresh_store(store: dist.Store, rank: int, world: int) -> dist.Store:
@@ -104,12 +113,47 @@ def shutdown() -> None:
 
 @contextmanager
 def process_group(device: str = "auto") -> Iterator[torch.device]:
-    """`init` on entry, `shutdown` on exit."""
-    resolved = init(device)
+    """Join the process group that torchrun describes (if any); gives this process's device.
+
+    An error ends all processes, and one of them says it: what a process says that failed later, or because it lost the
+    connection to one that failed, would bury the reason.
+
+    Args:
+        device: "auto" (a GPU when there is one), "cpu", "cuda" or "cuda:N".
+    """
+    store = _meet()
     try:
+        resolved = _device(device)
+        if store is not None:
+            _join(store, resolved)
         yield resolved
+    except BaseException as error:
+        if store is None:
+            raise
+        _one_voice(store, error)
+        raise
     finally:
         shutdown()
+
+
+def _one_voice(store: dist.Store, error: BaseException) -> None:
+    """Return where this process may say what went wrong; leave the program without a word where another did."""
+    if isinstance(error, SystemExit) and not isinstance(error, SignalExit):
+        return  # of `from_rank0`: rank 0 has the word
+    lost = isinstance(error, RuntimeError) and any(key in str(error) for key in _LOST)
+    own = 0 if lost else 1
+    try:  # told before connections break, so that those who lose one find it
+        first = store.add("failed", own) == own
+    except RuntimeError:  # the store went down with its process
+        first = True
+    if isinstance(error, SignalExit):
+        error.said = error.said or not first
+    elif isinstance(error, KeyboardInterrupt) and not first:
+        raise SignalExit(signal.SIGINT, said=True) from error
+    elif not first and isinstance(error, Exception):
+        raise SystemExit(1) from error
+    elif lost:
+        raise ValueError("the connection to another process is lost: it was killed, or its machine is gone") from error
 
 
 def get_rank() -> int:
