@@ -24,18 +24,19 @@ _WORKSPACE = {"cpu": 4 << 20, "cuda": 512 << 20}  # bytes one chunk of samples m
 
 
 def _dev_sums(x: Tensor, e: Tensor, s: Tensor) -> Tensor:
-    """Signed deviation of jumps: `x [b, T(+1), D], e [b, T-1, D]` -> sum over the samples, `[T, T]` float64.
+    """Signed deviation of jumps.
 
     With p_i and q_i the components of x_end - x_i and e_i orthogonal to the chord,
     dev(xh_ij)^2 = |p_i|^2 - 2 d <p_i, q_i> + d^2 |q_i|^2 with d = s_j - s_i: three scalars per state, O(T D) work.
     """
-    T, x, e = len(s), x.double(), e.double()
+    T = len(s)
     chord = x[:, -1] - x[:, 0]
     unit = chord / chord.norm(dim=-1, keepdim=True).clamp(min=torch.finfo(chord.dtype).tiny)
-    p = x[:, -1:] - x[:, :T]
-    p = p - (p @ unit[..., None]) * unit[:, None]
-    q = e - (e @ unit[..., None]) * unit[:, None]
-    pp, pq, qq = p.square().sum(-1), (p[:, :-1] * q).sum(-1), q.square().sum(-1)
+    p = torch.sub(x[:, -1:].clone(), x, out=x)[:, :T]
+    for v in (p, e):
+        v.baddbmm_(v @ unit[..., None], unit[:, None], alpha=-1)
+    pp, qq = (torch.linalg.vector_norm(v, dim=-1).square() for v in (p, e))
+    pq = e.mul_(p[:, :-1]).sum(-1)
     d = s - s[:-1, None]  # [T-1, T]
     jump = pp[:, :-1, None] - 2 * d * pq[..., None] + d**2 * qq[..., None]
     own = pp.sqrt()
@@ -44,14 +45,13 @@ def _dev_sums(x: Tensor, e: Tensor, s: Tensor) -> Tensor:
 
 
 def _without_noise(x: Tensor, e: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
-    """States and drifts less the straight line s_i * (x_0 / s_0) they share.
+    """States and drifts less the straight line s_i * (x_0 / s_0) they share, in place.
 
     Every jump's error xh_ij - x_j is unchanged, and the numbers left are of the size of the data, not of the noise: the
     inner products below then keep their digits.
     """
-    x, e = x.double(), e.double()
     noise = x[:, :1] / s[0]
-    return x[:, : len(s)] - s[:, None] * noise, e - noise
+    return x[:, : len(s)].addcmul_(s[:, None], noise, value=-1), e.sub_(noise)
 
 
 def _l2_sums(x: Tensor, e: Tensor, s: Tensor) -> Tensor:
@@ -65,27 +65,26 @@ def _l2_sums(x: Tensor, e: Tensor, s: Tensor) -> Tensor:
     own = fy.diagonal(dim1=-2, dim2=-1)[..., None]
     d = s - s[:-1, None]
     square = n[:, :-1, None] + n[:, None, :] - 2 * yy[:, :-1] + 2 * d * (own - fy)
-    square = square + d**2 * f.square().sum(-1)[..., None]
+    square = square + d**2 * torch.linalg.vector_norm(f, dim=-1).square()[..., None]
     cost = torch.nn.functional.pad(square.clamp(min=0).sqrt().sum(0), (0, 0, 0, 1))
-    single = torch.addcmul(y[:, :-1] - y[:, 1:], s.diff()[:, None], f).norm(dim=-1).sum(0)
+    single = torch.linalg.vector_norm((y[:, :-1] - y[:, 1:]).addcmul_(s.diff()[:, None], f), dim=-1).sum(0)
     return cost.diagonal_scatter(single, offset=1)
 
 
-def _l1_sums(x: Tensor, e: Tensor, s: Tensor) -> Tensor:
-    """|xh_ij - x_j|_1, one row i at a time: an outer product minus the later states, then one norm."""
-    y, f = (v.to(x.dtype) for v in _without_noise(x, e, s))
+def _l1_sums(x: Tensor, e: Tensor, s: Tensor, dtype: torch.dtype) -> Tensor:
+    """|xh_ij - x_j|_1 in the dtype of the trajectory, one row i at a time: all jumps from one state in three passes."""
+    y, f = (v.to(dtype) for v in _without_noise(x, e, s))
     T = len(s)
-    cost = s.new_zeros(T, T)
+    d, sums = (s - s[:, None]).to(dtype)[..., None], y.new_zeros(len(y), T, T)
+    jumps = torch.empty_like(y)
     for i in range(T - 1):
-        d = (s[i + 1 :] - s[i]).to(x.dtype)
-        left = torch.stack([torch.ones_like(d), d], dim=-1).expand(len(y), -1, -1)  # [b, J, 2]
-        right = torch.stack([y[:, i], f[:, i]], dim=1)  # [b, 2, D]
-        jumps = torch.baddbmm(y[:, i + 1 :], left, right, beta=-1)
-        cost[i, i + 1 :] = torch.linalg.vector_norm(jumps, 1, dim=-1).double().sum(0)
-    return cost
+        row = torch.addcmul(y[:, i : i + 1], d[i, i + 1 :], f[:, i : i + 1], out=jumps[:, i + 1 :])
+        sums[:, i, i + 1 :] = row.sub_(y[:, i + 1 :]).abs_().sum(-1)
+    return sums.sum(0, dtype=s.dtype)
 
 
-METRICS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {"dev": _dev_sums, "l1": _l1_sums, "l2": _l2_sums}
+# (x [b, T(+1), D], e [b, T-1, D], s [T]) -> sum over the samples [T, T]; x and e are float64 copies to write to
+METRICS: dict[str, Callable[..., Tensor]] = {"dev": _dev_sums, "l1": _l1_sums, "l2": _l2_sums}
 
 
 def cost_sums(trajectory: Tensor, directions: Tensor, sigmas: Tensor, metric: str = "dev") -> Tensor:
@@ -116,9 +115,12 @@ def cost_sums(trajectory: Tensor, directions: Tensor, sigmas: Tensor, metric: st
     total = torch.zeros(T, T, dtype=torch.float64, device=trajectory.device)
     B, D = trajectory.shape[1], trajectory[0, 0].numel() if trajectory.shape[1] else 1
     chunk = max(1, _WORKSPACE[trajectory.device.type] // (8 * 4 * T * max(D, T)))
+    copies = [torch.empty(min(chunk, B), len(v), D, dtype=s.dtype, device=s.device) for v in (trajectory, directions)]
+    how = {"dtype": trajectory.dtype} if metric == "l1" else {}
     for a in range(0, B, chunk):
-        x, e = (v[:, a : a + chunk].flatten(2).transpose(0, 1) for v in (trajectory, directions))
-        total += METRICS[metric](x, e, s)
+        parts = (v[:, a : a + chunk].flatten(2).transpose(0, 1) for v in (trajectory, directions))
+        x, e = (copy[: part.shape[0]].copy_(part) for copy, part in zip(copies, parts, strict=True))
+        total += METRICS[metric](x, e, s, **how)
     return total.triu(1)
 
 
