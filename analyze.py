@@ -7,6 +7,11 @@ docs/analysis.md.
 
 from __future__ import annotations
 
+from torch_utils import process
+
+if __name__ == "__main__":
+    process.tune()  # before torch starts its threads
+
 import json
 import math
 import sys

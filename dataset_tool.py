@@ -5,6 +5,11 @@ The format is the one published EDM code reads and writes; `docs/data.md` descri
 
 from __future__ import annotations
 
+from torch_utils import process
+
+if __name__ == "__main__":
+    process.tune()  # before torch starts its threads
+
 import os
 import re
 import warnings

@@ -6,6 +6,11 @@ are Inception's (FID, Heusel et al. 2017, arXiv 1706.08500) or the pixels themse
 
 from __future__ import annotations
 
+from torch_utils import process
+
+if __name__ == "__main__":
+    process.tune()  # before torch starts its threads
+
 import math
 import sys
 import zipfile

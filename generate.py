@@ -6,6 +6,11 @@ image looks like does not depend on the batch size or on the number of processes
 
 from __future__ import annotations
 
+from torch_utils import process
+
+if __name__ == "__main__":
+    process.tune()  # before torch starts its threads
+
 import functools
 import sys
 import time

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from torch_utils import process
+
+if __name__ == "__main__":
+    process.tune()  # before torch starts its threads
+
 import click
 
 from torch_utils.cli import Group
