@@ -118,7 +118,7 @@ def expect(case, role, own):
     atol, rtol = (np.asarray(spec["tolerance"][k], dtype=np.float64) for k in ("atol", "rtol"))
     error, allowed = np.abs(own - want), atol + rtol * np.abs(want)
     assert (error <= allowed).all(), f"{case} {role}: off by up to {error.max():.3g}"
-    note(error, allowed)
+    note(error, allowed, want)
 
 
 def grad_norms(parameters):
