@@ -165,15 +165,15 @@ def test_standard_prior_scales_channels():
 
 
 def test_matched_prior_has_its_moments():
-    net = VelocityNetwork(1, 3, model_type="MLP", prior_rank=1)
-    u = torch.tensor([[0.6, 0.8, 0.0]])
+    net = VelocityNetwork(1, 4, model_type="MLP", prior_rank=1)
+    u = torch.tensor([[0.5, -0.5, 0.5, 0.5]])  # of length 1 also in float32, the dtype of the buffers
     net.prior.directions.copy_(u)
     net.prior.gains.fill_(3.0)
     net.prior.rest.fill_(0.5)
-    net.prior.std.copy_(torch.tensor([1.0, 2.0, 4.0]).reshape(3, 1, 1))
-    z = net.start_noise(torch.eye(3, dtype=torch.float64).reshape(3, 3, 1, 1)).flatten(1)  # rows: images of e_i
-    std = torch.diag(torch.tensor([1.0, 2.0, 4.0])).double()
-    want = std @ (0.25 * torch.eye(3) + 8.75 * u.T @ u).double() @ std
+    net.prior.std.copy_(torch.tensor([1.0, 2.0, 4.0, 1.0]).reshape(4, 1, 1))
+    z = net.start_noise(torch.eye(4, dtype=torch.float64).reshape(4, 4, 1, 1)).flatten(1)  # rows: images of e_i
+    std = torch.diag(torch.tensor([1.0, 2.0, 4.0, 1.0])).double()
+    want = std @ (0.25 * torch.eye(4) + 8.75 * u.T @ u).double() @ std
     torch.testing.assert_close(z.T @ z, want)
 
 

@@ -112,9 +112,9 @@ def test_construction_draws_in_state_dict_order(cls, settings, zero, attn):
 
 @pytest.mark.parametrize("name", ["ddpmpp", "ncsnpp", "adm"])
 def test_labels_reach_the_output(name):
-    net = awaken(make(name, label_dim=4, augment_dim=2))
-    x, c_noise = torch.randn(2, 3, 8, 8), torch.tensor([0.3, -0.2])
-    labels, augment = torch.eye(4)[:2], torch.tensor([[1.0, 0.0], [0.0, 2.0]])
+    net = awaken(make(name, label_dim=4, augment_dim=2)).double()  # the same function in two ways: in float64
+    x, c_noise = torch.randn(2, 3, 8, 8).double(), torch.tensor([0.3, -0.2]).double()
+    labels, augment = torch.eye(4)[:2].double(), torch.tensor([[1.0, 0.0], [0.0, 2.0]]).double()
     full = net(x, c_noise, labels, augment)
     assert full.shape == x.shape
     for other in (
@@ -123,8 +123,8 @@ def test_labels_reach_the_output(name):
         net(x, c_noise, None, augment),
     ):
         assert (full - other).abs().amax() > 1e-3
-    torch.testing.assert_close(net(x, c_noise, labels, torch.zeros(2, 2)), net(x, c_noise, labels))
-    torch.testing.assert_close(net(x, c_noise), net(x, c_noise, torch.zeros(2, 4)))
+    torch.testing.assert_close(net(x, c_noise, labels, torch.zeros(2, 2).double()), net(x, c_noise, labels))
+    torch.testing.assert_close(net(x, c_noise), net(x, c_noise, torch.zeros(2, 4).double()))
     torch.testing.assert_close(net(x, c_noise[:1]), net(x, c_noise[:1].expand(2)))
 
 
