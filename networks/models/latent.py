@@ -67,8 +67,8 @@ class LatentDenoiser(NoisePrecond):
 
     @property
     def conditioning(self) -> str:
-        """What the third argument of a call is: "none", "class" or "text"."""
-        return "text" if self.text_encoder is not None else "class" if self.label_dim else "none"
+        """What the third argument of a call is: "none", "classes" or "text"."""
+        return "text" if self.text_encoder is not None else "classes" if self.label_dim else "none"
 
     @property
     def label_dropout(self) -> float:

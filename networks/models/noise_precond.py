@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -126,8 +127,8 @@ class NoisePrecond(nn.Module):
 
     Args:
         img_resolution, img_channels: of what is denoised.
-        network: further arguments of `ADMUNet`.
-        label_dim: classes, 0: none; the condition is one-hot rows or indices.
+        network: further arguments of `ADMUNet`; its own label_dim where it was trained with classes.
+        label_dim: classes of the network or the classifier, 0: none; the condition is one-hot rows or indices.
         classifier: arguments of `ADMClassifier` beside the resolution and channels; None: no classifier.
         time_convention: "vp-continuous" (what the published tables of few-step samplers were measured with) or "table"
             (what the network was trained on: differs by up to 3.4 of 1000 steps).
@@ -162,10 +163,10 @@ class NoisePrecond(nn.Module):
         self.clip_denoised, self.num_levels = clip_denoised, num_levels
         self.compute_dtype = torch.float32
         self.classifier_calls = 0
+        self.sees_classes = bool(network.get("label_dim"))
         self.model = ADMUNet(
             img_resolution=img_resolution,
             in_channels=img_channels,
-            **({"label_dim": label_dim} if label_dim and not network.get("context_dim") else {}),
             **{"out_channels": img_channels, **network},
         )
         self.classifier = None
@@ -182,8 +183,13 @@ class NoisePrecond(nn.Module):
 
     @property
     def conditioning(self) -> str:
-        """What the third argument of a call is: "none" or "class"."""
-        return "class" if self.label_dim else "none"
+        """What the third argument of a call is: "none" or "classes"."""
+        return "classes" if self.label_dim else "none"
+
+    @property
+    def with_classifier(self) -> Callable[[float], Callable[..., Tensor]] | None:
+        """Rate -> this model guided by its classifier; None without one."""
+        return None if self.classifier is None else lambda rate: partial(self, guidance_rate=float(rate))
 
     @property
     def label_dropout(self) -> float:
@@ -255,7 +261,7 @@ class NoisePrecond(nn.Module):
 
     def condition(self, labels: Tensor | None, x: Tensor) -> dict[str, Tensor]:
         """What the trunk is given beside the image and the time."""
-        return {"class_labels": self._index(labels, x)} if self.label_dim else {}
+        return {"class_labels": self._index(labels, x)} if self.sees_classes else {}
 
     def _index(self, labels: Tensor | None, x: Tensor) -> Tensor:
         """Class of every sample, `[B]`."""

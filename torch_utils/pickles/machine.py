@@ -30,9 +30,14 @@ MAX_ITEMS = 2_000_000
 
 @dataclass(frozen=True)
 class Name:
-    """A global that the vocabulary knows, as it lies on the stack: a name, nothing that could be called."""
+    """A global that the vocabulary knows, as it lies on the stack: a name, nothing that could be called.
+
+    Attributes:
+        inert: what it makes is read past, see `Vocabulary.inert`.
+    """
 
     text: str
+    inert: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +46,7 @@ class Record:
 
     class_name: str
     state: dict[str, Any] = field(default_factory=dict)
+    inert: bool = False
 
 
 @dataclass(frozen=True)
@@ -55,6 +61,8 @@ class Vocabulary:
         persistent: function(id) for storages kept outside of the pickle; None: none may occur.
         met: collects the names that the file used.
         other_class: function(name) for names not listed: as an entry of `classes`, or None to refuse.
+        inert: function(module, attribute): whether what this class makes is read past: an empty `Record`, whatever it
+            is given, filled with or set to.
     """
 
     calls: Mapping[str, Callable[[tuple], Any]] = field(default_factory=dict)
@@ -64,6 +72,7 @@ class Vocabulary:
     persistent: Callable[[Any], Any] | None = None
     met: set[str] = field(default_factory=set)
     other_class: Callable[[str], Callable[[], Any] | None] = lambda name: None
+    inert: Callable[[str, str], bool] = lambda module, attribute: False
 
     def maker(self, name: str) -> Callable[[], Any] | None:
         """What makes an object of the class `name`."""
@@ -204,12 +213,18 @@ class _Machine:
             raise ValueError(f"the pickle refers to its value number {index}, which it never stored")
         self.push(self.memo[index])
 
+    def fills_inert(self) -> bool:
+        """Whether what lies on top is read past, so that nothing is put into it."""
+        return bool(self.stack) and isinstance(self.stack[-1], Record) and self.stack[-1].inert
+
     def set_items(self, items: list[Any]) -> None:
+        if self.fills_inert():
+            return
         target = self.top(dict, "SETITEMS")
         if len(items) % 2:
             raise ValueError("the pickle holds a dict with a key that has no value")
         for key, value in zip(items[::2], items[1::2], strict=True):
-            target[plain_key(key)] = value
+            target[key.text if isinstance(key, Name) and key.inert else plain_key(key)] = value
 
     def set_item(self) -> None:
         value, key = self.pop(), self.pop()
@@ -224,6 +239,8 @@ class _Machine:
             self.push(v.values[name])
         elif name in v.calls or v.maker(name) is not None:
             self.push(Name(name))
+        elif v.inert(module, attribute):
+            self.push(Name(name, inert=True))
         else:
             raise ValueError(f"it asks for {shown(name)}, which is not on the list of harmless names; nothing was run")
         v.met.add(name)
@@ -234,25 +251,31 @@ class _Machine:
 
     def reduce(self) -> None:
         arguments, function = self.pop(), self.pop()
+        if isinstance(function, Name) and function.inert and type(arguments) is tuple:
+            return self.push(Record(function.text, inert=True))
         known = self.vocabulary.calls.get(function.text) if isinstance(function, Name) else None
         if known is None or type(arguments) is not tuple:
             raise ValueError(f"it calls {_describe(function)}, which is not on the list of harmless functions")
-        self.push(known(arguments))
+        return self.push(known(arguments))
 
     def new_object(self) -> None:
         arguments, cls = self.pop(), self.pop()
+        if isinstance(cls, Name) and cls.inert and type(arguments) is tuple:
+            return self.push(Record(cls.text, inert=True))
         known = self.vocabulary.maker(cls.text) if isinstance(cls, Name) else None
         if known is None or arguments != ():
             raise ValueError(f"it makes an object of {_describe(cls)}, which is not on the list of harmless classes")
-        self.push(known())
+        return self.push(known())
 
     def build(self) -> None:
         state = self.pop()
         value = self.pop()
+        if isinstance(value, Record) and value.inert:
+            return self.push(value)
         if self.vocabulary.build is None:
             raise ValueError(f"it sets the attributes of {_describe(value)}")
         self.vocabulary.build(value, state)
-        self.push(value)
+        return self.push(value)
 
 
 def _describe(value: object) -> str:
@@ -315,11 +338,13 @@ _STEPS: dict[int, Callable[[_Machine], None]] = {
 
 
 def _append(m: _Machine, items: list[Any]) -> None:
-    m.top(list, "APPENDS").extend(items)
+    if not m.fills_inert():
+        m.top(list, "APPENDS").extend(items)
 
 
 def _add(m: _Machine, items: list[Any]) -> None:
-    m.top(set, "ADDITEMS").update(plain_key(item) for item in items)
+    if not m.fills_inert():
+        m.top(set, "ADDITEMS").update(plain_key(item) for item in items)
 
 
 def run(view: memoryview, position: int, vocabulary: Vocabulary, budget: Budget) -> tuple[Any, int]:

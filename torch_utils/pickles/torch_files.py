@@ -82,6 +82,7 @@ class TorchReader:
         }
         self.classes: dict[str, Callable[[], Any]] = {}
         self.other_class: Callable[[str], Callable[[], Any] | None] = lambda name: None
+        self.inert: Callable[[str, str], bool] = lambda module, attribute: False
         self.values: dict[str, Any] = {}
         self.build: Callable[[Any, Any], None] = _drop_metadata
 
@@ -171,7 +172,9 @@ class TorchReader:
 
     def _run(self, view: memoryview, position: int, persistent: Callable[[Any], Any] | None) -> tuple[Any, int]:
         values = self.values if persistent is None else {**self.values, **STORAGES}
-        vocabulary = Vocabulary(self.calls, self.classes, values, self.build, persistent, self.met, self.other_class)
+        vocabulary = Vocabulary(
+            self.calls, self.classes, values, self.build, persistent, self.met, self.other_class, self.inert
+        )
         return run(view, position, vocabulary, self.budget)
 
     def _legacy(self, view: memoryview, read_object: Callable[..., tuple[Any, int]]) -> Any:

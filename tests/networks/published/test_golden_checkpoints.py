@@ -213,7 +213,7 @@ def test_classifier_guided(case):
         "NoisePrecond", adm(case, params["network"]), levels_of(params["schedule"]),
         classifier(case, params["classifier"]), label_dim=10, clip_denoised=params["clip_denoised"],
     )  # fmt: skip
-    net.label_dim = int(y.max()) + 1
+    net.label_dim, net.sees_classes = int(y.max()) + 1, True
     expect_all(case, D=net(x, sigma, y, guidance_rate=params["guidance_rate"]))
     assert net.classifier_calls == (len(x) if params["guidance_rate"] else 0)
 
