@@ -1,4 +1,4 @@
-"""Save and load networks: our snapshots, .safetensors files, EDM-style pickles, web addresses, published checkpoints.
+"""Save and load networks: our snapshots, .safetensors files, pickles and archives of others, web addresses, names.
 
 Whatever the file, the result is one of our own classes, built from a class name and plain arguments, with tensors
 loaded strictly: nothing missing, nothing left over, every shape equal. The network is first built on the meta device,
@@ -19,18 +19,20 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from networks.published.edm import read_edm_pickle
-from networks.published.flow import Config, read_state, to_checkpoint
+from networks.published.families import Config, Parts, is_state, read_parts, read_tensors
 from networks.published.mac import denoiser_spec, mac_spec
-from networks.published.table import PUBLISHED
+from networks.published.table import DATASETS, PUBLISHED, named
 from networks.table import NETWORKS, build
 from torch_utils import checkpoint
 from torch_utils.files import download, map_file
 from torch_utils.pickles.foreign import naming
 from torch_utils.pickles.machine import Record, shown
+from torch_utils.pickles.torch_files import is_legacy
 
 __all__ = ["load_encoder", "load_network", "save_network", "unfinished_note"]
 
-TENSORS_ONLY = (".pth", ".pt", ".ckpt")  # files of torch.save that may be bare state dicts
+TENSORS_ONLY = (".pth", ".pt", ".ckpt", ".bin", ".zip")  # files of others around torch.save
+MOST_DIFFERENCES = 5  # named, of a file that does not fit its network
 
 MAX_NUMBER = 1 << 20  # largest integer in a constructor argument
 MAX_LIST = 256
@@ -75,25 +77,34 @@ def load_network(
     verbose: bool = False,
     sha256: str | None = None,
     config: Config | None = None,
+    classifier: str | Path | None = None,
 ) -> nn.Module:
     """Load a network in eval mode, with `requires_grad` off and the facts of its file in `net.info`.
 
     Args:
-        source: a snapshot of ours, a .safetensors file written by `save_network`, an EDM-style .pkl, the address of one
-            (https://..., kept in $FEWSTEP_CACHE_DIR or ~/.cache/fewstep), or an alias of PUBLISHED.
+        source: a snapshot of ours (.pkl or .safetensors), an EDM-style .pkl, a file of guided diffusion, consistency
+            models, latent diffusion or Stable Diffusion (.pt, .pth, .ckpt, .safetensors, or the .zip around one), the
+            address of one (https://..., kept in $FEWSTEP_CACHE_DIR or ~/.cache/fewstep), a name of PUBLISHED, or of
+            DATASETS.
         device: where the network goes.
         verbose: print what is loaded and show the progress of a download.
         sha256: expected hash of a downloaded file.
-        config: of a file that holds tensors alone (.pth): a preset's name, a JSON file or a configuration, see
-            `networks.published.flow`; None: found by the tensors' shapes.
+        config: of a file that holds tensors alone: a preset's name, a JSON or YAML file or a mapping with what the
+            tensors do not show; None: known by the tensors' shapes.
+        classifier: file or address of a classifier for guidance, of guided diffusion; default: the published one of a
+            published name.
 
     Raises:
         ValueError: no such file or alias, no connection, a damaged or hostile file, an unknown class; one sentence.
     """
     path = _locate(str(source), verbose, sha256)
+    published = None if Path(source).exists() else named(str(source))
+    if classifier is None and published is not None:
+        classifier = published.classifier
+    guide = None if classifier is None else _locate(str(classifier), verbose, None)
     if verbose:
         print(f"Loading network from {path}", flush=True)
-    kwargs, info, state = _read(path, config)
+    kwargs, info, state = _read(path, config, guide)
     with naming(path):
         net = _build(kwargs, state)
     for name, kind in _FACTS.items():
@@ -113,15 +124,23 @@ def unfinished_note(net: nn.Module) -> str | None:
 
 
 def _locate(source: str, verbose: bool, sha256: str | None) -> Path:
-    url = PUBLISHED.get(source, source)
-    if not Path(source).exists() and url.startswith(("http://", "https://")):
-        return download(url, sha256=sha256, verbose=verbose)
-    if not Path(source).exists():
+    """The file of a path, an address or a published name; of several addresses, the first that answers."""
+    if Path(source).exists():
+        return Path(source)
+    published = named(source)
+    urls = published.urls if published else (source,)
+    if not urls[0].startswith(("http://", "https://")):
         raise ValueError(
             f"'{source}' is neither a file nor a known checkpoint: give the path of a .pkl or .safetensors file, "
-            f"an address that begins with https://, or one of {', '.join(PUBLISHED)}"
+            f"an address that begins with https://, or one of {', '.join([*PUBLISHED, *DATASETS])}"
         )
-    return Path(source)
+    sha256 = sha256 or (published.sha256 if published else None)
+    for url in urls[:-1]:
+        try:
+            return download(url, sha256=sha256, verbose=verbose)
+        except ValueError as error:
+            warnings.warn(f"{error}; trying the next address", stacklevel=3)
+    return download(urls[-1], sha256=sha256, verbose=verbose)
 
 
 def load_encoder(source: str | Path, device: str | torch.device = "cpu", config: Config | None = None) -> nn.Module:
@@ -138,7 +157,7 @@ def load_encoder(source: str | Path, device: str | torch.device = "cpu", config:
     else:
         contents = checkpoint.load(path, "snapshot")
         kwargs, info, state = contents.info.get("encoder_config"), contents.info, contents.payload.get("encoder")
-    if not isinstance(kwargs, dict) or kwargs.get("class_name") != "CouplingEncoder" or not _is_state(state):
+    if not isinstance(kwargs, dict) or kwargs.get("class_name") != "CouplingEncoder" or not is_state(state):
         raise ValueError(f"{path} holds no encoder: it was trained with --independent, or by another method")
     with naming(path):
         net = _build(kwargs, state)
@@ -146,25 +165,33 @@ def load_encoder(source: str | Path, device: str | torch.device = "cpu", config:
     return net.eval().requires_grad_(False).to(device)
 
 
-def _read(path: Path, config: Config | None = None) -> tuple[dict[str, Any], dict[str, Any], dict[str, Tensor]]:
+def _read(path: Path, config: Config | None = None, classifier: Path | None = None) -> Parts:
     """Class and arguments, facts, and state dict, from any of the formats."""
-    if path.suffix in TENSORS_ONLY or config is not None:
-        state = read_state(path)
-        if state is not None:
-            return to_checkpoint(path, state, config)
-        if config is not None:
-            raise ValueError(f"{path} says itself which network it holds: leave out the configuration")
     view = map_file(path)
-    if not checkpoint.is_safetensors(view) and view[0] == 0x80:
-        return _read_edm(path)
     if checkpoint.is_safetensors(view):
         contents = checkpoint.load_safetensors(path)
-        state = contents.payload
+        if not contents.info:
+            return read_parts(path, contents.payload, config, classifier)
+    elif path.suffix in TENSORS_ONLY or config is not None or is_legacy(view):
+        value = read_tensors(path)
+        if is_state(value):
+            return read_parts(path, value, config, classifier)
+        with naming(path):
+            contents = checkpoint.from_value(value)
+    elif view[0] == 0x80:
+        contents = None
     else:
         contents = checkpoint.load(path, "snapshot")
-        state = contents.payload.get("ema") if isinstance(contents.payload, dict) else None
+    if config is not None or classifier is not None:
+        raise ValueError(f"{path} says itself which network it holds: leave out the configuration and the classifier")
+    return _read_edm(path) if contents is None else _of_snapshot(path, contents)
+
+
+def _of_snapshot(path: Path, contents: checkpoint.Contents) -> Parts:
+    payload = contents.payload
+    state = payload if path.suffix == ".safetensors" else payload.get("ema") if isinstance(payload, dict) else None
     config = contents.info.get("config")
-    if not isinstance(config, dict) or not _is_state(state):
+    if not isinstance(config, dict) or not is_state(state):
         raise ValueError(
             f"{path} does not say how to rebuild its network: only files written by save_network can be loaded"
         )
@@ -196,10 +223,6 @@ def _facts(value: Any) -> Any:
     return value if isinstance(value, str | int | float | None) else type(value).__name__
 
 
-def _is_state(state: Any) -> bool:
-    return isinstance(state, dict) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items())
-
-
 def _build(config: dict[str, Any], state: Mapping[str, Tensor]) -> nn.Module:
     """A network of `config` that holds the tensors of `state`."""
     class_name = config.get("class_name")
@@ -226,8 +249,9 @@ def _build(config: dict[str, Any], state: Mapping[str, Tensor]) -> nn.Module:
         if name in state and state[name].is_floating_point() != value.is_floating_point()
     ]
     if problems:
-        more = f" ({len(problems) - 1} further differences)" if len(problems) > 1 else ""
-        raise ValueError(problems[0] + more)
+        rest = len(problems) - MOST_DIFFERENCES
+        more = f" ({rest} further differences)" if rest > 0 else ""
+        raise ValueError("; ".join(problems[:MOST_DIFFERENCES]) + more)
     tensors = {name: _own(state[name].to(value.dtype)) for name, value in expected.items()}
     net.load_state_dict(tensors, strict=True, assign=True)
     if not _has_meta(net):

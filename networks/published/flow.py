@@ -16,12 +16,9 @@ from torch import Tensor
 
 from networks.published.flow_configs import PRESETS, read_config, to_kwargs
 from networks.table import build
-from torch_utils.files import map_file
-from torch_utils.pickles.foreign import naming
 from torch_utils.pickles.machine import shown
-from torch_utils.pickles.torch_files import TorchReader, is_legacy
 
-__all__ = ["FlowCheckpoint", "match_preset", "read_state", "to_checkpoint"]
+__all__ = ["FlowCheckpoint", "is_flow", "match_preset", "to_checkpoint"]
 
 Config = str | Path | Mapping[str, Any]
 FlowCheckpoint = tuple[dict[str, Any], dict[str, Any], dict[str, Tensor]]  # build arguments, facts, state dict
@@ -29,18 +26,13 @@ FlowCheckpoint = tuple[dict[str, Any], dict[str, Any], dict[str, Tensor]]  # bui
 ENCODER = "encoder."
 
 
-def read_state(path: str | Path) -> dict[str, Tensor] | None:
-    """The flat state dict in a file of `torch.save`, of either layout; None when the file holds something else."""
-    view = map_file(path)
-    with naming(path):
-        if is_legacy(view):
-            value = TorchReader(view).read_legacy()
-        elif bytes(view[:2]) == b"PK":
-            value = TorchReader(view).read_zip()
-        else:
-            return None
-    tensors = isinstance(value, Mapping) and value and all(isinstance(v, Tensor) for v in value.values())
-    return dict(value) if tensors and all(isinstance(k, str) for k in value) else None
+def is_flow(state: Mapping[str, Tensor], config: Config | None) -> bool:
+    """Whether this is a file of joint coupling / velocity models, by its configuration or its tensors."""
+    if config is None:
+        return match_preset(state) is not None
+    if isinstance(config, Mapping):
+        return "unet_type" in config or "image_size" not in config
+    return str(config) in PRESETS
 
 
 def match_preset(state: Mapping[str, Tensor]) -> str | None:
@@ -74,7 +66,7 @@ def to_checkpoint(path: str | Path, state: Mapping[str, Tensor], config: Config 
     """Arguments of `networks.build`, facts and state dict of a published file.
 
     Args:
-        state: as `read_state` gives it.
+        state: tensors by name, as in the file.
         config: name of a preset, JSON file or configuration; None: found by the shapes.
 
     Raises:

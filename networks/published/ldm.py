@@ -9,6 +9,7 @@ a configuration: JSON in the words of the original, or its own YAML file.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,12 @@ __all__ = ["CATALOGUE", "is_latent_diffusion", "to_checkpoint"]
 UNET, EMA, STAGE, COND = "model.diffusion_model.", "model_ema.", "first_stage_model.", "cond_stage_model."
 _TEXT = f"{COND}transformer.text_model."
 
+# What only training needs: the schedule in every form, losses, counters, the weights beside their average.
+_OF_TRAINING = re.compile(
+    r"betas|alphas_cumprod(_prev)?|(sqrt|log)_\w+|posterior_\w+|lvlb_weights|logvar|scale_factor|loss\..+"
+    r"|model_ema\..+|model\.diffusion_model\..+|first_stage_model\.loss\..+|cond_stage_model\..*position_ids"
+)
+
 _LDM = {"kind": "sqrt_linear_squared", "steps": 1000, "beta_start": 0.0015, "beta_end": 0.0195}
 _SD = {"kind": "sqrt_linear_squared", "steps": 1000, "beta_start": 0.00085, "beta_end": 0.012}
 _PLAIN = {"attention_order": "heads_then_qkv", "schedule": _LDM, "scale_factor": 1.0}
@@ -34,7 +41,7 @@ CATALOGUE: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"model_channels": 192, "channel_mult": [1, 2, 2, 4, 4]}, {**_PLAIN, "image_size": 32, "num_head_channels": 24}),
     (
         {"model_channels": 192, "channel_mult": [1, 2, 3, 5], "context_dim": 512},
-        {"image_size": 64, "num_heads": 1, "attention_order": "separate_linears", "schedule": _LDM, "scale_factor": 1.0},
+        {**_PLAIN, "image_size": 64, "num_heads": 1, "attention_order": "separate_linears"},
     ),
     (
         {"model_channels": 320, "channel_mult": [1, 2, 4, 4], "context_dim": 768},
@@ -97,12 +104,22 @@ def to_checkpoint(
     tensors |= {f"first_stage.{k}": v for k, v in stage.items()}
     tensors["alphas_cumprod"] = table
     condition, embedded = _condition(path, state, merged)
+    used = {STAGE + k for k in stage} | {k for k in state if embedded and k.startswith((f"{COND}embedding.", _TEXT))}
+    _refuse_unknown(path, state, used)
     kwargs, tensors = {**kwargs, **condition}, {**tensors, **embedded}
     facts = {
         "config": kwargs, "method": "latent diffusion", "source": Path(path).name,
         "weights": "average" if averaged else "as in the file",
     }  # fmt: skip
     return kwargs, facts, tensors
+
+
+def _refuse_unknown(path: str | Path, state: Mapping[str, Tensor], used: set[str]) -> None:
+    """A ValueError that names tensors which are neither part of the model nor known to be of training alone."""
+    rest = [k for k in state if k not in used and not _OF_TRAINING.fullmatch(k)]
+    if rest:
+        more = f" and {len(rest) - 5} more" if len(rest) > 5 else ""
+        raise ValueError(f"{path} holds the unknown tensors {', '.join(k[:100] for k in rest[:5])}{more}")
 
 
 def _unet(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], bool]:

@@ -142,4 +142,3 @@ def _ranks(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, 
         return value.reshape(*value.shape[:2], *[1] * axes) if kernel and value[0, 0].numel() == 1 else value
 
     return {name: same(name, value) for name, value in state.items()}
-

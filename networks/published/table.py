@@ -1,4 +1,4 @@
-"""PUBLISHED: checkpoints that others have published, by the name that `--network` takes for them; DATASETS: by data set.
+"""PUBLISHED: checkpoints that others have published, by the name that `--network` takes; DATASETS: by data set.
 
 Where a file lies (mirrors in order), what belongs to it, under which licence its weights are, and the sampling settings
 that the published tables were measured with. Nothing here is needed to load a file that is already at hand.

@@ -10,7 +10,7 @@ from golden_cases import cases, fill_weights
 import networks
 from networks.load import load_network, save_network
 from networks.published.edm import read_edm_pickle, to_network_spec
-from networks.published.table import PUBLISHED
+from networks.published.table import DATASETS, PUBLISHED, Checkpoint
 from networks.table import build
 from torch_utils import checkpoint
 
@@ -194,16 +194,22 @@ def test_unknown_source_lists_what_is_accepted():
 
 
 def test_published_addresses():
-    assert len(PUBLISHED) == 12
-    for alias, url in PUBLISHED.items():
+    edm = {alias: found for alias, found in PUBLISHED.items() if found.family == "edm"}
+    assert len(edm) == 12
+    for alias, found in edm.items():
+        (url,) = found.urls
         assert url.startswith("https://nvlabs-fi-cdn.nvidia.com/edm/pretrained/")
         assert url.endswith(f"/{alias}.pkl")
+    assert set(DATASETS.values()) <= set(PUBLISHED)
+    assert all(url.startswith("https://") for found in PUBLISHED.values() for url in found.urls)
 
 
 def test_alias_offline(monkeypatch, tmp_path):
     monkeypatch.setenv("FEWSTEP_CACHE_DIR", str(tmp_path))
-    monkeypatch.setitem(PUBLISHED, "offline", "http://127.0.0.1:9/x.pkl")
-    with pytest.raises(ValueError, match="cannot be downloaded"):
+    offline = Checkpoint(urls=("http://127.0.0.1:9/a.pkl", "http://127.0.0.1:9/b.pkl"), family="edm", licence="none")
+    monkeypatch.setitem(PUBLISHED, "offline", offline)
+    tried = pytest.warns(UserWarning, match=r"a\.pkl cannot be downloaded.*trying the next address")
+    with tried, pytest.raises(ValueError, match=r"b\.pkl cannot be downloaded"):
         load_network("offline")
 
 

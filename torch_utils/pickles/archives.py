@@ -69,7 +69,7 @@ def _inert(module: str, attribute: str) -> bool:
 
 @contextmanager
 def opened(path: str | Path) -> Iterator[Path]:
-    """The file itself; of a zip archive that is no file of `torch.save`, its member `model.ckpt`, taken out for a while.
+    """The file itself; of a zip archive that is no file of `torch.save`, its `model.ckpt`, taken out for a while.
 
     Raises:
         ValueError: an archive without that member, or one that is not safe to take apart; names the file.

@@ -1,0 +1,98 @@
+"""Which adapter reads a file that holds tensors and does not say which network they fit.
+
+An adapter turns tensors, and where they do not suffice a configuration, into arguments of `networks.build`, facts, and
+a state dict under our names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from networks.published import flow, ldm, openai
+from networks.published.configs import read_any
+from networks.published.flow_configs import PRESETS
+from torch_utils.pickles.archives import opened, read_archive
+from torch_utils.pickles.machine import shown
+
+__all__ = ["Parts", "is_state", "read_parts", "read_tensors"]
+
+Parts = tuple[dict[str, Any], dict[str, Any], dict[str, Tensor]]  # build arguments, facts, state dict
+Config = flow.Config
+
+_LOOKED_FOR = (
+    "joint coupling / velocity models (enc.*, dec.*), guided diffusion and consistency models (input_blocks.*), latent "
+    "diffusion and Stable Diffusion 1 (model.diffusion_model.*)"
+)
+
+
+def is_state(value: Any) -> bool:
+    """Whether a value is a flat dict of named tensors."""
+    return (
+        isinstance(value, Mapping)
+        and bool(value)
+        and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in value.items())
+    )
+
+
+def read_tensors(path: str | Path) -> Any:
+    """The value of a file of `torch.save`, also inside a distribution archive; of Lightning, its state dict."""
+    with opened(path) as file:
+        value = read_archive(file)
+    if isinstance(value, Mapping) and isinstance(value.get("state_dict"), Mapping):
+        value = value["state_dict"]
+    return {k: v for k, v in value.items() if isinstance(v, Tensor)} if _mostly_tensors(value) else value
+
+
+def _mostly_tensors(value: Any) -> bool:
+    """A state dict, in which single numbers (counters, a scale) may be among the tensors."""
+    if not isinstance(value, Mapping) or not all(isinstance(k, str) for k in value):
+        return False
+    return any(isinstance(v, Tensor) for v in value.values()) and all(
+        isinstance(v, Tensor | int | float | None) for v in value.values()
+    )
+
+
+def read_parts(
+    path: str | Path,
+    state: Mapping[str, Tensor],
+    config: Config | None = None,
+    classifier: str | Path | None = None,
+) -> Parts:
+    """Arguments of `networks.build`, facts, and tensors under our names.
+
+    Args:
+        path: of the file, for messages.
+        state: flat dict of tensors.
+        config: preset name, JSON or YAML file, or mapping: what the tensors do not show.
+        classifier: file of a classifier for guidance, of guided diffusion alone.
+
+    Raises:
+        ValueError: tensors of no known family, or what the family's adapter says.
+    """
+    if not (isinstance(config, str | Path) and str(config) in PRESETS) and config is not None:
+        config = read_any(config)
+    if flow.is_flow(state, config) and not (openai.is_guided_diffusion(state) and config is None):
+        return flow.to_checkpoint(path, state, config)
+    if openai.is_guided_diffusion(state):
+        found = None
+        if classifier is not None:
+            tensors = read_tensors(classifier)
+            if not is_state(tensors):
+                raise ValueError(f"{classifier} holds no classifier of noisy images: it is not a flat dict of tensors")
+            found = tensors, (config or {}).get("classifier")
+        return openai.to_checkpoint(path, state, config, found)
+    if classifier is not None:
+        raise ValueError(f"a classifier guides models of guided diffusion, and {path} is none: leave it out")
+    if ldm.is_latent_diffusion(state):
+        return ldm.to_checkpoint(path, state, config)
+    if config is not None:
+        return flow.to_checkpoint(path, state, config)
+    first = ", ".join(shown(k) for k in list(state)[:5])
+    raise ValueError(
+        f"{path} holds tensors alone, and no known network has them: looked for {_LOOKED_FOR}; the first names are "
+        f"{first}. Give its configuration, a JSON or YAML file or one of {', '.join(PRESETS)}"
+    )
