@@ -21,7 +21,7 @@ import dataclasses
 import functools
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import click
@@ -29,7 +29,7 @@ import cloup
 
 from torch_utils.cli import Choice, IntList, NumberList, Option
 
-__all__ = ["Alias", "OptionGroup", "may_change", "opt", "options_of"]
+__all__ = ["Alias", "OptionGroup", "may_change", "opt", "options_of", "refuse"]
 
 
 class OptionGroup(cloup.OptionGroup):
@@ -98,6 +98,14 @@ def may_change(cls: type) -> set[str]:
     """Names of the options that a continued run may have other values of, also where a subclass declares them anew."""
     bases = [base for base in cls.__mro__ if dataclasses.is_dataclass(base)]
     return {f.name for base in bases for f in dataclasses.fields(base) if f.metadata.get("may_change")}
+
+
+def refuse(options: Any, names: Iterable[str], why: str) -> None:
+    """Raise ValueError, "--NAME WHY: leave it out", for the first of these options that is not at its default."""
+    defaults = {f.name: f.default for f in dataclasses.fields(options)}
+    for name in names:
+        if getattr(options, name) != defaults[name]:
+            raise ValueError(f"--{name.replace('_', '-')} {why}: leave it out")
 
 
 def options_of(cls: type) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

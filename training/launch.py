@@ -19,7 +19,7 @@ from training.methods.table import method_entry
 from training.options import CommonOptions
 from training.performance import DTYPES, set_backends
 from training.runs import run_dir as runs
-from training.runs.fid_meter import FidMeter
+from training.runs.fid_meter import FidMeter, check_fid
 from training.runs.placement import Place, find_place
 from training.runs.session import Session
 
@@ -36,6 +36,7 @@ def launch(method_name: str, options: CommonOptions) -> None:
         set_backends(options)
         dataset = (method_entry(method_name).open or open_dataset)(options)
         options.rounds(dist.get_world_size())
+        check_fid(options)
         if options.dry_run:
             torch.manual_seed(0)
             method = method_entry(method_name).build(options, dataset, device)

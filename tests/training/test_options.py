@@ -101,7 +101,10 @@ def accepted(cls):
 
 def absorbed(cls, name):
     """Whether the options turn this one into others when they are made: --iterations into --duration."""
-    plain, given = (dataclasses.asdict(cls(outdir="x", data="y", **more)) for more in ({}, {name: 7}))
+    try:
+        plain, given = (dataclasses.asdict(cls(outdir="x", data="y", **more)) for more in ({}, {name: 7}))
+    except ValueError:  # refused
+        return False
     return {k for k in plain if plain[k] != given[k]} > {name}
 
 
@@ -113,6 +116,31 @@ def test_every_option_is_read(method, inputs, tmp_path, monkeypatch):
         result = invoke(method, f"{COMMON} {run}".format(o=tmp_path / str(i), **inputs))
         assert result.exit_code == 0, result.output
     assert {name for name in accepted(cls) - read if not absorbed(cls, name)} == set()
+
+
+VALUES = {"config_en": "x.json", "fid_ref": "x.npz", "dataset": "mnist", "ema_decay": "0.5"}
+
+
+def another(cls, name):
+    """A value that the option does not have of itself, as it is written."""
+    f = next(f for f in dataclasses.fields(cls) if f.name == name)
+    if f.metadata["choices"]:
+        return next(c for c in f.metadata["choices"] if c != f.default)
+    return VALUES.get(name, "3")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("method", "run"), [(m, r) for m, runs in RUNS.items() for r in runs])
+def test_what_one_run_does_not_read_it_refuses(method, run, inputs, tmp_path, monkeypatch):
+    cls = method_entry(method).options
+    read = noted(monkeypatch, cls)
+    command = f"{COMMON} {run}".format(o=tmp_path / "run", **inputs)
+    assert invoke(method, command).exit_code == 0
+    for name in sorted(n for n in accepted(cls) - read if not absorbed(cls, n)):
+        option = "--" + name.replace("_", "-")
+        result = invoke(method, f"{command} {option}={another(cls, name)}")
+        assert result.exit_code in (1, 2), f"{option} is ignored"
+        assert option in result.output.splitlines()[-1]
 
 
 def test_copying_is_not_reading(monkeypatch):

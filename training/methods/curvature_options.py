@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from networks.published.flow_configs import PRESETS
-from torch_utils.options import Alias, OptionGroup, opt
+from torch_utils.options import Alias, OptionGroup, opt, refuse
 from training.couplings import COUPLINGS
 from training.options import CommonOptions
 
@@ -189,6 +189,12 @@ class CurvatureOptions(_Measures, _Coupling, _Networks, CommonOptions):
             raise ValueError("--warmup-steps and --lr-rampup both warm up the learning rate: leave one of them out")
         if self.ema is not None and self.ema_decay is not None and "ema_decay" not in self._published():
             raise ValueError("--ema-decay (or --no-ema) and --ema both say how to average: leave one of them out")
+        if self.ema is None:
+            refuse(self, ["ema_rampup"], "shortens the half-life that --ema gives, and there is none")
+        else:
+            refuse(self, ["ema_after_steps"], "goes with --ema-decay; --ema has --ema-rampup instead")
+        if self.independent:
+            refuse(self, ["prior_rank"], "describes noise that an encoder makes; --independent has none")
 
     def _published(self) -> dict[str, Any]:
         """Values that a preset, or the original program, gave."""

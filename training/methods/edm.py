@@ -125,7 +125,7 @@ class EDMOptions(CoefficientOptions, CommonOptions):
 
     def _mlp_kwargs(self) -> dict[str, Any]:
         for name in ("cres", "attn_resolutions", "dropout", "augment"):
-            if getattr(self, name):
+            if getattr(self, name):  # 0 asks for what an MLP is
                 raise ValueError(f"--{name.replace('_', '-')} belongs to U-Nets: leave it out with --arch=mlp")
         given = {"channels": self.cbase, "num_layers": self.num_blocks, "sigma_data": self.sigma_data}
         return {k: v for k, v in given.items() if v is not None} | {"label_dropout": self.label_dropout}

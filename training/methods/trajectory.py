@@ -12,7 +12,6 @@ Lee et al. 2024/2025, arXiv 2404.14161. D looks through frozen pretrained featur
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
 from collections.abc import Callable, Mapping
@@ -34,6 +33,7 @@ from samplers.solvers.churn import general_levels
 from samplers.solvers.elementwise import coefficient_cost, sample_mac
 from torch_utils import distributed as dist
 from torch_utils.misc import format_count
+from torch_utils.options import refuse
 from torch_utils.report.scatter import is_points
 from torch_utils.rng import TorchRNG
 from training.data.batches import ImageDataset
@@ -288,10 +288,7 @@ OF_IMAGES = ("backbones", "diffaugment", "coef_mult", "coef_downsample", "lpf", 
 
 
 def _point_discriminator(options: TrajectoryOptions, dataset: ToyDataset) -> PointDiscriminator:
-    defaults = {f.name: f.default for f in dataclasses.fields(options)}
-    for name in OF_IMAGES:
-        if getattr(options, name) != defaults[name]:
-            raise ValueError(f"--{name.replace('_', '-')} is for images, {options.data} holds points: leave it out")
+    refuse(options, OF_IMAGES, f"is for images, {options.data} holds points")
     label_dim = dataset.label_dim if options.cond else 0
     return PointDiscriminator(dataset.num_channels, label_dim, std=spread(dataset))
 

@@ -26,10 +26,10 @@ from torch_utils.files import download
 from torch_utils.frechet import Moments, check_fits, feature_stats, load_moments, save_moments
 from torch_utils.images import to_uint8
 from torch_utils.misc import split_evenly
-from torch_utils.options import OptionGroup, opt
+from torch_utils.options import OptionGroup, opt, refuse
 from training.data.image_dataset import ImageDataset, decoded
 
-__all__ = ["FidMeter", "FidOptions"]
+__all__ = ["FidMeter", "FidOptions", "check_fid"]
 
 BATCH = 64  # images at once on one process, sampled and described
 
@@ -56,6 +56,13 @@ class FidOptions:
     fid_steps: int | None = opt(
         None, "Steps of EDM's sampler for FID, of a denoiser [default: 18]", metavar="INT", at_least=2, may_change=True
     )
+
+
+def check_fid(options: FidOptions) -> None:
+    """Refuse options of a FID that nobody asked for; ValueError."""
+    if not options.fid_every:
+        names = ("fid_ref", "fid_features", "fid_num", "fid_steps")
+        refuse(options, names, "says how FID is measured, which --fid-every=TICKS asks for; give both")
 
 
 class FidMeter:
