@@ -98,7 +98,7 @@ def test_seeded_draw(case):
         shared, own, progress, torch.arange(shape[0]) < shape[0] // 2, halves=params["use_halfmixing"],
         blend=params["use_blend"], interval=interval(params),
     )  # fmt: skip
-    case.check("x0", noise)
+    case.check("x0", noise, drawn=True)
     case.check("t", t)
 
 
