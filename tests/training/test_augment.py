@@ -74,8 +74,8 @@ def test_half_turn_mirrors_both_axes():
 def test_masked_padding_equals_exact_padding(monkeypatch, size, zoom):
     """The shapes used on a GPU give the numbers of the CPU, also where the margins cut off what is read."""
     pipe = AugmentPipe(scale=1, rotate_frac=1, aniso=1, translate_frac=1, scale_std=zoom)
-    # Coordinates are rounded to 2^-24 of some 100 pixels, so the images change slowly: by half their size a pixel, which
-    # gives an error of 3e-6, and what is read from the wrong place is still seen.
+    # Coordinates are rounded to 2^-24 of some 100 pixels, so images change slowly, by half their size a pixel, which
+    # gives an error of 3e-6; what is read from the wrong place is still seen.
     height, width = (torch.arange(n, dtype=torch.float32) for n in size)
     images = (0.5 * height).cos()[:, None] + (0.3 * width).cos() + torch.tensor([1.0, -0.5]).reshape(2, 1, 1)
     images = images + torch.arange(3).reshape(3, 1, 1, 1)
