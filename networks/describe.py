@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,11 @@ import click
 import torch
 
 from networks.published.edm import EDM
+from networks.published.families import summary
 from torch_utils.checkpoint import FORMAT, from_value, is_safetensors, load_safetensors, named, tensor_hash
 from torch_utils.cli import Command
 from torch_utils.files import map_file
+from torch_utils.pickles.archives import TRAINING, is_distribution, opened
 from torch_utils.pickles.foreign import Foreign, module_classes, named_tensors, naming, read_foreign
 from torch_utils.pickles.machine import Record, shown
 
@@ -38,9 +42,10 @@ def describe(path: str | Path, *, tensors: bool = True) -> str:
     if is_safetensors(view) or Path(path).suffix == ".safetensors":
         contents = load_safetensors(path)
         head = {"format": "safetensors", **_ours(contents.kind, contents.info, contents.libraries)}
+        head |= {} if contents.info else summary(contents.payload)
         table, sha256 = contents.payload, contents.sha256
     else:
-        foreign = read_foreign(path, EDM)
+        foreign = _read(path)
         value = foreign.value
         with naming(path):
             if isinstance(value, dict) and value.get("format") == FORMAT:
@@ -52,7 +57,7 @@ def describe(path: str | Path, *, tensors: bool = True) -> str:
                 }
                 table, sha256 = named(contents.payload), contents.sha256
             else:
-                head = _foreign(foreign)
+                head = {**_foreign(foreign), **summary(value)}
                 table = _foreign_tensors(value)
                 sha256 = tensor_hash(table)
     parameters = sum(t.numel() for t in table.values())
@@ -60,6 +65,22 @@ def describe(path: str | Path, *, tensors: bool = True) -> str:
     lines += [f"{key}: {_text(item)}" for key, item in head.items() if item not in ({}, None)]
     lines += [f"tensors: {len(table):,}", f"parameters: {parameters:,}", f"sha256: {sha256}"]
     return "\n".join(lines + (_table(table) if tensors else []))
+
+
+def _read(path: str | Path) -> Foreign:
+    """A pickle or archive; where it names what networks have no need of, perhaps a training checkpoint."""
+    if is_distribution(path):
+        with opened(path) as file:
+            inner = read_foreign(file, TRAINING)
+        return replace(inner, container=f"{inner.container} inside a zip archive")
+    try:
+        return read_foreign(path, EDM)
+    except ValueError as error:
+        with suppress(ValueError):
+            foreign = read_foreign(path, TRAINING)
+            if _is_dict(foreign.value):
+                return foreign
+        raise error
 
 
 def _ours(kind: str, info: dict[str, Any], libraries: dict[str, str]) -> dict[str, Any]:

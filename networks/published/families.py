@@ -15,10 +15,11 @@ from torch import Tensor
 from networks.published import flow, ldm, openai
 from networks.published.configs import read_any
 from networks.published.flow_configs import PRESETS
+from networks.published.unet_shapes import unet_config
 from torch_utils.pickles.archives import opened, read_archive
 from torch_utils.pickles.machine import shown
 
-__all__ = ["Parts", "is_state", "read_parts", "read_tensors"]
+__all__ = ["Parts", "is_state", "read_parts", "read_tensors", "summary"]
 
 Parts = tuple[dict[str, Any], dict[str, Any], dict[str, Tensor]]  # build arguments, facts, state dict
 Config = flow.Config
@@ -27,6 +28,20 @@ _LOOKED_FOR = (
     "joint coupling / velocity models (enc.*, dec.*), guided diffusion and consistency models (input_blocks.*), latent "
     "diffusion and Stable Diffusion 1 (model.diffusion_model.*)"
 )
+
+
+def summary(value: Any) -> dict[str, Any]:
+    """Family of a file's value, and what its tensors show of the network, for a person; {} of an unknown family."""
+    state = _state_dict(value)
+    if not is_state(state):
+        return {}
+    if openai.is_guided_diffusion(state):
+        return {"family": "guided diffusion", "shown by the tensors": unet_config(state)}
+    if ldm.is_latent_diffusion(state):
+        unet = {k.removeprefix(ldm.UNET): v for k, v in state.items() if k.startswith(ldm.UNET)}
+        return {"family": "latent diffusion", "shown by the tensors": unet_config(unet)}
+    preset = flow.match_preset(state)
+    return {"family": "joint coupling / velocity models", "preset": preset} if preset else {}
 
 
 def is_state(value: Any) -> bool:
@@ -41,7 +56,11 @@ def is_state(value: Any) -> bool:
 def read_tensors(path: str | Path) -> Any:
     """The value of a file of `torch.save`, also inside a distribution archive; of Lightning, its state dict."""
     with opened(path) as file:
-        value = read_archive(file)
+        return _state_dict(read_archive(file))
+
+
+def _state_dict(value: Any) -> Any:
+    """The state dict inside of a training checkpoint; other values as they are."""
     if isinstance(value, Mapping) and isinstance(value.get("state_dict"), Mapping):
         value = value["state_dict"]
     return {k: v for k, v in value.items() if isinstance(v, Tensor)} if _mostly_tensors(value) else value

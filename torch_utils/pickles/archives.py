@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from torch_utils.files import cache_directory, map_file
-from torch_utils.pickles.foreign import naming
-from torch_utils.pickles.torch_files import TorchReader, is_legacy
+from torch_utils.pickles.foreign import Words, naming, read_foreign
 from torch_utils.temporaries import temporary_beside
 
-__all__ = ["opened", "read_archive"]
+__all__ = ["TRAINING", "is_distribution", "opened", "read_archive"]
 
 # Modules whose classes are read past, by how their names begin, and single names.
 _PACKAGES = (
@@ -47,16 +46,10 @@ def read_archive(path: str | Path) -> Any:
     Raises:
         ValueError: another format, a damaged or hostile file; names the file and the name that is not allowed.
     """
-    view = map_file(path)
-    with naming(path):
-        reader = TorchReader(view)
-        reader.inert = _inert
-        reader.calls["_codecs.encode"] = reader.latin1
-        if bytes(view[:2]) == b"PK":
-            return reader.read_zip()
-        if is_legacy(view):
-            return reader.read_legacy()
-        raise ValueError("it is not a file of torch.save")
+    foreign = read_foreign(path, TRAINING)
+    if foreign.container == "pickle":
+        raise ValueError(f"{path} is refused: it is not a file of torch.save")
+    return foreign.value
 
 
 def _inert(module: str, attribute: str) -> bool:
@@ -67,6 +60,9 @@ def _inert(module: str, attribute: str) -> bool:
     return name in _NAMES or f"{module}.".startswith(_PACKAGES)
 
 
+TRAINING = Words(inert=_inert)
+
+
 @contextmanager
 def opened(path: str | Path) -> Iterator[Path]:
     """The file itself; of a zip archive that is no file of `torch.save`, its `model.ckpt`, taken out for a while.
@@ -74,7 +70,7 @@ def opened(path: str | Path) -> Iterator[Path]:
     Raises:
         ValueError: an archive without that member, or one that is not safe to take apart; names the file.
     """
-    if not _is_distribution(path):
+    if not is_distribution(path):
         yield Path(path)
         return
     folder = cache_directory() / "extracted"
@@ -88,7 +84,7 @@ def opened(path: str | Path) -> Iterator[Path]:
             target.unlink(missing_ok=True)
 
 
-def _is_distribution(path: str | Path) -> bool:
+def is_distribution(path: str | Path) -> bool:
     """Whether a file is a zip archive without the description of tensors that `torch.save` writes."""
     if bytes(map_file(path)[:4]) != b"PK\x03\x04":
         return False
@@ -149,5 +145,5 @@ def _extract(archive: zipfile.ZipFile, info: zipfile.ZipInfo, target: Path) -> N
     if written != info.file_size:
         raise ValueError(f"its {WANTED} has {written} bytes instead of the {info.file_size} declared")
     with open(target, "rb") as file:
-        if file.read(4) == b"PK\x03\x04" and _is_distribution(target):
+        if file.read(4) == b"PK\x03\x04" and is_distribution(target):
             raise ValueError(f"its {WANTED} is an archive again: give the checkpoint itself")

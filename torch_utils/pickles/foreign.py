@@ -69,11 +69,13 @@ class Words:
         calls: name -> function(arguments) that builds an inert value.
         classes: name -> function() that makes an empty one.
         other_class: function(name) for names not listed: as an entry of `classes`, or None to refuse.
+        inert: function(module, attribute): whether what this class makes is read past, see `Vocabulary`.
     """
 
     calls: Mapping[str, Callable[[tuple], Any]] = field(default_factory=dict)
     classes: Mapping[str, Callable[[], Any]] = field(default_factory=dict)
     other_class: Callable[[str], Callable[[], Any] | None] = lambda name: None
+    inert: Callable[[str, str], bool] = lambda module, attribute: False
 
 
 @dataclass(frozen=True)
@@ -206,7 +208,7 @@ def _reader(view: memoryview, words: Words) -> TorchReader:
     }
     reader.classes |= {name: lambda cls=cls: Record(cls, {}) for name, cls in _TORCH_MODULES.items()}
     reader.classes |= words.classes
-    reader.other_class = words.other_class
+    reader.other_class, reader.inert = words.other_class, words.inert
     reader.values |= {str(dtype): dtype for dtype in DTYPES.values()}
     return reader
 
