@@ -18,7 +18,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import click
 from tqdm import tqdm
@@ -39,7 +39,7 @@ from torch_utils import distributed as dist
 from torch_utils.cli import Group, IntList
 from torch_utils.files import write_json
 from torch_utils.frechet import Moments, load_moments
-from torch_utils.options import opt, options_of
+from torch_utils.options import OptionGroup, opt, options_of
 from torch_utils.report.page import Table, write_page
 from training.runs.curve import read_curve
 
@@ -82,7 +82,9 @@ OUTDIR = click.option("--outdir", required=True, metavar="DIR", help="Folder of 
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompareOptions:
+class Contest:
+    group: ClassVar = OptionGroup("What is compared", "Solvers of one network, at equal evaluations.", rank=0)
+
     network: str = opt(
         None, "Network: a file, an address, or the name of a published checkpoint", metavar="FILE|URL|NAME",
         required=True,
@@ -92,20 +94,43 @@ class CompareOptions:
         "euler,heun,edm,ipndm,dpmpp,unipc,deis", f"Comma-separated, from edm, {', '.join(FIXED)}; each may be "
         "NAME:ORDER, NAME:OPTION=VALUE, NAME@SCHEDULE and NAME@FILE.json#COEFF", metavar="LIST",
     )  # fmt: skip
+    nfe: tuple[int, ...] = opt("3-10", "Network evaluations per image", metavar="LIST")
     schedule: str | None = opt(
         None, "Schedule files: each also takes part with its own solver; comma-separated", metavar="FILES"
     )
-    nfe: tuple[int, ...] = opt("3-10", "Network evaluations per image", metavar="LIST")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Errors:
+    group: ClassVar = OptionGroup("Error", "Distance to a fine teacher from the same noise.", rank=1)
+
     num: int = opt(256, "Samples that are compared with the teacher's", metavar="INT", at_least=1)
     seed: int = opt(
         HELD_OUT, "First seed; the default is far from those of training and schedule search", metavar="INT"
     )
     teacher_solver: str = opt("heun", "Solver of the teacher", choices=list(FIXED))
     teacher_steps: int = opt(60, "Steps of the teacher, polynomial schedule", metavar="INT", at_least=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distance:
+    group: ClassVar = OptionGroup("Fréchet distance", "Measured as well where there is a reference.", rank=2)
+
     ref: str | None = opt(None, "Statistics of `fid.py ref`: also measure the Fréchet distance to them", metavar="NPZ")
     num_fid: int | None = opt(None, "Images for the Fréchet distance [default: --num]", metavar="INT", at_least=2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Device:
+    group: ClassVar = OptionGroup("Device", "Where and how fast.", rank=3)
+
     batch: int = opt(256, "Most images at once on one process", metavar="INT", at_least=1)
     device: str = opt("auto", "cpu, cuda or auto (a GPU when there is one)", metavar="DEVICE")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareOptions(Device, Distance, Errors, Contest):
+    """All options of `compare`."""
 
 
 @click.group(cls=Group, context_settings=SETTINGS, epilog=EXAMPLES)

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import click
 import torch
@@ -37,7 +37,7 @@ from torch_utils.frechet import Moments, check_fits, feature_stats, load_moments
 from torch_utils.images import to_uint8
 from torch_utils.misc import split_evenly
 from torch_utils.npz_images import NpzImages
-from torch_utils.options import opt, options_of
+from torch_utils.options import OptionGroup, opt, options_of
 from training.data.image_dataset import ImageDataset, decoded, subset_indices
 
 NUM = 50_000  # images, where neither --num nor --seeds says otherwise
@@ -59,8 +59,13 @@ Examples:
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 120, "show_default": True}
 
 
+IMAGES = OptionGroup("Images and reference", "What is measured; the sampler's options below go with --network.", rank=0)
+
+
 @dataclass(frozen=True, kw_only=True)
 class CalcFiles:
+    group: ClassVar = IMAGES
+
     images: str | None = opt(None, "Images to measure", metavar="DIR|ZIP|NPZ")
     ref: str = opt(None, "Reference: statistics, or images", metavar="NPZ|URL|DIR|ZIP", required=True)
     json: str | None = opt(None, "Also write the result and what defines it to this file", metavar="FILE")
@@ -68,35 +73,50 @@ class CalcFiles:
 
 @dataclass(frozen=True, kw_only=True)
 class RefFiles:
+    group: ClassVar = IMAGES
+
     data: str | None = opt(None, "Images to describe", metavar="DIR|ZIP|NPZ")
     dest: str = opt(None, "File to write", metavar="NPZ", required=True)
 
 
 @dataclass(frozen=True, kw_only=True)
+class Sampled:
+    group: ClassVar = OptionGroup("Network", "Instead of images from files: those of a network's sampler.", rank=1)
+
+    network: str | None = opt(None, "Take the images from this network's sampler", metavar="FILE|URL|ALIAS")
+    seeds: tuple[int, ...] | None = opt(None, "Seeds of its images [default: 0 to num-1]", metavar="LIST")
+    class_idx: int | None = opt(
+        None, "One class for all images [default: random]", metavar="INT", at_least=0, names=("--class",)
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Measurement:
+    group: ClassVar = OptionGroup("Measurement", "How images are described and compared.", rank=1)
+
     num: int | None = opt(None, f"Images to use [default: {NUM}; ref --data: all of them]", metavar="INT", at_least=2)
-    seed: int = opt(0, "Seed of the random subset where there are more images than --num", metavar="INT")
     features: str = opt("inception", "What is compared", choices=list(FEATURES))
     weights: str | None = opt(
         None, "Weights of the features [default: $FEWSTEP_INCEPTION, the cache folder, the web]", metavar="FILE|URL"
     )
+    seed: int = opt(0, "Seed of the random subset where there are more images than --num", metavar="INT")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Device:
+    group: ClassVar = OptionGroup("Device", "Where and how fast.", rank=7)
+
     batch: int = opt(64, "Images at once on one process", metavar="INT", at_least=1)
     device: str = opt("auto", "auto, cpu, cuda or cuda:N", metavar="NAME")
-    network: str | None = opt(None, "Take the images from this network's sampler", metavar="FILE|URL|ALIAS")
-    seeds: tuple[int, ...] | None = opt(None, "Network: seeds of its images [default: 0 to num-1]", metavar="LIST")
-    class_idx: int | None = opt(
-        None, "Network: one class for all images [default: random]", metavar="INT", at_least=0, names=("--class",)
-    )
 
 
-# Fields of the last base come first: the sampler's many options end the help.
 @dataclass(frozen=True, kw_only=True)
-class CalcOptions(SamplerOptions, Measurement, CalcFiles):
+class CalcOptions(Device, SamplerOptions, Measurement, Sampled, CalcFiles):
     """All options of `calc`."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class RefOptions(SamplerOptions, Measurement, RefFiles):
+class RefOptions(Device, SamplerOptions, Measurement, Sampled, RefFiles):
     """All options of `ref`."""
 
 
@@ -187,7 +207,9 @@ def _samples(options: CalcOptions | RefOptions, device: torch.device) -> Source:
     net = prepare(net, device)
     plan = build_plan(net, options)
     dist.print0(plan, file=sys.stderr)
-    samples = generate(net, seeds, plan, batch=options.batch, device=device, class_idx=options.class_idx)
+    samples = generate(
+        net, seeds, plan, batch=options.batch, device=device, class_idx=options.class_idx, prior=plan.prior
+    )
     return Source(len(seeds), image_shape(net), (to_uint8(s.images) for s in samples))
 
 

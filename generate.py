@@ -16,6 +16,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import click
 import torch
@@ -23,16 +24,14 @@ from tqdm import tqdm
 
 import networks
 from networks.load import unfinished_note
-from samplers import Field
 from samplers.outputs import Targets
 from samplers.planning.levels import schedule_file
 from samplers.planning.plan import Plan, SamplerOptions, build_plan
 from samplers.run import PRECISIONS, Recorder, check_class, generate, image_shape, prepare
-from samplers.start import start_noise
 from torch_utils import distributed as dist
 from torch_utils.cli import Command
 from torch_utils.misc import format_count, format_time
-from torch_utils.options import opt, options_of
+from torch_utils.options import OptionGroup, opt, options_of
 from torch_utils.report.scatter import is_points
 
 # The checkpoint that the GITS command line means by a data set's name.
@@ -62,55 +61,67 @@ SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 120}
 
 
 @dataclass(frozen=True, kw_only=True)
-class OutputOptions:
+class NetworkOptions:
+    group: ClassVar = OptionGroup("Network", "Whose images are made: give one of the first two.", rank=0)
+
     network: str | None = opt(
-        None, "Network: a file, an address, or the name of a published checkpoint", metavar="FILE|URL|NAME",
+        None, "A file, an address, or the name of a published checkpoint", metavar="FILE|URL|NAME",
         names=("--model-path",),
     )  # fmt: skip
+    dataset_name: str | None = opt(
+        None, f"A published checkpoint by its data set: {', '.join(DATASETS)}", metavar="NAME"
+    )
     config_de: str | None = opt(
-        None, "Network of a file that holds tensors alone (flow_model_*.pth): a JSON file, or the name of a preset of "
+        None, "Of a file that holds tensors alone (flow_model_*.pth): a JSON file, or the name of a preset of "
         "train.py curvature [default: found by its shapes]", metavar="JSON|NAME",
     )  # fmt: skip
-    dataset_name: str | None = opt(
-        None, f"Instead of --network, a published checkpoint by its data set: {', '.join(DATASETS)}", metavar="NAME"
-    )
-    seeds: tuple[int, ...] | None = opt(None, "One image per seed, e.g. 1,2,5-10 [default: 0-63]", metavar="LIST")
-    class_idx: int | None = opt(
-        None, "One class for all images; default: drawn per seed", metavar="INT", names=("--class",)
-    )
-    batch: int = opt(64, "Most images at once on one process", metavar="INT", at_least=1)
 
+
+@dataclass(frozen=True, kw_only=True)
+class OutputOptions:
+    group: ClassVar = OptionGroup("What to make", "Which images, and the files they are written to.", rank=1)
+
+    seeds: tuple[int, ...] | None = opt(None, "One image per seed, e.g. 1,2,5-10 [default: 0-63]", metavar="LIST")
     outdir: str | None = opt(
         None,
         "Folder of SEED.png; default without --grid=FILE or --npz: samples/NETWORK/SOLVER_nfeNFE[_GUIDANCE]",
         metavar="DIR",
     )
-    subdirs: bool | None = opt(None, "A sub-folder for every 1000 seeds", metavar="BOOL", bare=True)
     grid: str | None = opt(
         None, "All images in one; alone: OUTDIR/grid.png, and nothing else", metavar="FILE", bare="True"
     )
-    npz: str | None = opt(None, "All images in one array file: images [N,H,W,C] uint8, seeds, labels", metavar="FILE")
-    save_latents: str | None = opt(
-        None, "Folder of SEED.npy: the noise of every image, for train.py distill", metavar="DIR"
+    class_idx: int | None = opt(
+        None, "One class for all images; default: drawn per seed", metavar="INT", names=("--class",)
     )
-    save_traj: str | None = opt(None, "States and drifts of every step, in one array file", metavar="FILE")
+    npz: str | None = opt(None, "All images in one array file: images [N,H,W,C] uint8, seeds, labels", metavar="FILE")
+    subdirs: bool | None = opt(None, "A sub-folder for every 1000 seeds", metavar="BOOL", bare=True)
+    overwrite: bool = opt(False, "Also make images whose files exist", flag=True)
     save_schedule: str | None = opt(
         None, "Time stamps, solver and its options, as a file for --schedule", metavar="FILE.json"
     )
-    overwrite: bool = opt(False, "Also make images whose files exist", flag=True)
+    save_traj: str | None = opt(None, "States and drifts of every step, in one array file", metavar="FILE")
+    save_latents: str | None = opt(
+        None, "Folder of SEED.npy: the noise of every image, for train.py distill", metavar="DIR"
+    )
 
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceOptions:
+    group: ClassVar = OptionGroup("Device", "Where and how fast; --batch changes no image.", rank=7)
+
+    batch: int = opt(64, "Most images at once on one process", metavar="INT", at_least=1)
     device: str = opt("auto", "cpu, cuda or auto (a GPU when there is one)", metavar="DEVICE")
+    precision: str = opt("auto", "Precision of the network's trunk; auto: as it was saved", choices=list(PRECISIONS))
+    compile: bool = opt(False, "Compile the network with torch.compile", flag=True)
     rng_device: str | None = opt(
         None, "Where random numbers are drawn: cpu makes the same images on every device; default: --device",
         choices=["cpu", "cuda"],
     )  # fmt: skip
-    precision: str = opt("auto", "Precision of the network's trunk; auto: as it was saved", choices=list(PRECISIONS))
     tf32: bool = opt(False, "Allow TF32 in fp32 matrix products and convolutions", metavar="BOOL")
-    compile: bool = opt(False, "Compile the network with torch.compile", flag=True)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(SamplerOptions, OutputOptions):
+class Options(DeviceOptions, SamplerOptions, OutputOptions, NetworkOptions):
     pass
 
 
@@ -211,12 +222,12 @@ def save_schedule(options: Options, plan: Plan, net: torch.nn.Module) -> None:
     """Write what `--schedule=FILE.json` reads."""
     if options.save_schedule is None:
         return
-    if plan.stamps is None:
+    if plan.chosen is None:
         raise ValueError(f"--save-schedule keeps time stamps, and {plan.solver} has none: choose another solver")
     if not options.save_schedule.endswith(".json"):
         raise ValueError(f"--save-schedule={options.save_schedule} must end in .json, by which --schedule knows a file")
     if dist.get_rank() == 0:
-        schedule_file(plan.stamps, net).save(options.save_schedule)
+        schedule_file(plan.chosen, net).save(options.save_schedule)
 
 
 def make(
@@ -227,13 +238,10 @@ def make(
     sampler = Recorder(plan) if targets.traj is not None else plan
     batches = generate(
         net, seeds, sampler, batch=options.batch, device=device, rng_device=options.rng_device,
-        class_idx=options.class_idx,
+        class_idx=options.class_idx, prior=plan.prior,
     )  # fmt: skip
     with tqdm(total=len(seeds), unit="img", disable=dist.get_rank() > 0 or not seeds, dynamic_ncols=True) as bar:
-        targets.write(
-            batches, sampler, functools.partial(_advance, bar),
-            start=lambda noise: start_noise(Field(net), noise.double(), options.prior),
-        )  # fmt: skip
+        targets.write(batches, sampler, functools.partial(_advance, bar))
     dist.barrier()
     took = time.time() - start
     where = ", ".join(str(p) for p in ([targets.outdir] if targets.outdir else []) + targets.joint)

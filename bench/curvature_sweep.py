@@ -76,7 +76,7 @@ def frechet(
 ) -> float:
     """Of the images of seeds 0 to num - 1 by Euler steps in native time."""
     plan = build_plan(net, SamplerOptions(N=steps, prior=prior))
-    samples = generate(net, range(num), plan, batch=BATCH, device=device)
+    samples = generate(net, range(num), plan, batch=BATCH, device=device, prior=plan.prior)
     stats = feature_stats((to_uint8(s.images) for s in samples), extractor)
     return stats.moments().distance(reference)
 

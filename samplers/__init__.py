@@ -3,7 +3,8 @@
 from samplers import gits
 from samplers.field import Field
 from samplers.path import PATHS
-from samplers.schedules.formulas import SCHEDULES, get_schedule, validate_t_steps
+from samplers.schedules.explicit import validate_t_steps
+from samplers.schedules.formulas import SCHEDULES, get_schedule
 from samplers.solvers.base import Solver, Step
 from samplers.solvers.table import SOLVERS, sample
 

@@ -11,13 +11,14 @@ With a `classifier` of noisy images (Dhariwal and Nichol 2021, arXiv 2105.05233,
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from samplers.path import VP
+from samplers.field import Facts
+from samplers.path import VE, VP
 from torch_utils.misc import expand_to
 
 __all__ = ["EpsDenoiser", "NoiseLevels", "VPLevels"]
@@ -43,8 +44,7 @@ class VPLevels:
     M: int = 1000
 
     def sigma(self, t: Tensor | float) -> Tensor:
-        path, t = self._path, torch.as_tensor(t, dtype=torch.float64)
-        return path.sigma(t) / path.alpha(t)
+        return self._path.level_at(torch.as_tensor(t, dtype=torch.float64))
 
     def sigma_inv(self, sigma: Tensor | float) -> Tensor:
         return self._path.time_of(torch.as_tensor(sigma, dtype=torch.float64))
@@ -69,7 +69,7 @@ class VPLevels:
 
 @dataclass(frozen=True, eq=False)
 class EpsDenoiser:
-    """Called like every network: `denoiser(x, sigma, class_labels)`. Other attributes are those of `net`.
+    """A denoiser made of a network that predicts noise, called like every network: `denoiser(x, sigma, class_labels)`.
 
     Attributes:
         net: `net(x_in [B, C, ...], time [B], condition) -> [B, C or more, ...]`, float32; the first C channels are the
@@ -86,13 +86,14 @@ class EpsDenoiser:
     classifier: Callable[[Tensor, Tensor], Tensor] | None = None
     guidance_rate: float = 0.0
 
-    path = "ve"
-    predicts = "data"
-
-    def __getattr__(self, name: str) -> Any:
-        if name == "net" or name.startswith("__"):
-            raise AttributeError(name)
-        return getattr(self.net, name)
+    @property
+    def facts(self) -> Facts:
+        """The facts of `net` as a denoiser over `levels`."""
+        classifier = None if self.classifier is None else lambda rate: replace(self, guidance_rate=rate)
+        return replace(
+            Facts.of(self.net), path=VE(), predicts="data", sigma_min=self.sigma_min, sigma_max=self.sigma_max,
+            noise_table=self, with_classifier=classifier,
+        )  # fmt: skip
 
     @property
     def sigma_min(self) -> float:

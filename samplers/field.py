@@ -16,6 +16,7 @@ seen without reading the tensor back from the device; solvers never evaluate the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -26,12 +27,98 @@ from torch import Tensor
 from samplers.path import PATHS, VE, Kind, Path
 from torch_utils.misc import expand_to
 
-__all__ = ["Field", "as_field"]
+__all__ = ["Facts", "Field", "as_field"]
 
 
-def _path_of(net: Callable) -> Path:
-    path = getattr(net, "path", "ve")
-    return path if isinstance(path, Path) else PATHS[path]()
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """Everything samplers know of a model besides its call: read from a network once, and by nobody else.
+
+    Wrappers of a model (guidance, another coordinate) change the facts that they change by `dataclasses.replace`.
+
+    Attributes:
+        model: the network itself, beneath all wrappers: for its weights and their device.
+        path, predicts: what `Field` has by default.
+        shape: of one sample, any length, for example `(C, H, W)`; None: unknown.
+        pixels: samples are images of 1 or 3 channels in pixel space, so that their values have a range.
+        conditioning: "none", "classes", "multi-hot", "vector" or "text".
+        label_dim: length of one condition; 0: unconditional; None: unknown.
+        label_dropout: share of the conditions left out in training; None: unknown.
+        sigma_min, sigma_max: range of VE noise levels that the model was trained on.
+        round_sigma: noise levels -> the nearest that the model knows.
+        noise_table: has `sigma(t)` and `sigma_inv(sigma)`, where the model has a table of levels of its own.
+        calls: network evaluations per sample behind each prediction: 2 under classifier-free guidance.
+        start: "exact" where sampling begins at infinite sigma by default, else "scaled" (`samplers.start`).
+        priors: start distributions by name, the recommended one first; () for unit noise alone.
+        start_noise: `(unit noise, prior or None) -> noise` that the model starts from; None: unit noise.
+        gaussian_noise: noise was Gaussian and independent of the data in training, so that the model has a score.
+        decode: samples -> images, for models of latents; None: samples are what is wanted.
+        with_classifier: rate -> the network guided by a classifier that it comes with; None: it has none.
+        chooses_levels: `model` has `coefficients`, `family` and `schedule`, see `samplers.solvers.elementwise`.
+        takes_gamma: calls take element-wise levels as the keyword `gamma`.
+        native: the field in the coordinates of training, of a view in other coordinates.
+    """
+
+    model: Any = None
+    path: Path = field(default_factory=VE)
+    predicts: Kind = "data"
+    shape: tuple[int, ...] | None = None
+    pixels: bool = False
+    conditioning: str = "none"
+    label_dim: int | None = None
+    label_dropout: float | None = None
+    sigma_min: float = 0.0
+    sigma_max: float = math.inf
+    round_sigma: Callable[[Any], Tensor] = torch.as_tensor
+    noise_table: Any = None
+    calls: int = 1
+    start: str = "scaled"
+    priors: tuple[str, ...] = ()
+    start_noise: Callable[[Tensor, str | None], Tensor] | None = None
+    gaussian_noise: bool = True
+    decode: Callable[[Tensor], Tensor] | None = None
+    with_classifier: Callable[[float], Callable[..., Tensor]] | None = None
+    chooses_levels: bool = False
+    takes_gamma: bool = False
+    native: Field | None = None
+
+    @classmethod
+    def of(cls, net: Any) -> Facts:
+        """Read a network's attributes; where it has a property `facts`, as a field has, that says all."""
+        if isinstance(own := getattr(net, "facts", None), cls):
+            return own
+
+        def said(name: str, default: Any = None) -> Any:
+            value = getattr(net, name, None)
+            return default if value is None else value
+
+        path, label_dim, channels = said("path", "ve"), said("label_dim"), said("img_channels")
+        shape, size = said("sample_shape"), said("img_resolution")
+        if shape is None and None not in (channels, size):
+            shape = (channels, size, size)
+        return cls(
+            model=net,
+            path=path if isinstance(path, Path) else PATHS[path](),
+            predicts=said("predicts", "data"),
+            shape=None if shape is None else tuple(shape),
+            pixels=channels in (1, 3) and not said("latent", False),
+            conditioning=said("conditioning", "classes" if label_dim else "none"),
+            label_dim=label_dim,
+            label_dropout=said("label_dropout"),
+            sigma_min=float(said("sigma_min", 0)),
+            sigma_max=float(said("sigma_max", math.inf)),
+            round_sigma=said("round_sigma", torch.as_tensor),
+            noise_table=net if hasattr(net, "sigma") and hasattr(net, "sigma_inv") else None,
+            calls=said("calls_per_evaluation", 1),
+            start=said("start", "scaled"),
+            priors=tuple(said("priors", ())),
+            start_noise=said("start_noise"),
+            gaussian_noise=said("gaussian_noise", True),
+            decode=said("decode"),
+            with_classifier=said("with_classifier"),
+            chooses_levels=callable(said("coefficients")),
+            takes_gamma=said("takes_gamma", False),
+        )
 
 
 @dataclass(frozen=True)
@@ -41,29 +128,33 @@ class Field:
     Attributes:
         net: `net(x, level, class_labels) -> [B, ...]`, the quantity named by `predicts`. A plain callable
             `D(x, sigma, labels)` counts as a VE denoiser.
-        path: interpolation path; default: `net.path`, else VE.
-        predicts: "data", "noise" or "velocity"; default: `net.predicts`, else "data".
+        path: interpolation path; default: that of the facts.
+        predicts: "data", "noise" or "velocity"; default: that of the facts.
         class_labels: `[B, label_dim]` or None, passed as the third argument of every call.
         cond: further keyword arguments of every call.
+        facts: what else is known of the model; default: read from `net`.
     """
 
     net: Callable[..., Tensor]
-    path: Path = None  # type: ignore[assignment]  # resolved from the network in __post_init__
+    path: Path = None  # type: ignore[assignment]  # resolved in __post_init__
     predicts: Kind = None  # type: ignore[assignment]
     class_labels: Tensor | None = None
     cond: dict[str, Any] = field(default_factory=dict)
+    facts: Facts = field(default=None, repr=False)  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
-        path = _path_of(self.net) if self.path is None else self.path
+        facts = Facts.of(self.net) if self.facts is None else self.facts
+        path = facts.path if self.path is None else self.path
         object.__setattr__(self, "path", PATHS[path]() if isinstance(path, str) else path)
-        object.__setattr__(self, "predicts", self.predicts or getattr(self.net, "predicts", "data"))
+        object.__setattr__(self, "predicts", self.predicts or facts.predicts)
         if self.predicts not in ("data", "noise", "velocity"):
             raise ValueError(f"a network predicts data, noise or velocity, not '{self.predicts}'")
+        object.__setattr__(self, "facts", replace(facts, path=self.path, predicts=self.predicts))
 
     @property
     def calls_per_evaluation(self) -> int:
         """Network evaluations per sample behind each prediction: 2 for a model under classifier-free guidance."""
-        return getattr(self.net, "calls_per_evaluation", 1)
+        return self.facts.calls
 
     def bind(self, class_labels: Tensor | None = None, **cond: Any) -> Field:
         """The same model closed over its conditions."""
@@ -73,7 +164,13 @@ class Field:
         """This model in VE coordinates: a denoiser D(x; s) of x = data + s * noise."""
         if isinstance(self.path, VE):
             return self
-        return Field(_VEDenoiser(self), VE(), "data", self.class_labels, self.cond)
+        facts = replace(self.facts, native=self)
+        return Field(_VEDenoiser(self), VE(), "data", self.class_labels, self.cond, facts)
+
+    def native(self) -> Field:
+        """This model in the coordinates it was trained in: what a view (`ve`) was made from, else itself."""
+        own = self.facts.native
+        return self if own is None else own.bind(self.class_labels, **self.cond)
 
     def prediction(self, x: Tensor, level: Tensor) -> Tensor:
         """What the network returns, in the dtype that it returns: it may be a tensor that others hold."""
@@ -142,10 +239,6 @@ class _VEDenoiser:
 
     def __init__(self, inner: Field) -> None:
         self.inner = inner
-        names = ("img_resolution", "img_channels", "label_dim", "sigma_min", "sigma_max", "round_sigma", "latent")
-        for name in (*names, "label_dropout", "calls_per_evaluation", "gaussian_noise", "start", "start_noise"):
-            if hasattr(inner.net, name):
-                setattr(self, name, getattr(inner.net, name))
 
     def __call__(self, x: Tensor, s: Tensor, class_labels: Tensor | None = None, **cond: Any) -> Tensor:
         t = self.inner.path.time_of(torch.as_tensor(s, dtype=torch.float64, device=x.device))

@@ -6,8 +6,8 @@ Classifier-free guidance (Ho and Salimans 2022, arXiv 2207.12598) of a network t
 
 rate 0 is the unconditional model, 1 the conditional one, above 1 trades variety for fidelity. It is linear, and so are
 the conversions of `Field`: data, noise and velocity are guided alike, on every path. Both predictions come from one
-call with the batch doubled, [uncond, cond]. Classifier guidance belongs to denoisers that carry a classifier
-(`samplers.eps_denoiser`).
+call with the batch doubled, [uncond, cond]. Classifier guidance belongs to models that come with a classifier
+(`Facts.with_classifier`).
 
     guided = cfg(net, rate=3)                       # a Field: solvers, schedule search and metrics take it as any other
     x = sample(guided, noise, sigmas, class_labels=labels)
@@ -23,23 +23,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from samplers.eps_denoiser import EpsDenoiser
 from samplers.field import Field, as_field
 
 __all__ = ["GUIDANCE", "cfg", "classifier_guidance", "guide", "unconditional"]
 
 
 class _Guided:
-    """`net` with classifier-free guidance, called as `net` is; its other attributes are those of `net`."""
+    """`net` with classifier-free guidance, called as `net` is."""
 
     def __init__(self, net: Callable[..., Tensor], rate: float, uncond: Tensor | None) -> None:
         self.net, self.rate, self.uncond = net, rate, uncond
-        self.calls_per_evaluation = (1 if rate == 0 else 2) * getattr(net, "calls_per_evaluation", 1)
-
-    def __getattr__(self, name: str) -> Any:
-        if name == "net" or name.startswith("__"):
-            raise AttributeError(name)
-        return getattr(self.net, name)
 
     def __call__(self, x: Tensor, level: Tensor, class_labels: Tensor | None = None, **cond: Any) -> Tensor:
         if self.rate == 0:
@@ -105,19 +98,24 @@ def cfg(
     field = as_field(field)
     if not math.isfinite(rate):
         raise ValueError(f"guidance rate {rate} is not possible: give a finite number")
-    if getattr(field.net, "label_dim", None) == 0:
+    if field.facts.label_dim == 0:
         raise ValueError("classifier-free guidance needs a conditional network, and this one has no classes")
-    if rate != 1 and uncond is None and getattr(field.net, "label_dropout", None) == 0:
+    if rate != 1 and uncond is None and field.facts.label_dropout == 0:
         raise ValueError(
             "this network was trained without label dropout, so that it has no unconditional prediction to guide with: "
             "use guidance rate 1 or train with --label-dropout=0.1"
         )
     field = field if class_labels is None else field.bind(class_labels)
-    return field if rate == 1 else replace(field, net=_Guided(field.net, float(rate), uncond))
+    if rate == 1:
+        return field
+    if field.facts.native is not None:  # of a view: the model beneath is guided, so that its exact start is as well
+        return cfg(field.native(), rate, uncond=uncond).ve()
+    facts = replace(field.facts, calls=field.facts.calls * (1 if rate == 0 else 2))
+    return replace(field, net=_Guided(field.net, float(rate), uncond), facts=facts)
 
 
 def classifier_guidance(field: Field | Callable[..., Tensor], rate: float) -> Field:
-    """`field` with the classifier that its denoiser carries at strength `rate`.
+    """`field` guided at strength `rate` by the classifier that its model comes with.
 
     Raises:
         ValueError: a denoiser without classifier, a rate that is not finite.
@@ -125,12 +123,12 @@ def classifier_guidance(field: Field | Callable[..., Tensor], rate: float) -> Fi
     field = as_field(field)
     if not math.isfinite(rate):
         raise ValueError(f"guidance rate {rate} is not possible: give a finite number")
-    if not isinstance(field.net, EpsDenoiser) or field.net.classifier is None:
+    if field.facts.with_classifier is None:
         raise ValueError(
             "classifier guidance needs a model that comes with a classifier of noisy images, and this one has none: "
             "use guidance type cfg with a network trained with label dropout"
         )
-    return replace(field, net=replace(field.net, guidance_rate=float(rate)))
+    return replace(field, net=field.facts.with_classifier(float(rate)))
 
 
 def unconditional(field: Field | Callable[..., Tensor], rate: float = 1.0) -> Field:
@@ -138,7 +136,7 @@ def unconditional(field: Field | Callable[..., Tensor], rate: float = 1.0) -> Fi
     if rate != 1:
         raise ValueError(f"guidance type uncond has nothing to guide towards: leave out guidance rate {rate:g}")
     field = as_field(field)
-    return field if getattr(field.net, "label_dim", None) == 0 else cfg(field, 0)
+    return field if field.facts.label_dim == 0 else cfg(field, 0)
 
 
 # name on the command line -> (field, rate) -> field

@@ -7,7 +7,7 @@ files when all processes are done, by rank 0, in the order of the seeds.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,12 +83,8 @@ class Targets:
         batches: Iterable[Samples],
         sampler: Any = None,
         progress: Any = lambda _: None,
-        start: Callable[[Tensor], Tensor] = lambda noise: noise,
     ) -> None:
         """Write every batch as it comes; `progress(n)` is called after each n images of this process.
-
-        Args:
-            start: unit noise `[B, ...]` -> the noise that latents hold.
 
         Raises:
             OSError: a file that cannot be written.
@@ -99,7 +95,7 @@ class Targets:
             for batch in batches:
                 images = _quantise(batch)
                 if self.latents is not None:
-                    for seed, latent in zip(batch.seeds, start(batch.noise).float().cpu(), strict=True):
+                    for seed, latent in zip(batch.seeds, batch.noise.float().cpu(), strict=True):
                         arrays.put(latent, self.latent(seed))
                 if self.outdir is not None:
                     for seed, image in zip(batch.seeds, images, strict=True):

@@ -45,6 +45,10 @@ class Path:
         """The time at which sigma(t) / alpha(t) equals the VE noise level `s`."""
         raise TypeError(f"{type(self).__name__} does not define time_of")
 
+    def level_at(self, t: Tensor) -> Tensor:
+        """The VE noise level sigma(t) / alpha(t), the inverse of `time_of`."""
+        return self.sigma(t) / self.alpha(t)
+
     def mix(self, data: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """x_t; `t` follows the noise-level rule."""
         t = expand_to(t, data)
@@ -81,6 +85,13 @@ class VP(Path):
     beta_d: float = 19.9
     beta_min: float = 0.1
 
+    @classmethod
+    def through(cls, sigma_min: float, sigma_max: float, t_min: float = 1e-3) -> VP:
+        """The member whose VE noise level is `sigma_max` at time 1 and `sigma_min` at time `t_min`."""
+        low, high = math.log1p(sigma_min**2), math.log1p(sigma_max**2)
+        beta_d = 2 * (low / t_min - high) / (t_min - 1)
+        return cls(beta_d, high - beta_d / 2)
+
     def _exponent(self, t: Tensor) -> Tensor:  # log(1 + s^2)
         return 0.5 * self.beta_d * t**2 + self.beta_min * t
 
@@ -95,6 +106,14 @@ class VP(Path):
 
     def d_sigma(self, t: Tensor) -> Tensor:
         return 0.5 * (self.beta_d * t + self.beta_min) * self.alpha(t) ** 2 / self.sigma(t)
+
+    def level_at(self, t: Tensor) -> Tensor:
+        return torch.expm1(self._exponent(t)).sqrt()  # not sigma / alpha, which loses digits where both are small
+
+    def d_level(self, t: Tensor) -> Tensor:
+        """The slope of `level_at`."""
+        level = self.level_at(t)
+        return 0.5 * (self.beta_d * t + self.beta_min) * (level + 1 / level)
 
     def time_of(self, s: Tensor) -> Tensor:
         return (torch.sqrt(self.beta_min**2 + 2 * self.beta_d * torch.log1p(s**2)) - self.beta_min) / self.beta_d

@@ -20,7 +20,7 @@ from typing import Any
 
 from samplers.path import PATHS
 from samplers.path import Path as FlowPath
-from samplers.schedules.formulas import validate_t_steps
+from samplers.schedules.explicit import validate_t_steps
 from samplers.solvers.table import SOLVERS
 from torch_utils.files import write_json
 

@@ -1,9 +1,10 @@
 """From seeds to images: batches over processes, one random stream per seed, any sampler.
 
 The numbers of an image come from its own generator, seeded with its seed, in this order: latents (float32), a class
-(where the network has classes, drawn even if one is given), then whatever noise the sampler adds. So an image depends
-on its seed, the network and the sampler, and not on the batch it was made in or on the number of processes. Batches
-are those of EDM (Karras et al. 2022, arXiv 2206.00364): equal contiguous parts, dealt round-robin to the processes.
+(where the network has classes, drawn even if one is given), then whatever noise the sampler adds. Where a model starts
+from other than unit noise, it is made of the latents here, for every sampler alike. So an image depends on its seed,
+the network and the sampler, and not on the batch it was made in or on the number of processes. Batches are those of EDM
+(Karras et al. 2022, arXiv 2206.00364): equal contiguous parts, dealt round-robin to the processes.
 """
 
 from __future__ import annotations
@@ -14,11 +15,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from samplers.field import Field
+from samplers.field import Facts, Field, as_field
 from samplers.solvers.base import Step
-from samplers.solvers.churn import edm_sampler
+from samplers.start import start_noise
 from torch_utils import distributed as dist
-from torch_utils.images import make_grid, to_uint8
 from torch_utils.misc import split_evenly
 from torch_utils.rng import PerSampleRNG
 
@@ -30,7 +30,6 @@ __all__ = [
     "generate",
     "image_shape",
     "prepare",
-    "sample_grid",
     "seed_batches",
 ]
 
@@ -39,7 +38,7 @@ PRECISIONS = {"auto": None, "fp32": torch.float32, "fp16": torch.float16, "bf16"
 
 class Samples(NamedTuple):
     """One batch: seeds, floating point images `[B, ...]` on the sampling device, labels `[B, label_dim]` or None, and
-    the unit noise `[B, ...]` that the sampler was given."""
+    the noise `[B, ...]` float64 that the sampler started from."""
 
     seeds: list[int]
     images: Tensor
@@ -58,18 +57,16 @@ def seed_batches(seeds: Sequence[int], max_batch: int, rank: int = 0, world: int
 
 
 def image_shape(net: Any) -> tuple[int, ...]:
-    """`(C, H, W)` of a network's images."""
-    net = net.net if isinstance(net, Field) else net
-    return net.img_channels, net.img_resolution, net.img_resolution
-
-
-def _label_dim(net: Any) -> int:
-    return getattr(net.net if isinstance(net, Field) else net, "label_dim", 0)
+    """Shape of one sample of a network, for example `(C, H, W)`."""
+    shape = Facts.of(net).shape
+    if shape is None:
+        raise ValueError("this model does not say what its samples look like: it needs img_channels and img_resolution")
+    return shape
 
 
 def check_class(net: Any, class_idx: int | None) -> None:
     """A ValueError for a class that the network does not have; None is always fine."""
-    label_dim = _label_dim(net)
+    label_dim = Facts.of(net).label_dim or 0
     if class_idx is not None and not label_dim:
         raise ValueError(f"class {class_idx} was asked for, but the network is unconditional: leave the class out")
     if class_idx is not None and not 0 <= class_idx < label_dim:
@@ -85,18 +82,20 @@ def generate(
     device: torch.device | str = "cpu",
     class_idx: int | None = None,
     rng_device: torch.device | str | None = None,
+    prior: str | None = None,
     rank: int | None = None,
     world: int | None = None,
 ) -> Iterator[Samples]:
     """Sample this process's share of the seeds, batch by batch.
 
     Args:
-        net: `Field` or network, on `device`, with `img_channels`, `img_resolution` and `label_dim`.
+        net: `Field` or network, on `device`, that says the shape of its samples.
         seeds: any integers, used modulo 2^32; an image is made for each, duplicates included.
-        sampler: `sampler(net, noise, class_labels, rng=...)` -> images, for example a `Plan` or `edm_sampler`.
+        sampler: `sampler(field, noise, class_labels, rng=...)` -> images, for example a `Plan` or `edm_sampler`.
         batch: the most images at once on one process.
         class_idx: one class for all images; None: drawn per image.
         rng_device: where random numbers are drawn. Default: `device`; "cpu" gives the same images on any device.
+        prior: start distribution, of models that have several (`Facts.priors`); None: the recommended one.
         rank, world: default: those of the process group.
 
     Yields:
@@ -109,27 +108,28 @@ def generate(
     rank = dist.get_rank() if rank is None else rank
     world = dist.get_world_size() if world is None else world
     batches = seed_batches(seeds, batch, rank, world)
-    return _generate(net, batches, sampler, class_idx, device, rng_device or device)
+    return _generate(as_field(net), batches, sampler, class_idx, device, rng_device or device, prior)
 
 
 @torch.inference_mode()
 def _generate(
-    net: Field | Callable[..., Tensor],
+    field: Field,
     batches: list[list[int]],
     sampler: Callable[..., Tensor],
     class_idx: int | None,
     device: torch.device | str,
     rng_device: torch.device | str,
+    prior: str | None,
 ) -> Iterator[Samples]:
-    shape, label_dim = image_shape(net), _label_dim(net)
+    shape, label_dim = image_shape(field), field.facts.label_dim or 0
     for seeds in batches:
         rng = PerSampleRNG(seeds, rng_device)
-        noise, labels = rng.randn([len(seeds), *shape]).to(device), None
+        noise, labels = start_noise(field, rng.randn([len(seeds), *shape]).to(device).double(), prior), None
         if label_dim:
             index = rng.randint(label_dim, [len(seeds)]).to(device)
             index = index if class_idx is None else torch.full_like(index, class_idx)
             labels = torch.nn.functional.one_hot(index, label_dim).to(torch.float32)
-        yield Samples(seeds, sampler(net, noise, labels, rng=rng), labels, noise)
+        yield Samples(seeds, sampler(field, noise, labels, rng=rng), labels, noise)
 
 
 class Recorder:
@@ -198,28 +198,3 @@ def prepare(
     if compile:
         net.compile()
     return net
-
-
-def sample_grid(
-    net: torch.nn.Module, *, sampler: Callable[..., Tensor] = edm_sampler, rows: int = 8, columns: int = 8
-) -> Tensor:
-    """A picture of samples from the seeds 0, 1, 2, ...: uint8 `[C, rows * H, columns * W]`.
-
-    Of a network with classes, each row is one class and there are at most as many rows as classes.
-    """
-    label_dim, training = getattr(net, "label_dim", 0), net.training
-    device = next(net.parameters()).device
-    rows = min(rows, label_dim) if label_dim else rows
-    images = []
-    net.eval()
-    try:
-        for row in range(rows):
-            seeds = range(row * columns, (row + 1) * columns)
-            batches = generate(
-                net, seeds, sampler, batch=columns, device=device, rng_device="cpu", rank=0, world=1,
-                class_idx=row if label_dim else None,
-            )  # fmt: skip
-            images += [to_uint8(b.images).cpu() for b in batches]
-    finally:
-        net.train(training)
-    return make_grid(torch.cat(images), columns)

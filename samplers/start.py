@@ -13,46 +13,36 @@ score: what is built on one is refused.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from samplers.field import Field
-from samplers.path import VE, Linear, Trig
+from samplers.path import Linear, Trig
 from torch_utils.misc import expand_to
 
-__all__ = ["STARTS", "exact_start", "native", "refuse_score", "start_noise", "starts_exactly"]
+__all__ = ["STARTS", "exact_start", "refuse_score", "start_noise", "start_state", "starts_exactly"]
 
 STARTS = ("exact", "scaled")
-
-
-def native(field: Field) -> Field:
-    """The model in the coordinates it was trained in: what `field.ve()` was made from, else the field itself."""
-    inner = getattr(field.net, "inner", None)
-    if not isinstance(field.path, VE) or not isinstance(inner, Field):
-        return field
-    return inner.bind(field.class_labels, **field.cond)
 
 
 def starts_exactly(field: Field, start: str | None = None) -> bool:
     """Whether sampling starts at infinite sigma.
 
     Args:
-        start: "exact", "scaled", or None: what the network says of itself (`net.start`), else scaled.
+        start: "exact", "scaled", or None: what the model says of itself.
 
     Raises:
         ValueError: another word, or "exact" for a model whose path has no end.
     """
     if start not in (None, *STARTS):
         raise ValueError(f"start '{start}' is unknown: choose from {', '.join(STARTS)}")
-    if (start or getattr(field.net, "start", "scaled")) != "exact":
+    if (start or field.facts.start) != "exact":
         return False
-    if not isinstance(native(field).path, Linear | Trig):
+    path = field.native().path
+    if not isinstance(path, Linear | Trig):
         raise ValueError(
             "start='exact' needs a model whose path ends in noise alone (linear or trig), and this one lives on "
-            f"{type(native(field).path).__name__}: use start='scaled'"
+            f"{type(path).__name__}: use start='scaled'"
         )
     return True
 
@@ -65,21 +55,27 @@ def exact_start(field: Field, noise: Tensor, level: Tensor | float) -> Tensor:
         level: number, `[B]`, or a map that broadcasts to noise.
     """
     end = torch.ones((), dtype=torch.float64, device=noise.device)
-    data = native(field).data(noise, end)
+    data = field.native().data(noise, end)
     level = expand_to(torch.as_tensor(level, dtype=torch.float64, device=noise.device), noise)
     return data + level.to(noise.dtype) * noise
 
 
+def start_state(field: Field, noise: Tensor, level: Tensor | float, start: str | None = None) -> Tensor:
+    """The state in VE coordinates at the first `level`, a number or a map: exact, or `level * noise`."""
+    if starts_exactly(field, start):
+        return exact_start(field, noise, level)
+    return noise * (level.to(noise.dtype) if isinstance(level, Tensor) else level)
+
+
 def start_noise(field: Field, noise: Tensor, prior: str | None = None) -> Tensor:
-    """Unit noise `[B, ...]` as noise that the model starts from: models say in `start_noise` where that differs."""
-    change = getattr(native(field).net, "start_noise", None)
+    """Unit noise `[B, ...]` as noise that the model starts from; `prior` is one of `field.facts.priors`."""
+    change = field.facts.start_noise
     return noise if change is None else change(noise, prior)
 
 
-def refuse_score(net: Field | Callable[..., Any], what: str) -> None:
-    """A ValueError where `what` needs noise that is Gaussian and independent of the data, and the model's was not."""
-    net = net.net if isinstance(net, Field) else net
-    if getattr(net, "gaussian_noise", True) is False:
+def refuse_score(field: Field, what: str) -> None:
+    """Raise a ValueError where `what` needs noise that is Gaussian and independent of the data, and it was not."""
+    if not field.facts.gaussian_noise:
         raise ValueError(
             f"{what} needs a model whose noise is Gaussian and independent of the data; this one was trained on a "
             "learned coupling, so it has no score and no fixed range: leave it out, or train with --independent"

@@ -14,27 +14,37 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from samplers.analysis.contestants import Cell
 from samplers.field import Field, as_field
+from samplers.planning.base import Plan
 from samplers.run import Samples, generate
 from samplers.schedules.formulas import get_schedule
 from samplers.solvers.base import Step
 from samplers.solvers.table import SOLVERS, sample
-from samplers.start import start_noise, starts_exactly
+from samplers.start import starts_exactly
 from torch_utils import distributed as dist
 from torch_utils.frechet import Extractor, FeatureStats, Moments
 from torch_utils.images import to_uint8
 from torch_utils.misc import split_evenly
 from torch_utils.report.page import Table
 
-__all__ = ["HELD_OUT", "Measure", "compare", "tables"]
+__all__ = ["HELD_OUT", "Cell", "Measure", "compare", "tables"]
 
 HELD_OUT = 2_000_000_000  # first seed of held-out noise
+
+
+class Cell(NamedTuple):
+    """One contestant at one NFE: its `plan`, or `why` it is impossible."""
+
+    label: str
+    solver: str
+    nfe: int
+    plan: Plan | None
+    why: str | None
 
 
 class _Teacher:
@@ -105,7 +115,7 @@ class Measure:
         """Network evaluations of this process, an image at a time."""
         compared, further = map(len, self.seeds())
         per_image = SOLVERS[self.teacher_solver].nfe(self.teacher_steps + 1, denoise_to_zero=True)
-        return compared * per_image + (compared + further) * sum(c.nfe for c in cells if c.run)
+        return compared * per_image + (compared + further) * sum(c.nfe for c in cells if c.plan)
 
 
 def compare(
@@ -132,20 +142,20 @@ def compare(
     exact = starts_exactly(as_field(net))  # one evaluation before the first step
     teacher_nfe = SOLVERS[teacher.solver].nfe(len(teacher.sigmas), denoise_to_zero=True) + exact
     clean = []
-    for batch in generate(net, compared, _started(teacher), batch=measure.batch, device=device, rank=0, world=1):
+    for batch in generate(net, compared, teacher, batch=measure.batch, device=device, rank=0, world=1):
         clean.append(batch.images)
         progress(teacher_nfe * len(batch.images))
     ends = {False: torch.cat(teacher.ends), True: torch.cat(clean)} if compared else {}
     results = []
     for cell in cells:
         result: dict[str, Any] = {"solver": cell.label, "method": cell.solver, "nfe": cell.nfe}
-        if cell.run is None:
+        if cell.plan is None:
             results.append({**result, "sigmas": None, "rmse": None, "why": cell.why})
             continue
         seeds = compared + further
-        batches = generate(net, seeds, _started(cell.run.sampler), batch=measure.batch, device=device, rank=0, world=1)
-        numbers = _measure(batches, ends.get(cell.run.ends_at_zero), cell.nfe, measure, device, progress)
-        results.append({**result, "sigmas": list(cell.run.sigmas), **numbers})
+        batches = generate(net, seeds, cell.plan, batch=measure.batch, device=device, rank=0, world=1)
+        numbers = _measure(batches, ends.get(bool(cell.plan.sigmas[-1] == 0)), cell.nfe, measure, device, progress)
+        results.append({**result, "sigmas": cell.plan.sigmas.tolist(), **numbers})
     report = {
         "num": measure.num,
         "seeds": f"{measure.seed}-{measure.seed + measure.num - 1}",
@@ -155,16 +165,6 @@ def compare(
         num = measure.num if measure.num_fid is None else measure.num_fid
         report["frechet"] = {"features": measure.extractor.name, "num": num}
     return {**report, "results": results}
-
-
-def _started(sampler: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """The sampler from the noise that the model starts from, as in `generate.py`."""
-
-    def run(net: Field | Callable[..., Tensor], noise: Tensor, class_labels: Tensor | None, *, rng: Any) -> Tensor:
-        field = as_field(net)
-        return sampler(net, start_noise(field, noise.double()), class_labels, rng=rng)
-
-    return run
 
 
 def _measure(

@@ -10,37 +10,31 @@ evaluation more. `euler@native` takes equal steps in a flow model's own time, as
 from __future__ import annotations
 
 import ast
-import functools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from samplers.analysis.compare import Cell
 from samplers.field import Field, as_field
 from samplers.path import VE
-from samplers.recipe import ScheduleFile, path_name
+from samplers.planning.base import ChosenLevels, Plan, Request
+from samplers.planning.edm import plan_edm
+from samplers.planning.grid import plan_grid
+from samplers.planning.native import plan_native
+from samplers.recipe import ScheduleFile
 from samplers.schedules.formulas import SCHEDULES, get_schedule
 from samplers.solvers.base import Solver
-from samplers.solvers.churn import edm_sampler, general_levels
-from samplers.solvers.native import sample_native, uniform_times
-from samplers.solvers.table import SOLVERS, sample
-from samplers.start import native, starts_exactly
+from samplers.solvers.table import SOLVERS
+from samplers.start import starts_exactly
 
-__all__ = ["Cell", "Contestant", "Run", "parse_contestant", "plan_cells"]
+__all__ = ["Contestant", "parse_contestant", "plan_cells"]
 
 EDM = "edm"
 NATIVE = "native"  # in place of a schedule
-
-
-class Run(NamedTuple):
-    """A sampler ready to be called, its noise levels, and what it is compared with: the clean end or the last state."""
-
-    sampler: Callable[..., Tensor]
-    sigmas: tuple[float, ...]
-    ends_at_zero: bool
 
 
 @dataclass(frozen=True)
@@ -61,42 +55,40 @@ class Contestant:
     schedule: str | ScheduleFile = "polynomial"
     coeff: float | None = None
 
-    def at(self, nfe: int, net: Field | Callable[..., Tensor]) -> Run | str:
-        """The sampler that makes exactly `nfe` evaluations per image, or the sentence why there is none."""
+    def at(self, nfe: int, net: Field | Callable[..., Tensor]) -> Plan | str:
+        """The plan that makes exactly `nfe` evaluations per image, or the sentence why there is none."""
         field = as_field(net)
         if self.schedule == NATIVE:
             return self._native(nfe, field)
-        first = int(starts_exactly(field))  # evaluations at infinite sigma
-        more = " plus 1, for the exact start" if first else ""
+        exact = starts_exactly(field)
+        request = Request(field, {}, "exact" if exact else "scaled")
+        more = " plus 1, for the exact start" if exact else ""
         if self.solver == EDM:
-            return self._edm(nfe - first, net, more)
+            return self._edm(nfe - exact, request, more)
         entry = SOLVERS[self.solver]
         if isinstance(self.schedule, ScheduleFile):
-            return self._from_file(self.schedule, entry, nfe - first, net)
-        num_steps = (nfe - first) // entry.evaluations + 1
-        if num_steps < 2 or entry.nfe(num_steps, **self.options) != nfe - first:
+            return self._from_file(self.schedule, entry, nfe - exact, request)
+        num_steps = (nfe - exact) // entry.evaluations + 1
+        if num_steps < 2 or entry.nfe(num_steps, **self.options) != nfe - exact:
             return f"{self.solver} takes {entry.evaluations} evaluations a step: NFE must be a multiple of it{more}"
-        return self._stamps(get_schedule(num_steps, None, None, self.schedule, net=net), False)
+        levels = get_schedule(num_steps, None, None, self.schedule, net=field)
+        return self._grid(request, ChosenLevels(levels, self.schedule, self.solver, self.options))
 
-    def _edm(self, nfe: int, net: Field | Callable[..., Tensor], more: str) -> Run | str:
+    def _edm(self, nfe: int, request: Request, more: str) -> Plan | str:
         if nfe % 2 == 0:
             return f"EDM's sampler takes 2 N - 1 evaluations for N steps: NFE must be odd{more}"
-        steps = (nfe + 1) // 2
-        levels = general_levels(net, steps, 0.002, 80)
-        return Run(functools.partial(edm_sampler, num_steps=steps), tuple(levels.tolist()), True)
+        return plan_edm(replace(request, given={"steps": (nfe + 1) // 2}))
 
-    def _native(self, nfe: int, field: Field) -> Run | str:
-        if isinstance(native(field).path, VE):
+    def _native(self, nfe: int, field: Field) -> Plan | str:
+        if isinstance(field.native().path, VE):
             return "this network lives in sigma coordinates and has no time of its own"
         try:
-            times = uniform_times(nfe, self.solver)
+            return plan_native(Request(field, {"solver": self.solver, "N": nfe, **self.options}))
         except ValueError as error:
             return str(error)
-        run = functools.partial(_sample_native, times=times, solver=self.solver, **self.options)
-        return Run(run, tuple(times.tolist()), True)
 
-    def _from_file(self, file: ScheduleFile, entry: Solver, nfe: int, net: Field | Callable[..., Tensor]) -> Run | str:
-        file.check_model(path_name(as_field(net).path))
+    def _from_file(self, file: ScheduleFile, entry: Solver, nfe: int, request: Request) -> Plan | str:
+        file.check_model(request.field.path)
         fits = [e for e in file.entries if e.fits(None, self.coeff) and entry.nfe(e.num_steps, afs=e.afs) == nfe]
         if not fits:
             return "the schedule file holds no schedule with this NFE"
@@ -106,30 +98,13 @@ class Contestant:
                 f"{len(fits)} schedules of {self.label} have NFE {nfe}: "
                 + (f"say which one with {coeffs}" if coeffs else "keep one of them in the file")
             )
-        if fits[0].coefficients is not None:
-            return self._stamps(fits[0].sigmas, fits[0].afs, coefficients=fits[0].coefficients)
-        return self._stamps(fits[0].sigmas, fits[0].afs)
+        levels = torch.tensor(fits[0].sigmas, dtype=torch.float64)
+        fitted = {} if fits[0].coefficients is None else {"coefficients": fits[0].coefficients}
+        chosen = ChosenLevels(levels, "from a file", self.solver, {**self.options, **fitted}, fits[0].afs)
+        return self._grid(request, chosen)
 
-    def _stamps(self, sigmas: Tensor | Sequence[float], afs: bool, **more: Any) -> Run:
-        options = SOLVERS[self.solver].resolve({**self.options, **more})
-        sigmas = torch.as_tensor(sigmas, dtype=torch.float64)
-        return Run(
-            functools.partial(_sample, sigmas=sigmas, solver=self.solver, afs=afs, **options),
-            tuple(sigmas.tolist()),
-            False,
-        )
-
-
-def _sample(
-    net: Field | Callable[..., Tensor], noise: Tensor, class_labels: Tensor | None, *, rng: Any = None, **options: Any
-) -> Tensor:
-    return sample(net, noise.double(), class_labels=class_labels, rng=rng, **options)
-
-
-def _sample_native(
-    net: Field | Callable[..., Tensor], noise: Tensor, class_labels: Tensor | None, *, rng: Any = None, **options: Any
-) -> Tensor:
-    return sample_native(net, noise.double(), class_labels=class_labels, **options)
+    def _grid(self, request: Request, chosen: ChosenLevels) -> Plan:
+        return plan_grid(replace(request, chosen=chosen))
 
 
 def parse_contestant(text: str) -> Contestant:
@@ -184,16 +159,6 @@ def _number(label: str, text: str) -> float:
         return float(text)
     except ValueError:
         raise ValueError(f"'{label}' names the coefficient '{text}': write a number, for example #1.15") from None
-
-
-class Cell(NamedTuple):
-    """One contestant at one NFE: `run`, or `why` it is impossible."""
-
-    label: str
-    solver: str
-    nfe: int
-    run: Run | None
-    why: str | None
 
 
 def plan_cells(

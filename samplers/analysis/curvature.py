@@ -21,7 +21,7 @@ from torch import Tensor
 
 from samplers.analysis.compare import HELD_OUT
 from samplers.analysis.straightness import step_deviations
-from samplers.field import Field, as_field
+from samplers.field import Facts, Field, as_field
 from samplers.path import Linear
 from samplers.run import generate, image_shape
 from samplers.solvers.native import sample_native, uniform_times
@@ -64,7 +64,7 @@ def trajectory(
             field, noise, times, solver=solver, class_labels=class_labels, trace=lambda step: states.append(step.x)
         )
         return torch.stack([*states, end]), times
-    top = min(float(getattr(field.net, "sigma_max", SIGMA_MAX)), SIGMA_MAX)
+    top = min(field.facts.sigma_max, SIGMA_MAX)
     times = times * (top / (1 + top))
     states = []
     end = sample(
@@ -107,16 +107,15 @@ def measure_curvature(
     grid: list[Tensor] = []
 
     def sampler(net: Any, noise: Tensor, class_labels: Tensor | None, *, rng: Any = None) -> Tensor:
-        start = net.start_noise(noise.double(), prior) if hasattr(net, "start_noise") else noise.double()
-        states, times = trajectory(net, start, evaluations, solver=solver, class_labels=class_labels)
+        states, times = trajectory(net, noise.double(), evaluations, solver=solver, class_labels=class_labels)
         share, deviation = step_deviations(states, times)
         parts.append(deviation.square().flatten(2).mean(2).cpu())  # [N, B]
         grid[:] = [times, share.cpu()]
         return states[-1]
 
-    if prior is not None and not hasattr(net, "start_noise"):
+    if prior is not None and Facts.of(net).start_noise is None:
         raise ValueError(f"--prior={prior} chooses between start distributions, and this model has one: leave it out")
-    for samples in generate(net, range(seed, seed + num), sampler, batch=batch, device=device):
+    for samples in generate(net, range(seed, seed + num), sampler, batch=batch, device=device, prior=prior):
         progress(len(samples.images))
     shared = [p for p in dist.all_gather_object((parts, grid)) if p[0]]
     integrand = torch.cat([part for own, _ in shared for part in own], dim=1)

@@ -186,7 +186,7 @@ def calibrate(
     teacher_options = check_teacher(solver_tea, {"max_order": max_order})
     shape = resolve_shape(field, img_shape)
     num_warmup = _that_fit(num_warmup, num_steps_tea * math.prod(shape) * 4, max_gib)
-    grid = get_schedule(num_steps_tea, sigma_min, sigma_max, schedule_type, schedule_rho, net=field.net)
+    grid = get_schedule(num_steps_tea, sigma_min, sigma_max, schedule_type, schedule_rho, net=field)
     total = torch.zeros(num_steps_tea, num_steps_tea, dtype=torch.float64, device=device)
 
     def collect(rows: range, keep: list[int] | slice) -> _Warmup:

@@ -154,7 +154,7 @@ def search_schedule(
     SOLVERS[solver].check_first(afs)
     teacher_options = check_teacher(solver_tea, options)
     shape = resolve_shape(field, img_shape)
-    grid = get_schedule(num_steps_tea, sigma_min, sigma_max, schedule_type, schedule_rho, net=field.net)
+    grid = get_schedule(num_steps_tea, sigma_min, sigma_max, schedule_type, schedule_rho, net=field)
     chunks = warmup_chunks(field, num_warmup, shape, batch=batch, seed=seed, class_idx=class_idx, device=device)
     total, ends = torch.zeros(num_steps_tea, num_steps_tea, dtype=torch.float64, device=device), []
     for chunk in chunks:

@@ -47,10 +47,9 @@ def resolve_shape(field: Field, img_shape: Sequence[int] | None) -> tuple[int, .
     """`img_shape`, by default the network's own `(C, H, W)`."""
     if img_shape is not None:
         return tuple(img_shape)
-    net = field.net
-    if not hasattr(net, "img_channels"):
+    if field.facts.shape is None:
         raise ValueError("this model does not say what its samples look like: give img_shape, for example (3, 32, 32)")
-    return net.img_channels, net.img_resolution, net.img_resolution
+    return field.facts.shape
 
 
 def warmup_chunks(
@@ -88,7 +87,7 @@ def warmup_chunks(
         )
     if batch < 1:
         raise ValueError(f"the batch size is {batch}: give 1 or more")
-    label_dim = getattr(field.net, "label_dim", 0) if field.class_labels is None else 0
+    label_dim = (field.facts.label_dim or 0) if field.class_labels is None else 0
     if class_idx is not None and not 0 <= class_idx < label_dim:
         known = f"it has classes 0 to {label_dim - 1}" if label_dim else "it takes none"
         raise ValueError(f"class {class_idx} cannot be given to this network: {known}")

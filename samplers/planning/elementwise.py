@@ -1,98 +1,86 @@
-"""What `samplers.planning.plan` decides for a network that chooses its own noise levels
-(`samplers.solvers.elementwise`).
+"""Plans of networks that choose a noise level for every element (`samplers.solvers.elementwise`).
 
-By default Euler along the nominal schedule that the network was trained with, the last step to 0; any solver and any
-time stamps can be asked for instead, and added noise with solvers of one step.
+By default Euler along the nominal levels that the network was trained with, the last step to 0; any solver and any
+levels can be asked for instead, and added noise with solvers of one step.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from samplers.field import Field
-from samplers.planning.levels import CHURN, DEFAULT_SOLVER, FORMULA, choose_stamps, flag
+from samplers.planning.base import Plan, Request, count_of, said, shown_levels
+from samplers.planning.options import ChurnOptions, MethodOptions
 from samplers.solvers.base import Solver
 from samplers.solvers.elementwise import ONE_STEP, coefficient_cost, sample_mac
 from samplers.solvers.table import SOLVERS
 
-__all__ = ["mac_plan"]
-
-EDM_ONLY = ("disc", "form", "scaling", "rho")
-GRID = (*FORMULA, "schedule", "nfe", "t_steps", "dp")
+__all__ = ["check_elementwise", "plan_elementwise"]
 
 
-def mac_plan(net: Any, given: dict[str, Any], to_zero: bool, **search: Any) -> dict[str, Any]:
-    """Arguments of the `Plan` for a network (or its field).
-
-    Args:
-        given: the options that were asked for, without guidance.
-        to_zero: take a last step to noise level 0.
-        search: for a schedule search, see `build_plan`.
+def check_elementwise(solver: str, options: dict[str, object], S_churn: float | None) -> None:
+    """Refuse what cannot be, before any levels are searched for it.
 
     Raises:
-        ValueError: options that do not go together.
+        ValueError: a solver of single levels, options that it does not take, noise between steps that belong together.
     """
-    inner = net.net if isinstance(net, Field) else net
-    if wrong := [name for name in EDM_ONLY if name in given]:
-        raise ValueError(
-            f"{flag(wrong[0])} belongs to EDM's samplers, but this network chooses its noise levels itself: leave it "
-            "out, or give --steps to sample its denoiser without them"
-        )
-    churn = {name: given[name] for name in CHURN if name in given}
-    given = {name: value for name, value in given.items() if name not in (*CHURN, "denoise_to_zero")}
-    if any(name in given for name in GRID):
-        stamps = choose_stamps(net, {"solver": DEFAULT_SOLVER} | given, {}, **search)
-        sigmas, about, solver, options = stamps.sigmas, stamps.about, stamps.solver, dict(stamps.options)
-    else:
-        sigmas, about = torch.tensor(inner.schedule, dtype=torch.float64), "as trained"
-        solver, options = given.get("solver", "euler"), {}
     entry = SOLVERS[solver]
-    options |= {n: v for n, v in given.items() if n in entry.options}
-    if unknown := [n for n in given if n not in (*options, *GRID, "solver", "coeff", "afs") and n not in entry.options]:
-        entry.resolve({unknown[0]: given[unknown[0]]})
-    entry.resolve(options)
     if entry.adaptive or entry.stochastic:
         raise ValueError(
             f"solver '{solver}' takes single noise levels, and this network chooses maps: use euler or heun"
         )
-    if churn.get("S_churn") and solver not in ONE_STEP:
+    entry.resolve(options)
+    if S_churn and solver not in ONE_STEP:
         raise ValueError(f"--S_churn goes with solvers of one step, {', '.join(ONE_STEP)}, not with {solver}")
-    afs = {"afs": True} if given.get("afs") else {}
-    if to_zero:
-        sigmas = torch.cat([sigmas, torch.zeros(1, dtype=torch.float64)])
-    if getattr(inner, "start", "scaled") == "exact" and sigmas[0] < math.inf:
-        sigmas = torch.cat([torch.full([1], math.inf, dtype=torch.float64), sigmas])
-    nfe = _nfe(entry, sigmas, to_zero, **afs, **options)
-    v, c = coefficient_cost(inner)
-    said = "".join(f", {name} {value}" for name, value in (options | churn | afs).items())
-    levels = ", ".join(f"{s:.4g}" for s in sigmas.tolist())
-    return {
-        "solver": solver,
-        "sigmas": sigmas,
-        "nfe": nfe,
-        "summary": (
-            ("Solver", f"{solver}, {len(sigmas) - 1} steps{said}"),
-            ("Schedule", f"{about}: {levels}, for every element as the coefficient network says"),
-            ("NFE", f"{nfe} network evaluation{'' if nfe == 1 else 's'} per image"),
-            ("Cost", f"{nfe} + {c / v:.2f} network evaluations per image: the coefficient network costs {c / v:.2f}"),
+
+
+def plan_elementwise(request: Request) -> Plan:
+    """Any solver of fixed steps along maps of levels; `request.chosen` holds nominal levels, or None.
+
+    Raises:
+        ValueError: see `check_elementwise`.
+    """
+    facts, chosen, churn = request.field.facts, request.chosen, request.of(ChurnOptions)
+    if chosen is None:
+        levels, about = torch.tensor(facts.model.schedule, dtype=torch.float64), "as trained"
+        solver, options = request.given.get("solver", "euler"), request.of(MethodOptions)
+    else:
+        levels, about, solver, options = chosen.sigmas, chosen.about, chosen.solver, dict(chosen.options)
+    check_elementwise(solver, options, churn.get("S_churn"))
+    afs = {"afs": True} if request.given.get("afs") or (chosen is not None and chosen.afs) else {}
+    if request.to_zero:
+        levels = torch.cat([levels, torch.zeros(1, dtype=torch.float64)])
+    if facts.start == "exact" and levels[0] < math.inf:
+        levels = torch.cat([torch.full([1], math.inf, dtype=torch.float64), levels])
+    entry, steps = SOLVERS[solver], len(levels) - 1
+    nfe = _nfe(entry, levels, request.to_zero, **afs)
+    v, c = coefficient_cost(facts.model)
+    share = f"{c / v:.2f}"
+    return Plan(
+        kind="elementwise",
+        solver=solver,
+        sigmas=levels,
+        sampler=functools.partial(sample_mac, sigmas=levels, solver=solver),
+        title=f"{solver}, {count_of(steps, 'step')}{said(options | churn | afs)}",
+        schedule=f"{about}: {shown_levels(levels)}, for every element as the coefficient network says",
+        options={**options, **churn, **afs},
+        steps=steps,
+        each=entry.evaluations,
+        extra=nfe - steps * entry.evaluations,
+        notes=(
+            ("Cost", f"{nfe} + {share} network evaluations per image: the coefficient network costs {share}"),
+            *(("Note", note) for note in (chosen.notes if chosen is not None else ())),
         ),
-        "run": functools.partial(_run, sigmas=sigmas, solver=solver, **options, **churn, **afs),
-        "stochastic": churn.get("S_churn", 0) > 0,
-    }
+        stochastic=churn.get("S_churn", 0) > 0,
+        chosen=chosen,
+    )
 
 
-def _nfe(entry: Solver, sigmas: Tensor, to_zero: bool, **options: Any) -> int:
-    """From infinite sigma the first step is one evaluation, whatever the solver."""
-    at_once = int(sigmas[0] == math.inf)
-    steps = len(sigmas) - at_once
-    return at_once + (entry.nfe(steps, ends_at_zero=to_zero, **options) if steps > 1 else 0)
-
-
-def _run(net: Any, noise: Tensor, class_labels: Tensor | None, **options: Any) -> Tensor:
-    sigmas = options.pop("sigmas")
-    return sample_mac(net, noise.double(), sigmas, class_labels=class_labels, **options)
+def _nfe(entry: Solver, levels: Tensor, to_zero: bool, **ends: bool) -> int:
+    """Evaluations of the model: from infinite sigma the first step is one, whatever the solver."""
+    at_once = int(levels[0] == math.inf)
+    steps = len(levels) - at_once
+    return at_once + (entry.nfe(steps, ends_at_zero=to_zero, **ends) if steps > 1 else 0)

@@ -1,72 +1,44 @@
 """Where the noise levels of a solver come from: a list, a formula, a published list, a schedule file, or a search.
 
-`choose_stamps` takes the options that were asked for (`samplers.planning.plan.SamplerOptions.given`) and decides
+`choose_levels` takes the options that were asked for (`samplers.planning.options.SamplerOptions.given`) and decides
 levels, solver and solver options together, because a schedule file and a calibration bring all three.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from samplers.calibration.calibrate import Calibration, calibrate
+from samplers.calibration.calibrate import calibrate
 from samplers.field import Field, as_field
-from samplers.gits.search import Found, search_schedule
+from samplers.gits.search import search_schedule
+from samplers.planning.base import ChosenLevels
+from samplers.planning.options import SearchOptions, flag
 from samplers.recipe import Entry, ScheduleFile, path_name
-from samplers.schedules.formulas import FORMULAS, get_schedule, validate_t_steps
+from samplers.schedules.explicit import validate_t_steps
+from samplers.schedules.formulas import FORMULAS, get_schedule
 from samplers.solvers.table import SOLVERS
 from torch_utils import distributed as dist
 from torch_utils.checkpoint import tensor_hash
 
-__all__ = ["Stamps", "choose_stamps", "flag", "schedule_file"]
+__all__ = ["DEFAULT_SOLVER", "choose_levels", "schedule_file"]
 
 DEFAULT_SOLVER = "ipndm"
 DEFAULT_NUM_STEPS = 7
 CALIBRATED = "calibrated"
-CHURN = ("S_churn", "S_min", "S_max", "S_noise")
-SEARCH = ("metric", "coeff", "num_warmup", "solver_tea", "num_steps_tea", "search_seed")
+SEARCH = tuple(f.name for f in dataclasses.fields(SearchOptions) if f.name != "dp")
 FORMULA = ("num_steps", "schedule_type", "schedule_rho", "sigma_min", "sigma_max")
-OVERRIDDEN = (*FORMULA, "dp", "calibrate", *SEARCH)  # by explicit time stamps
+OVERRIDDEN = (*FORMULA, "dp", "calibrate", *SEARCH)  # by explicit levels
 
 
-@dataclass(frozen=True, eq=False)
-class Stamps:
-    """Noise levels and the solver that steps over them.
-
-    Attributes:
-        sigmas: `[N]` float64 on the CPU, falling.
-        about: where they come from, in words.
-        solver: key of `SOLVERS`.
-        options: the solver's own, those asked for and those of a schedule file.
-        afs: start with the analytical first step.
-        notes: further sentences to show.
-        found: what a search or calibration found, if there was one.
-    """
-
-    sigmas: Tensor
-    about: str
-    solver: str
-    options: Mapping[str, Any]
-    afs: bool = False
-    notes: tuple[str, ...] = ()
-    found: Found | Calibration | None = None
-
-
-def flag(name: str) -> str:
-    """An option as it is written on the command line."""
-    return "--schedule" if name == "form" else f"--{name}" if name in CHURN else f"--{name.replace('_', '-')}"
-
-
-def choose_stamps(
-    net: Field | Callable[..., Tensor], given: Mapping[str, Any], options: Mapping[str, Any], **search: Any
-) -> Stamps:
-    """Time stamps for this network.
+def choose_levels(field: Field, given: Mapping[str, Any], options: Mapping[str, Any], **search: Any) -> ChosenLevels:
+    """Noise levels for this model.
 
     Args:
         given: options that were asked for, by name.
@@ -91,17 +63,17 @@ def choose_stamps(
     if "t_steps" in given:
         over = [flag(n) for n in OVERRIDDEN if n in given]
         note = f" (instead of {', '.join(over)})" if over else ""
-        return Stamps(validate_t_steps(given["t_steps"]), f"as given{note}", solver, options, afs)
+        return ChosenLevels(validate_t_steps(given["t_steps"]), f"as given{note}", solver, options, afs)
     if from_file:
-        return _from_file(net, given, options)
+        return _from_file(field, given, options)
     if "calibrate" in given:
-        return _calibrated(net, given, options, search)
+        return _calibrated(field, given, options, search)
     if solver == CALIBRATED:
         raise ValueError(
             f"--solver={solver} needs coefficients: add --calibrate, or give a schedule file that has them"
         )
     if "dp" in given:
-        return _searched(net, given, options, solver, afs, search)
+        return _searched(field, given, options, solver, afs, search)
     rho = given.get("schedule_rho", 7)
     kind = given.get("schedule") or given.get("schedule_type", "polynomial")
     fixed = kind not in FORMULAS
@@ -109,17 +81,16 @@ def choose_stamps(
     _refuse(given, unused, f"schedule '{kind}'")
     sigmas = get_schedule(
         given.get("num_steps", DEFAULT_NUM_STEPS), given.get("sigma_min"), given.get("sigma_max"), kind, rho,
-        net=net.net if isinstance(net, Field) else net,
+        net=field,
     )  # fmt: skip
-    return Stamps(sigmas, kind if fixed or kind == "logsnr" else f"{kind}, rho {rho:g}", solver, options, afs)
+    return ChosenLevels(sigmas, kind if fixed or kind == "logsnr" else f"{kind}, rho {rho:g}", solver, options, afs)
 
 
-def _from_file(net: Field | Callable[..., Tensor], given: Mapping[str, Any], options: Mapping[str, Any]) -> Stamps:
+def _from_file(field: Field, given: Mapping[str, Any], options: Mapping[str, Any]) -> ChosenLevels:
     """The levels of a schedule file, with its solver where no other is asked for."""
     path = given["schedule"]
     _refuse(given, ("schedule_rho", "sigma_min", "sigma_max"), "a schedule file")
     file = ScheduleFile.load(path)
-    field = as_field(net)
     note = file.check_model(field.path, None if file.model_hash is None else _model_hash(field))
     coeff = given.get("coeff", (None,))
     if len(coeff) > 1:
@@ -134,19 +105,18 @@ def _from_file(net: Field | Callable[..., Tensor], given: Mapping[str, Any], opt
         options = {**file.options, **options}
     sigmas = torch.tensor(entry.sigmas, dtype=torch.float64)
     notes = () if note is None else (note,)
-    return Stamps(sigmas, f"from {path}", solver, options, entry.afs or bool(given.get("afs")), notes)
+    return ChosenLevels(sigmas, f"from {path}", solver, options, entry.afs or bool(given.get("afs")), notes)
 
 
 def _searched(
-    net: Field | Callable[..., Tensor],
+    field: Field,
     given: Mapping[str, Any],
     options: Mapping[str, Any],
     solver: str,
     afs: bool,
     search: Mapping[str, Any],
-) -> Stamps:
+) -> ChosenLevels:
     """GITS: levels of a teacher's grid, by the shape of its trajectories."""
-    field = as_field(net)
     asked = {"num_steps": DEFAULT_NUM_STEPS, **_search_arguments(given)}
     found = search_schedule(field, solver=solver, afs=afs, device=_device(field), **asked, **{**search, **options})
     how = found.settings
@@ -154,7 +124,7 @@ def _searched(
         f"searched, {how['metric']}, coeff {next(iter(found.table)):g}, teacher {how['solver_tea']} over "
         f"{how['num_steps_tea']} time stamps, {how['num_warmup']} samples"
     )
-    return Stamps(found.sigmas, about, solver, options, afs, found=found)
+    return ChosenLevels(found.sigmas, about, solver, options, afs, found=found)
 
 
 def _search_arguments(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -166,8 +136,8 @@ def _search_arguments(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _calibrated(
-    net: Field | Callable[..., Tensor], given: Mapping[str, Any], options: Mapping[str, Any], search: Mapping[str, Any]
-) -> Stamps:
+    field: Field, given: Mapping[str, Any], options: Mapping[str, Any], search: Mapping[str, Any]
+) -> ChosenLevels:
     """Levels and coefficients fitted to this network."""
     if given.get("solver", CALIBRATED) != CALIBRATED:
         raise ValueError(f"--calibrate makes a solver of its own: leave out --solver={given['solver']}")
@@ -185,7 +155,6 @@ def _calibrated(
         raise ValueError("a calibration starts from one coefficient: give one number as --coeff")
     if "coeff" in asked:
         (asked["coeff"],) = asked["coeff"]
-    field = as_field(net)
     found = calibrate(
         field, nfe, afs=given.get("afs"), device=_device(field),
         progress=functools.partial(dist.print0, file=sys.stderr), **asked, **options,
@@ -197,33 +166,34 @@ def _calibrated(
         f"stamps, {how['num_warmup']} samples, distance to it {student.errors['held_out']:.4g} "
         f"(ipndm {student.errors['ipndm']:.4g})"
     )
-    return Stamps(
+    return ChosenLevels(
         student.sigmas, about, CALIBRATED, {**options, "coefficients": student.coefficients}, student.afs, found=found
     )
 
 
 def _device(field: Field) -> torch.device:
-    parameters = getattr(field.net, "parameters", None)
-    first = next(parameters(), None) if parameters is not None else None
+    model = field.facts.model
+    first = next(model.parameters(), None) if hasattr(model, "parameters") else None
     return torch.device("cpu") if first is None else first.device
 
 
-def schedule_file(stamps: Stamps, net: Field | Callable[..., Tensor]) -> ScheduleFile:
+def schedule_file(chosen: ChosenLevels, net: Field | Callable[..., Tensor]) -> ScheduleFile:
     """A schedule file that brings these levels and this solver back; of a search, everything it found."""
     field = as_field(net)
-    if stamps.found is not None:
-        return stamps.found.schedule_file(_model_hash(field))
-    options = {k: v for k, v in SOLVERS[stamps.solver].resolve(stamps.options).items() if k != "coefficients"}
-    entry = Entry(sigmas=tuple(stamps.sigmas.tolist()), afs=stamps.afs, coefficients=stamps.options.get("coefficients"))
+    if chosen.found is not None:
+        return chosen.found.schedule_file(_model_hash(field))
+    options = {k: v for k, v in SOLVERS[chosen.solver].resolve(chosen.options).items() if k != "coefficients"}
+    entry = Entry(sigmas=tuple(chosen.sigmas.tolist()), afs=chosen.afs, coefficients=chosen.options.get("coefficients"))
     return ScheduleFile(
-        solver=stamps.solver, entries=(entry,), options=options, path=path_name(field.path),
-        model_hash=_model_hash(field), provenance={"levels": stamps.about},
+        solver=chosen.solver, entries=(entry,), options=options, path=path_name(field.path),
+        model_hash=_model_hash(field), provenance={"levels": chosen.about},
     )  # fmt: skip
 
 
 def _model_hash(field: Field) -> str | None:
-    """Of the network's weights, None of a plain callable."""
-    return tensor_hash(field.net.state_dict()) if hasattr(field.net, "state_dict") else None
+    """Hash of the network's weights, None for a plain callable."""
+    model = field.facts.model
+    return tensor_hash(model.state_dict()) if hasattr(model, "state_dict") else None
 
 
 def _refuse(given: Mapping[str, Any], names: tuple[str, ...], what: str) -> None:

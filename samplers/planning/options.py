@@ -1,25 +1,63 @@
 """What can be asked of a sampler on the command line, shared by every script that samples.
 
-One frozen dataclass: each field is an option (`torch_utils.options`), None means not asked. What the options mean
-together, and which of them contradict each other, is decided in `samplers.planning.plan`.
+One frozen dataclass per family of options that apply together: each field is an option (`torch_utils.options`), None
+means not asked. Which families a kind of sampler reads is said in `samplers.planning.plan.KINDS`, and nowhere else.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from samplers.gits.costs import METRICS
 from samplers.guidance import GUIDANCE
-from samplers.planning.native import COORDINATES, PRIORS
-from samplers.solvers.churn import DISCRETIZATIONS, SCALINGS
+from samplers.schedules.edm import DISCRETIZATIONS, SCALINGS
 from samplers.solvers.table import SOLVERS
 from samplers.start import STARTS
-from torch_utils.cli import NumberList
-from torch_utils.options import opt
+from torch_utils.options import OptionGroup, opt
 
-__all__ = ["SamplerOptions"]
+__all__ = [
+    "FAMILY",
+    "CalibrationOptions",
+    "ChurnOptions",
+    "EDMOptions",
+    "EndOptions",
+    "GuidanceOptions",
+    "LevelOptions",
+    "MethodOptions",
+    "NativeOptions",
+    "PriorOptions",
+    "RangeOptions",
+    "SamplerOptions",
+    "SearchOptions",
+    "SolverOptions",
+    "StartOptions",
+    "flag",
+]
+
+COORDINATES = ("native", "sigma")
+PRIORS = ("matched", "standard")
+
+EDM = OptionGroup(
+    "EDM sampler",
+    "The default, in N noise levels and a last step to 0. With the solvers euler and heun; --S_* also with heun_churn.",
+    rank=2,
+)
+SOLVER = OptionGroup(
+    "Solver and time stamps",
+    "Any solver over N time stamps, N - 1 steps that end above 0: say --solver, --num-steps or another of these.",
+    rank=3,
+)
+SEARCH = OptionGroup(
+    "Search and calibration",
+    "Time stamps (--dp) or a whole solver (--calibrate) fitted to this network before the first image.",
+    rank=4,
+)
+FLOW = OptionGroup(
+    "Flow models", "Networks with a time of their own, in which they are sampled if nothing else is asked.", rank=5
+)
+GUIDED = OptionGroup("Guidance", "Conditional networks, with every sampler.", rank=6)
 
 
 def _number(text: str, **limits: Any) -> Any:
@@ -35,70 +73,85 @@ def _switch(text: str) -> Any:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SamplerOptions:
-    """What can be asked of a sampler; None = not asked. Options that do not go together are refused by `build_plan`."""
+class EDMOptions:
+    group: ClassVar = EDM
+    whose: ClassVar = "EDM's samplers"
 
-    # Both families
+    steps: int | None = opt(None, "Noise levels, then a step to 0 [default: 18]", metavar="INT")
+    rho: float | None = _number("Exponent of the noise levels [default: 7]", above=0)
+    disc: str | None = opt(None, "General form: which noise levels [default: edm]", choices=list(DISCRETIZATIONS))
+    scaling: str | None = opt(None, "General form: s(t) [default: none]", choices=list(SCALINGS))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChurnOptions:
+    group: ClassVar = EDM
+    whose: ClassVar = "EDM's samplers"
+
+    S_churn: float | None = _number("Amount of added noise [default: 0]", at_least=0)
+    S_min: float | None = _number("Lowest noise level that gets added noise [default: 0]", at_least=0)
+    S_max: float | None = _number("Highest noise level that gets added noise [default: inf]", at_least=0, finite=False)
+    S_noise: float | None = _number("Inflation of the added noise [default: 1]", at_least=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SolverOptions:
+    group: ClassVar = SOLVER
+    whose: ClassVar = "every sampler"
+
     solver: str | None = opt(
-        None, f"euler or heun with EDM's options below, or one of {', '.join(SOLVERS)} [default: EDM's Heun]"
+        None, f"euler or heun with EDM's options, or one of {', '.join(SOLVERS)} [default: EDM's Heun]"
     )
-    sigma_min: float | None = _number("Lowest noise level; narrowed to the network's range [default: 0.002]", above=0)
-    sigma_max: float | None = _number("Highest noise level; narrowed to the network's range [default: 80]", above=0)
 
-    # EDM's samplers
-    steps: int | None = opt(None, "EDM: noise levels, then a step to 0 [default: 18]", metavar="INT")
-    rho: float | None = _number("EDM: exponent of the time steps [default: 7]", above=0)
-    S_churn: float | None = _number("EDM: amount of added noise [default: 0]", at_least=0)
-    S_min: float | None = _number("EDM: lowest noise level that gets added noise [default: 0]", at_least=0)
-    S_max: float | None = _number(
-        "EDM: highest noise level that gets added noise [default: inf]", at_least=0, finite=False
-    )
-    S_noise: float | None = _number("EDM: inflation of the added noise [default: 1]", at_least=0)
-    disc: str | None = opt(None, "EDM, general: which time steps [default: edm]", choices=list(DISCRETIZATIONS))
+
+@dataclass(frozen=True, kw_only=True)
+class LevelOptions:
+    group: ClassVar = SOLVER
+    whose: ClassVar = "the solvers that take time stamps"
+
+    num_steps: int | None = opt(None, "Time stamps, one more than steps [default: 7]", metavar="INT")
     schedule: str | None = opt(
         None,
-        "EDM, general: sigma(t), vp, ve or linear [default: linear]. Or time stamps for any solver: a file that "
-        "--save-schedule wrote, or the name of a published list",
+        "A file that --save-schedule wrote, or the name of a published list. With EDM's general form: sigma(t), vp, ve "
+        "or linear [default: linear]",
         metavar="NAME|FILE",
     )
-    scaling: str | None = opt(None, "EDM, general: s(t) [default: none]", choices=list(SCALINGS))
-
-    # Every solver: time stamps
-    num_steps: int | None = opt(None, "Time stamps, one more than steps [default: 7]", metavar="INT")
+    nfe: int | None = _count("Which schedule of a file: the one with so many network evaluations")
+    t_steps: tuple[float, ...] | None = opt(
+        None, "The time stamps themselves, e.g. [80,10.9,2.5,0.002]", metavar="LIST"
+    )
     schedule_type: str | None = opt(
         None, "How time stamps are spread [default: polynomial]",
         choices=["polynomial", "logsnr", "time_uniform", "discrete"],
     )  # fmt: skip
     schedule_rho: float | None = _number("Exponent of the spread [default: 7]", above=0)
-    nfe: int | None = _count("Which schedule of a file: the one with so many network evaluations")
-    t_steps: tuple[float, ...] | None = opt(
-        None, "The time stamps themselves, e.g. [80,10.9,2.5,0.002]", metavar="LIST", type=NumberList()
-    )
 
-    # Every solver: time stamps that are searched (GITS)
-    dp: bool | None = _switch("Search the time stamps for this network, along its trajectories")
-    metric: str | None = opt(None, "Search: cost of a jump [default: dev]", choices=list(METRICS))
-    coeff: tuple[float, ...] | None = opt(
-        None,
-        "Search: factor on every later jump, larger puts more time stamps at low noise; further ones are searched as "
-        "well, for --save-schedule [default: 1.15]. Also: which one of a schedule file",
-        metavar="LIST", type=NumberList(),
-    )  # fmt: skip
-    num_warmup: int | None = _count("Search: samples to measure on [default: 256]")
-    solver_tea: str | None = opt(None, "Search: solver of the teacher [default: ipndm]", metavar="NAME")
-    num_steps_tea: int | None = _count("Search: time stamps of the teacher [default: 61]")
-    search_seed: int | None = opt(None, "Search: seed of the warm-up samples [default: 0]", metavar="INT", at_least=0)
-    calibrate: tuple[int, ...] | None = opt(
-        None,
-        "Fit a solver of so many network evaluations to this network, time stamps and all; without a number: one less "
-        "than --num-steps. The options of the search hold. Of several, e.g. 3,5,8, the last makes the images, and "
-        "--save-schedule keeps all",
-        metavar="NFE", bare="0",
-    )  # fmt: skip
 
-    # Every solver: how it steps
+@dataclass(frozen=True, kw_only=True)
+class RangeOptions:
+    group: ClassVar = SOLVER
+    whose: ClassVar = "sampling in sigma coordinates"
+
+    sigma_min: float | None = _number("Lowest noise level; narrowed to the network's range [default: 0.002]", above=0)
+    sigma_max: float | None = _number("Highest noise level; narrowed to the network's range [default: 80]", above=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EndOptions:
+    group: ClassVar = SOLVER
+    whose: ClassVar = "the solvers that take time stamps"
+
     afs: bool | None = _switch("Analytical first step: one network evaluation less")
     denoise_to_zero: bool | None = _switch("One more evaluation at the end: the clean estimate is the image")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodOptions:
+    """Options of single solvers: each knows its own (`Solver.options`)."""
+
+    group: ClassVar = SOLVER
+    whose: ClassVar = "the solvers that take time stamps"
+
     max_order: int | None = _count("Order of a multi-step solver [default: the solver's]")
     predict_x0: bool | None = _switch("dpmpp, unipc: step in the clean estimate, not the noise [default: True]")
     thresholding: str | None = opt(
@@ -110,37 +163,111 @@ class SamplerOptions:
     rtol: float | None = _number("dopri5, rk45, rk23, dop853: relative tolerance [default: 1e-5]", above=0)
     atol: float | None = _number("dopri5, rk45, rk23, dop853: absolute tolerance [default: 1e-5]", above=0)
 
-    # Flow models
-    coordinates: str | None = opt(
-        None, "Flow models: step in their own time or in sigma [default: native, unless options of sigma samplers are "
-        "given]", choices=list(COORDINATES),
-    )  # fmt: skip
-    N: int | None = opt(
-        None, "Flow models in native time: network evaluations, odd for heun [default: 20]", metavar="INT"
+
+@dataclass(frozen=True, kw_only=True)
+class SearchOptions:
+    group: ClassVar = SEARCH
+    whose: ClassVar = "the solvers that take time stamps"
+
+    dp: bool | None = _switch("Search the time stamps along the trajectories of this network (GITS)")
+    coeff: tuple[float, ...] | None = opt(
+        None,
+        "Factor on every later jump, larger puts more time stamps at low noise; further ones are searched as well, for "
+        "--save-schedule [default: 1.15]. Also: which one of a schedule file",
+        metavar="LIST",
     )
+    metric: str | None = opt(None, "Cost of a jump [default: dev]", choices=list(METRICS))
+    num_warmup: int | None = _count("Samples to measure on [default: 256]")
+    solver_tea: str | None = opt(None, "Solver of the teacher [default: ipndm]", metavar="NAME")
+    num_steps_tea: int | None = _count("Time stamps of the teacher [default: 61]")
+    search_seed: int | None = opt(None, "Seed of the warm-up samples [default: 0]", metavar="INT", at_least=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrationOptions:
+    group: ClassVar = SEARCH
+    whose: ClassVar = "the solvers that take time stamps"
+
+    calibrate: tuple[int, ...] | None = opt(
+        None,
+        "Fit a solver of so many network evaluations to this network, time stamps and all; without a number: one less "
+        "than --num-steps. The options of the search hold. Of several, e.g. 3,5,8, the last makes the images, and "
+        "--save-schedule keeps all",
+        metavar="NFE", bare="0",
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class NativeOptions:
+    group: ClassVar = FLOW
+    whose: ClassVar = "flow models in native time"
+
+    N: int | None = opt(None, "In native time: network evaluations, odd for heun [default: 20]", metavar="INT")
+    coordinates: str | None = opt(
+        None, "Step in the model's own time or in sigma [default: native, unless options of sigma samplers are given]",
+        choices=list(COORDINATES),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class PriorOptions:
+    group: ClassVar = FLOW
+    whose: ClassVar = "every sampler"
+
     prior: str | None = opt(
         None, "Models of a learned coupling: start from the Gaussian measured on encoded data, or from the one that "
         "training aimed at [default: matched for points, standard for images]", choices=list(PRIORS),
     )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartOptions:
+    group: ClassVar = FLOW
+    whose: ClassVar = "sampling in sigma coordinates"
+
     start: str | None = opt(
-        None, "Flow models in sigma: begin at infinite sigma (one more evaluation) or with scaled noise "
+        None, "In sigma: begin at infinite sigma (one more evaluation) or with scaled noise "
         "[default: as the model says]", choices=list(STARTS),
     )  # fmt: skip
 
-    # Every sampler: guidance
+
+@dataclass(frozen=True, kw_only=True)
+class GuidanceOptions:
+    group: ClassVar = GUIDED
+    whose: ClassVar = "models with a condition"
+
     guidance_type: str | None = opt(
         None,
-        "cfg: classifier-free, of a conditional network trained with label dropout; cg: by the classifier of a "
-        "published model; uncond: without condition [default: none]",
+        "cfg: classifier-free, of a network trained with label dropout; cg: by the classifier of a published model; "
+        "uncond: without condition [default: none]",
         choices=list(GUIDANCE),
     )
     guidance_rate: float | None = _number(
-        "Strength of guidance: 1 is the conditional model, more is closer to the condition and less varied; cfg other "
-        "than 0 or 1 doubles the network evaluations"
+        "Strength: 1 is the conditional model, more is closer to the condition and less varied; cfg other than 0 or 1 "
+        "doubles the network evaluations"
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplerOptions(
+    GuidanceOptions, StartOptions, PriorOptions, NativeOptions, CalibrationOptions, SearchOptions, MethodOptions,
+    EndOptions, RangeOptions, LevelOptions, SolverOptions, ChurnOptions, EDMOptions,
+):  # fmt: skip
+    """What can be asked of a sampler; None = not asked. Options that do not go together are refused by `build_plan`."""
 
     def given(self) -> dict[str, Any]:
         """The options that were asked for; a switch that is off because someone said so counts as not asked."""
-        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(SamplerOptions)}
+        values = {name: getattr(self, name) for name in FAMILY if name != "form"}
         off = ("denoise_to_zero", "dp") if self.calibrate is not None else ("afs", "denoise_to_zero", "dp")
         return {k: v for k, v in values.items() if v is not None and not (k in off and v is False)}
+
+
+# The family that each option belongs to. "form" is what `schedule` means to EDM's general sampler.
+FAMILY: dict[str, type] = {
+    f.name: family for family in reversed(SamplerOptions.__mro__[1:-1]) for f in dataclasses.fields(family)
+} | {"form": EDMOptions}
+
+
+def flag(name: str) -> str:
+    """Spell an option as on the command line."""
+    return "--schedule" if name == "form" else f"--{name}" if name.startswith("S_") else f"--{name.replace('_', '-')}"

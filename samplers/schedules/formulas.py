@@ -4,8 +4,9 @@ With u_i = i / (num_steps - 1):
 
 - `polynomial`: (smax^(1/rho) + u (smin^(1/rho) - smax^(1/rho)))^rho (Karras et al. 2022, arXiv 2206.00364, Eq. 5).
 - `logsnr`: geometric, equal steps in -log sigma (Lu et al. 2022, arXiv 2206.00927).
-- `time_uniform`: tau = (1 + u (eps^(1/rho) - 1))^rho in the time of a variance-preserving process (`vp_path`); rho = 1
-  is uniform, 2 quadratic (Song et al. 2021, arXiv 2011.13456; Zhang and Chen 2023, arXiv 2204.13902).
+- `time_uniform`: tau = (1 + u (eps^(1/rho) - 1))^rho in the time of a variance-preserving process
+  (`VP.through`); rho = 1 is uniform, 2 quadratic (Song et al. 2021, arXiv 2011.13456; Zhang and Chen 2023, arXiv
+  2204.13902).
 - `discrete`: the same in the time of the model's own table of noise levels. The network (or its wrapper) has the
   methods `sigma(t)`, from time in [0, 1] to noise level, and its inverse `sigma_inv(sigma)`;
   `torch_utils.noise_table` has them.
@@ -16,89 +17,52 @@ Lists that others published are in `samplers.schedules.published`; `get_schedule
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from itertools import pairwise
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from samplers.field import Field
+from samplers.field import Facts
 from samplers.path import VP
 from samplers.schedules.published import PUBLISHED
 
-__all__ = ["FORMULAS", "SCHEDULES", "get_schedule", "validate_t_steps", "vp_path"]
+__all__ = ["FORMULAS", "SCHEDULES", "get_schedule", "polynomial"]
 
 VP_EPS = 1e-3  # the VP time of sigma_min; sigma_max is at time 1
 
 
-def validate_t_steps(t_steps: Tensor | Sequence[float], zero_end: bool = False) -> Tensor:
-    """Explicit noise levels as `[N+1]` float64 on the CPU.
-
-    Args:
-        t_steps: from noisy to clean.
-        zero_end: allow the last level to be 0.
-
-    Raises:
-        ValueError: fewer than two levels, a level that is not positive and finite, levels that do not fall strictly.
-    """
-    levels = torch.as_tensor(t_steps, dtype=torch.float64).detach().cpu()
-    if levels.ndim != 1 or len(levels) < 2:
-        raise ValueError(
-            f"a schedule is a list of two or more noise levels from noisy to clean, "
-            f"got {f'{len(levels)} of them' if levels.ndim == 1 else f'shape {list(levels.shape)}'}"
-        )
-    values = levels.tolist()
-    for v in values[:-1] if zero_end and values[-1] == 0 else values:
-        if not 0 < v < math.inf:
-            raise ValueError(
-                f"noise level {v:g} is not possible: every level of a schedule must be positive and finite"
-            )
-    for a, b in pairwise(values):
-        if a <= b:
-            raise ValueError(f"noise level {a:g} is followed by {b:g}: list the levels in strictly falling order")
-    return levels
+def polynomial(u: Tensor, start: float, end: float, rho: float) -> Tensor:
+    """From `start` at u = 0 to `end` at u = 1, in equal steps of the power 1 / rho."""
+    return (start ** (1 / rho) + u * (end ** (1 / rho) - start ** (1 / rho))) ** rho
 
 
-def vp_path(sigma_min: float, sigma_max: float) -> VP:
-    """The variance-preserving process whose noise level is `sigma_max` at time 1 and `sigma_min` at time 0.001."""
-    low, high = math.log1p(sigma_min**2), math.log1p(sigma_max**2)
-    beta_d = 2 * (low / VP_EPS - high) / (VP_EPS - 1)
-    return VP(beta_d, high - beta_d / 2)
-
-
-def polynomial(u: Tensor, sigma_min: float, sigma_max: float, rho: float, net: Any = None) -> Tensor:
-    start, end = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
-    return (start + u * (end - start)) ** rho
-
-
-def logsnr(u: Tensor, sigma_min: float, sigma_max: float, rho: float, net: Any = None) -> Tensor:
+def _logsnr(u: Tensor, sigma_min: float, sigma_max: float, rho: float, facts: Facts) -> Tensor:
     return torch.exp(math.log(sigma_max) + u * (math.log(sigma_min) - math.log(sigma_max)))
 
 
-def time_uniform(u: Tensor, sigma_min: float, sigma_max: float, rho: float, net: Any = None) -> Tensor:
-    path, tau = vp_path(sigma_min, sigma_max), polynomial(u, VP_EPS, 1.0, rho)
-    # expm1: the plain form loses the last level's digits.
-    return torch.expm1(0.5 * path.beta_d * tau**2 + path.beta_min * tau).sqrt()
+def _time_uniform(u: Tensor, sigma_min: float, sigma_max: float, rho: float, facts: Facts) -> Tensor:
+    return VP.through(sigma_min, sigma_max, VP_EPS).level_at(polynomial(u, 1.0, VP_EPS, rho))
 
 
-def discrete(u: Tensor, sigma_min: float, sigma_max: float, rho: float, net: Any) -> Tensor:
-    if not (hasattr(net, "sigma") and hasattr(net, "sigma_inv")):
+def _discrete(u: Tensor, sigma_min: float, sigma_max: float, rho: float, facts: Facts) -> Tensor:
+    table = facts.noise_table
+    if table is None:
         raise ValueError(
             "the discrete schedule follows the model's own table of noise levels, and this model has none: "
             "use polynomial, logsnr or time_uniform"
         )
     ends = torch.tensor([sigma_min, sigma_max], dtype=torch.float64)
-    t_min, t_max = torch.as_tensor(net.sigma_inv(ends)).double().cpu().tolist()
-    return torch.as_tensor(net.sigma(polynomial(u, t_min, t_max, rho))).double().cpu()
+    t_min, t_max = torch.as_tensor(table.sigma_inv(ends)).double().cpu().tolist()
+    return torch.as_tensor(table.sigma(polynomial(u, t_max, t_min, rho))).double().cpu()
 
 
-# name -> (u [num_steps] in [0, 1], sigma_min, sigma_max, rho, net) -> levels
-FORMULAS: dict[str, Callable[[Tensor, float, float, float, Any], Tensor]] = {
-    "polynomial": polynomial,
-    "logsnr": logsnr,
-    "time_uniform": time_uniform,
-    "discrete": discrete,
+# name -> (u [num_steps] in [0, 1], sigma_min, sigma_max, rho, facts) -> levels
+FORMULAS: dict[str, Callable[[Tensor, float, float, float, Facts], Tensor]] = {
+    "polynomial": lambda u, sigma_min, sigma_max, rho, facts: polynomial(u, sigma_max, sigma_min, rho),
+    "logsnr": _logsnr,
+    "time_uniform": _time_uniform,
+    "discrete": _discrete,
 }
 
 # every name that `get_schedule` knows -> what it is, in words
@@ -136,16 +100,16 @@ def get_schedule(
         ValueError: unknown name, `num_steps` below 2 or not published, an empty range, rho not positive, a published
             list for other noise levels than the network's.
     """
-    net = net.net if isinstance(net, Field) else net
+    facts = Facts.of(net)
     if num_steps < 2:
         raise ValueError(f"num_steps={num_steps} leaves no step to take: give 2 or more noise levels")
     if schedule_type in PUBLISHED:
-        return _check_range(PUBLISHED[schedule_type].levels(num_steps), schedule_type, net)
+        return _check_range(PUBLISHED[schedule_type].levels(num_steps), schedule_type, facts)
     if schedule_type not in FORMULAS:
         raise ValueError(f"there is no schedule '{schedule_type}': choose from {', '.join(SCHEDULES)}")
     if schedule_rho <= 0:
         raise ValueError(f"schedule_rho={schedule_rho:g} must be positive")
-    lowest, highest = _range_of(net)
+    lowest, highest = facts.sigma_min, facts.sigma_max
     sigma_min = max(lowest or 0.002 if sigma_min is None else sigma_min, lowest)
     sigma_max = min((highest if highest < math.inf else 80.0) if sigma_max is None else sigma_max, highest)
     if not 0 < sigma_min < sigma_max:
@@ -155,15 +119,11 @@ def get_schedule(
             + (f" within {lowest:g} to {highest:g}, the range of the network" if net is not None else "")
         )
     u = torch.arange(num_steps, dtype=torch.float64) / (num_steps - 1)
-    return FORMULAS[schedule_type](u, float(sigma_min), float(sigma_max), schedule_rho, net)
+    return FORMULAS[schedule_type](u, float(sigma_min), float(sigma_max), schedule_rho, facts)
 
 
-def _range_of(net: Any) -> tuple[float, float]:
-    return float(getattr(net, "sigma_min", 0) or 0), float(getattr(net, "sigma_max", math.inf))
-
-
-def _check_range(levels: Tensor, name: str, net: Any) -> Tensor:
-    lowest, highest = _range_of(net)
+def _check_range(levels: Tensor, name: str, facts: Facts) -> Tensor:
+    lowest, highest = facts.sigma_min, facts.sigma_max
     # Published levels are rounded to 4 decimals.
     if levels[0] > highest * (1 + 1e-3) or levels[-1] < lowest * (1 - 5e-3):
         raise ValueError(

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from samplers.field import Field
 from samplers.path import VE
-from samplers.schedules.formulas import validate_t_steps
+from samplers.schedules.explicit import validate_t_steps
 from torch_utils.misc import expand_to
 
 __all__ = [

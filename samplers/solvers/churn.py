@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,23 +20,12 @@ from torch import Tensor
 
 from samplers.field import Field, as_field
 from samplers.path import VP
+from samplers.schedules.edm import SCALINGS, SCHEDULE_FORMS, Coordinates, check_choice, general_levels, general_range
 from samplers.solvers.base import Step
-from samplers.start import exact_start, refuse_score, starts_exactly
+from samplers.start import refuse_score, start_state
 from torch_utils.rng import TorchRNG
 
-__all__ = [
-    "DISCRETIZATIONS",
-    "SCALINGS",
-    "SCHEDULE_FORMS",
-    "ablation_sampler",
-    "edm_sampler",
-    "general_levels",
-    "heun_churn",
-]
-
-DISCRETIZATIONS = ("vp", "ve", "iddpm", "edm")
-SCHEDULE_FORMS = ("vp", "ve", "linear")
-SCALINGS = ("vp", "none")
+__all__ = ["ablation_sampler", "edm_sampler", "heun_churn"]
 
 
 def heun_churn(
@@ -113,10 +101,8 @@ def edm_sampler(
     field = _ve_field(net, class_labels)
     levels = general_levels(field, num_steps, sigma_min, sigma_max, rho)
     churn = {"S_churn": S_churn, "S_min": S_min, "S_max": S_max, "S_noise": S_noise}
-    x = _start(field, noise.to(torch.float64), float(levels[0]), start)
-    return heun_churn(
-        field, x, levels, rng=rng, round_sigma=getattr(field.net, "round_sigma", None), trace=trace, **churn
-    )
+    x = start_state(field, noise.to(torch.float64), float(levels[0]), start)
+    return heun_churn(field, x, levels, rng=rng, round_sigma=field.facts.round_sigma, trace=trace, **churn)
 
 
 def ablation_sampler(
@@ -162,84 +148,22 @@ def ablation_sampler(
     Returns:
         `[B, ...]` float64.
     """
-    _check("solver", solver, ("euler", "heun"))
-    _check("schedule", schedule, SCHEDULE_FORMS)
-    _check("scaling", scaling, SCALINGS)
+    check_choice("solver", solver, ("euler", "heun"))
+    check_choice("schedule", schedule, SCHEDULE_FORMS)
+    check_choice("scaling", scaling, SCALINGS)
     if not alpha > 0:
         raise ValueError(f"alpha is {alpha:g}, it places the intermediate point: give a positive number, 1 for Heun")
     field = _ve_field(net, class_labels)
     spread = {"sigma_min": sigma_min, "sigma_max": sigma_max, "discretization": discretization, "epsilon_s": epsilon_s}
     levels = general_levels(field, num_steps, rho=rho, C_1=C_1, C_2=C_2, M=M, **spread)
-    coords = Coordinates(schedule, scaling, _vp_through(*_general_range(field, num_steps, **spread), epsilon_s))
+    coords = Coordinates(schedule, scaling, VP.through(*general_range(field.facts, num_steps, **spread), epsilon_s))
     times = torch.cat([coords.time(levels[:-1]), levels[-1:]])
     levels = torch.cat([coords.sigma(times[:-1]), levels[-1:]])
-    raised = coords.time(
-        _raise_levels(levels, S_churn, S_min, S_max, getattr(field.net, "round_sigma", torch.as_tensor))
-    )
-    x = _start(field, noise.to(torch.float64), float(levels[0]), start) * float(coords.scale(times[0]))
+    raised = coords.time(_raise_levels(levels, S_churn, S_min, S_max, field.facts.round_sigma))
+    x = start_state(field, noise.to(torch.float64), float(levels[0]), start) * float(coords.scale(times[0]))
     rng = _source(field, rng, S_churn, x)
     options = {"second_order": solver == "heun", "alpha": alpha, "S_noise": S_noise}
     return _integrate(field, x, times, raised, coords, rng=rng, trace=trace, **options)
-
-
-def general_levels(
-    net: Field | Callable[..., Tensor],
-    num_steps: int = 18,
-    sigma_min: float | None = None,
-    sigma_max: float | None = None,
-    rho: float = 7,
-    discretization: str = "edm",
-    epsilon_s: float = 1e-3,
-    C_1: float = 0.001,
-    C_2: float = 0.008,
-    M: int = 1000,
-) -> Tensor:
-    """The noise levels of `ablation_sampler`, `[num_steps + 1]` float64 on the CPU, the last one 0."""
-    low, high = _general_range(net, num_steps, sigma_min, sigma_max, discretization, epsilon_s)
-    f = torch.arange(num_steps, dtype=torch.float64) / max(num_steps - 1, 1)
-    if discretization == "vp":
-        levels = Coordinates("vp", vp=_vp_through(low, high, epsilon_s)).sigma(1 + f * (epsilon_s - 1))
-    elif discretization == "ve":
-        levels = high * (low / high) ** f
-    elif discretization == "iddpm":
-        levels = _iddpm_levels(f, low, high, M, C_1, C_2)
-    else:
-        levels = (high ** (1 / rho) + f * (low ** (1 / rho) - high ** (1 / rho))) ** rho
-    net = net.net if isinstance(net, Field) else net
-    return torch.cat([getattr(net, "round_sigma", torch.as_tensor)(levels), torch.zeros(1, dtype=torch.float64)])
-
-
-@dataclass(frozen=True)
-class Coordinates:
-    """x(t) = s(t) * (data + sigma(t) * noise): the time variable and scaling in which steps are straight lines."""
-
-    schedule: str = "linear"
-    scaling: str = "none"
-    vp: VP | None = None
-
-    def sigma(self, t: Tensor) -> Tensor:
-        if self.schedule == "vp":
-            return self.vp.sigma(t) / self.vp.alpha(t)
-        return t.sqrt() if self.schedule == "ve" else t
-
-    def d_sigma(self, t: Tensor) -> Tensor:
-        if self.schedule == "vp":
-            sigma = self.sigma(t)
-            return 0.5 * (self.vp.beta_min + self.vp.beta_d * t) * (sigma + 1 / sigma)
-        return 0.5 / t.sqrt() if self.schedule == "ve" else torch.ones_like(t)
-
-    def time(self, sigma: Tensor) -> Tensor:
-        if self.schedule == "vp":
-            return self.vp.time_of(sigma)
-        return sigma**2 if self.schedule == "ve" else sigma
-
-    def scale(self, t: Tensor) -> Tensor:
-        return torch.rsqrt(1 + self.sigma(t) ** 2) if self.scaling == "vp" else torch.ones_like(t)
-
-    def d_scale(self, t: Tensor) -> Tensor:
-        if self.scaling == "vp":
-            return -self.sigma(t) * self.d_sigma(t) * self.scale(t) ** 3
-        return torch.zeros_like(t)
 
 
 class _Slope:
@@ -313,11 +237,6 @@ def _raise_levels(
     return round_sigma(start + gamma * start)
 
 
-def _start(field: Field, noise: Tensor, level: float, start: str | None) -> Tensor:
-    """The state at the first level."""
-    return exact_start(field, noise, level) if starts_exactly(field, start) else noise * level
-
-
 def _source(field: Field, rng: TorchRNG | None, S_churn: float, x: Tensor) -> TorchRNG | None:
     if S_churn > 0:
         refuse_score(field, "added noise (S_churn)")
@@ -327,56 +246,3 @@ def _source(field: Field, rng: TorchRNG | None, S_churn: float, x: Tensor) -> To
 def _ve_field(net: Field | Callable[..., Tensor], class_labels: Tensor | None) -> Field:
     field = as_field(net)
     return (field if class_labels is None else field.bind(class_labels=class_labels)).ve()
-
-
-def _check(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name} is {value!r}: choose from {', '.join(allowed)}")
-
-
-def _general_range(
-    net: Any,
-    num_steps: int,
-    sigma_min: float | None,
-    sigma_max: float | None,
-    discretization: str,
-    epsilon_s: float,
-) -> tuple[float, float]:
-    """The asked range, or the usual one of the discretization, within the network's."""
-    _check("discretization", discretization, DISCRETIZATIONS)
-    if num_steps < 1:
-        raise ValueError(f"{num_steps} steps were asked for: give 1 (the single step from sigma_max to 0) or more")
-    vp = Coordinates("vp", vp=VP(19.9, 0.1)).sigma(torch.tensor([epsilon_s, 1], dtype=torch.float64)).tolist()
-    usual = {"vp": vp, "ve": (0.02, 100), "iddpm": (0.002, 81), "edm": (0.002, 80)}[discretization]
-    sigma_min, sigma_max = (u if s is None else float(s) for u, s in zip(usual, (sigma_min, sigma_max), strict=True))
-    net = net.net if isinstance(net, Field) else net
-    low, high = float(getattr(net, "sigma_min", 0)), float(getattr(net, "sigma_max", math.inf))
-    narrowed = max(sigma_min, low), min(sigma_max, high)
-    if not 0 < narrowed[0] < narrowed[1]:
-        raise ValueError(
-            f"sigma_min={sigma_min:g} and sigma_max={sigma_max:g} leave no range of noise levels: "
-            f"they must be positive, increasing, and meet the network's own range {low:g} to {high:g}"
-        )
-    return narrowed
-
-
-def _vp_through(sigma_min: float, sigma_max: float, epsilon_s: float) -> VP:
-    """The VP curve with sigma(epsilon_s) = sigma_min and sigma(1) = sigma_max."""
-    log_min, log_max = math.log1p(sigma_min**2), math.log1p(sigma_max**2)
-    beta_d = 2 * (log_min / epsilon_s - log_max) / (epsilon_s - 1)
-    return VP(beta_d, log_max - beta_d / 2)
-
-
-def _iddpm_levels(f: Tensor, sigma_min: float, sigma_max: float, M: int, C_1: float, C_2: float) -> Tensor:
-    """Entries of the iDDPM table within the range, evenly spaced in index. Its alpha_bar is float32, as published."""
-    j = torch.arange(M + 1)
-    alpha_bar = (0.5 * math.pi * j / M / (C_2 + 1)).sin() ** 2
-    ratio = (alpha_bar[:-1] / alpha_bar[1:]).clamp(min=C_1).tolist()
-    table = [0.0]
-    for r in reversed(ratio):
-        table.append(math.sqrt((table[-1] ** 2 + 1) / r - 1))
-    u = torch.tensor(table[::-1], dtype=torch.float64)
-    u = u[(u >= sigma_min) & (u <= sigma_max)]
-    if len(u) == 0:
-        raise ValueError(f"the iDDPM table with M={M} has no level between {sigma_min:g} and {sigma_max:g}")
-    return u[torch.round(f * (len(u) - 1)).long()]

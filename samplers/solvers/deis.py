@@ -20,7 +20,6 @@ from torch import Tensor
 
 from samplers.field import Field
 from samplers.path import VP
-from samplers.schedules.formulas import vp_path
 from samplers.solvers.adams import ab_weights
 from samplers.solvers.base import Scalar, Step, read_levels, require_ve
 from samplers.solvers.multistep import linear_multistep
@@ -45,7 +44,7 @@ def deis_table(
             published implementation, whose error is about 1e-5.
     """
     table = np.zeros((len(sigmas) - 1, max_order))
-    path = vp_path(*vp_sigma_range)
+    path = VP.through(*vp_sigma_range)
     tau = path.time_of(torch.tensor(sigmas, dtype=torch.float64)).numpy()
     unit, share = _quadrature(quadrature_points)
     for i in range(len(sigmas) - 1):
@@ -57,7 +56,7 @@ def deis_table(
         else:
             width = tau[i + 1] - tau[i]
             t = tau[i] + width * unit
-            weight = _slope(path, t) * share * width
+            weight = path.d_level(torch.from_numpy(t)).numpy() * share * width
             nodes = tau[i - order + 1 : i + 1][::-1]
             for k in range(order):
                 others = np.delete(nodes, k)
@@ -73,12 +72,6 @@ def _quadrature(points: int | None) -> tuple[np.ndarray, np.ndarray]:
         node, weight = np.polynomial.legendre.leggauss(NODES)
         return (node + 1) / 2, weight / 2
     return np.linspace(0, 1, points), np.full(points, 1 / points)
-
-
-def _slope(path: VP, tau: np.ndarray) -> np.ndarray:
-    """dsigma/dtau of sigma = sqrt(exp(beta_d tau^2 / 2 + beta_min tau) - 1)."""
-    excess = np.expm1(0.5 * path.beta_d * tau**2 + path.beta_min * tau)  # sigma^2
-    return (path.beta_d * tau + path.beta_min) * (1 + excess) / (2 * np.sqrt(excess))
 
 
 def deis(

@@ -32,15 +32,9 @@ from torch_utils.misc import expand_to
 from torch_utils.profile import forward_cost
 from torch_utils.rng import TorchRNG
 
-__all__ = ["ONE_STEP", "chooses_levels", "coefficient_cost", "nominal_level", "sample_mac"]
+__all__ = ["ONE_STEP", "coefficient_cost", "nominal_level", "sample_mac"]
 
 ONE_STEP = ("euler", "heun", "dpm")  # solvers between whose steps noise can be added
-
-
-def chooses_levels(net: Any) -> bool:
-    """Whether a network (or field of one) chooses its own levels: it has `coefficients`, `family` and `schedule`."""
-    net = net.net if isinstance(net, Field) else net
-    return callable(getattr(net, "coefficients", None))
 
 
 def coefficient_cost(net: Any) -> tuple[float, float]:
@@ -91,17 +85,18 @@ def sample_mac(
     """
     field = as_field(net)
     field = field if class_labels is None else field.bind(class_labels)
-    if not chooses_levels(field):
-        raise ValueError(f"a {type(field.net).__name__} does not choose its noise levels: use samplers.sample")
+    facts, chooser = field.facts, field.facts.model
+    if not facts.chooses_levels:
+        raise ValueError(f"a {type(chooser).__name__} does not choose its noise levels: use samplers.sample")
     times = torch.as_tensor(sigmas, dtype=torch.float64).tolist()
-    family = field.net.family
-    c = field.net.coefficients(noise, field.class_labels) if coefficients is None else coefficients
+    family = chooser.family
+    c = chooser.coefficients(noise, field.class_labels) if coefficients is None else coefficients
     c = c.expand(len(noise), -1, -1, -1)
-    exact = getattr(field.net, "start", "scaled") == "exact"
+    exact = facts.start == "exact"
     times = [t for t in times if t < math.inf] if exact else times
     maps = [family.gamma(torch.tensor(t, dtype=torch.float64), c) if t else torch.zeros((), device=c.device)
             for t in times]  # fmt: skip
-    if getattr(field.net, "takes_gamma", False):
+    if facts.takes_gamma:
         field = replace(field, net=_Told(field.net, times, maps))
     if S_churn and exact:
         raise ValueError("noise can be added along the family edm only: leave S_churn out")

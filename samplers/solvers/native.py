@@ -17,7 +17,6 @@ from samplers.field import Field, as_field
 from samplers.path import VE
 from samplers.solvers.base import Step
 from samplers.solvers.table import SOLVERS
-from samplers.start import native
 
 __all__ = ["DRIFT_SOLVERS", "encode", "sample_native", "uniform_times"]
 
@@ -72,7 +71,7 @@ def sample_native(
     _check_solver(solver)
     entry = SOLVERS[solver]
     options = entry.resolve(options)
-    field = native(as_field(field))
+    field = as_field(field).native()
     if isinstance(field.path, VE):
         raise ValueError("this model lives in sigma coordinates and has no time of its own: leave out native")
     if class_labels is not None:
@@ -87,7 +86,7 @@ def encode(
 
     `trace` gets every state, data and result included.
     """
-    field = native(as_field(field))
+    field = as_field(field).native()
     x = data
     for i in range(steps):
         if trace is not None:

@@ -18,7 +18,7 @@ from samplers.solvers.deis import deis
 from samplers.solvers.dpmpp import dpmpp
 from samplers.solvers.onestep import dpm, euler, heun
 from samplers.solvers.unipc import unipc
-from samplers.start import exact_start, starts_exactly
+from samplers.start import start_state, starts_exactly
 from torch_utils.rng import TorchRNG
 
 __all__ = ["SOLVERS", "sample"]
@@ -130,12 +130,10 @@ def sample(
     levels = read_levels(sigmas, noise)
     if denoise_to_zero and levels.ends_at_zero:
         raise ValueError("the levels end at 0 already: leave out denoise_to_zero or the last level")
-    exact = starts_exactly(field, start)
-    if exact and afs:
+    if afs and starts_exactly(field, start):
         raise ValueError("afs guesses the drift that the exact start knows: leave out afs or say start='scaled'")
     top = levels.s[0]
-    scale = top.to(noise.dtype) if isinstance(top, Tensor) else top
-    x = exact_start(field, noise, top) if exact else noise * scale
+    x = start_state(field, noise, top, start)
     if entry.takes_first:
         options["first"] = analytical_first(x, top) if afs else None
     if entry.stochastic:

@@ -41,20 +41,17 @@ def resolve_thresholding(
 
     Args:
         thresholding: "dynamic", "none", or None: dynamic where clean data are predicted and are images in pixel space,
-            that is `x` is `[B, C, H, W]` and the network says `img_channels` is 1 or 3 and does not say `latent`; and
-            never for a model of a learned coupling.
+            that is `x` is `[B, C, H, W]` and the facts say `pixels`; and never for a model of a learned coupling.
 
     Raises:
         ValueError: "dynamic" asked for where no clean data are predicted, or of a model of a learned coupling.
     """
     if thresholding == "dynamic":
         refuse_score(field, "dynamic thresholding")
-    if thresholding is None and getattr(field.net, "gaussian_noise", True) is False:
+    if thresholding is None and not field.facts.gaussian_noise:
         thresholding = "none"
     if thresholding is None:
-        channels = getattr(field.net, "img_channels", None)
-        pixels = x.ndim == 4 and channels in (1, 3) and not getattr(field.net, "latent", False)
-        thresholding = "dynamic" if predict_x0 and pixels else "none"
+        thresholding = "dynamic" if predict_x0 and x.ndim == 4 and field.facts.pixels else "none"
     if thresholding == "dynamic" and not predict_x0:
         raise ValueError("thresholding='dynamic' acts on clean data: use it with predict_x0=True or leave it out")
     return dynamic_threshold if thresholding == "dynamic" else None

@@ -8,8 +8,9 @@ from golden_cases import cases
 
 from samplers import SOLVERS, get_schedule, sample
 from samplers.planning.plan import SamplerOptions, build_plan
-from samplers.run import Recorder, generate, image_shape, prepare, sample_grid, seed_batches
-from samplers.solvers.churn import ablation_sampler, edm_sampler, general_levels
+from samplers.run import Recorder, generate, image_shape, prepare, seed_batches
+from samplers.schedules.edm import general_levels
+from samplers.solvers.churn import ablation_sampler, edm_sampler
 from torch_utils.rng import PerSampleRNG
 
 
@@ -111,17 +112,6 @@ def num_steps_two(net, noise, labels, rng):
 def test_classes_that_do_not_exist_are_refused_at_once(label_dim, class_idx, message):
     with pytest.raises(ValueError, match=message):
         generate(Net(label_dim), [0], edm_sampler, class_idx=class_idx)
-
-
-def test_grid_has_a_row_per_class_and_leaves_no_trace():
-    net, state = Net(label_dim=3).train(), torch.get_rng_state()
-    grid = sample_grid(net, rows=8, columns=2)
-    assert grid.shape == (2, 3 * 4, 2 * 4)
-    assert net.training
-    assert torch.equal(state, torch.get_rng_state())
-    means = grid.float().reshape(2, 3, 4, 8).mean((0, 2, 3))
-    assert means[0] < means[1] < means[2]
-    assert sample_grid(Net(), rows=2, columns=3).shape == (2, 8, 12)
 
 
 def test_recorder_keeps_the_trajectory():

@@ -140,7 +140,7 @@ def build(options: DistillOptions, dataset: PairDataset, device: torch.device) -
             f"the teacher makes images of shape {list(shape)}, and those of {options.data} have "
             f"{list(dataset.image_shape)}: give the network that made them"
         )
-    if getattr(net, "label_dim", 0):
+    if net.label_dim:
         raise ValueError("the teacher is class-conditional, and pairs hold no classes: give an unconditional network")
     one_step(net, torch.zeros(1, *shape))  # fails now, with a sentence, where the model is of the wrong kind
     cost = common.training_cost(net)

@@ -15,7 +15,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -29,7 +29,7 @@ from networks.adversary.points import PointDiscriminator
 from networks.models.families import FAMILY_OF_PATH, interpolant_schedule
 from networks.models.mac import MACNetwork
 from samplers.field import Field
-from samplers.solvers.churn import general_levels
+from samplers.schedules.edm import general_levels
 from samplers.solvers.elementwise import coefficient_cost, sample_mac
 from torch_utils import distributed as dist
 from torch_utils.misc import format_count
@@ -51,18 +51,6 @@ ALL_NOISE = 1e9  # the level that stands for infinity, where a path ends in pure
 __all__ = ["TrajectoryOptions", "build", "draw_levels", "generate", "noised_levels", "single_step"]
 
 
-class _Checkpointed:
-    """A MACNetwork whose activations are made again when gradients need them."""
-
-    def __init__(self, net: MACNetwork) -> None:
-        self.net, self.family, self.takes_gamma, self.coefficients = net, net.family, net.takes_gamma, net.coefficients
-        self.path, self.predicts, self.start = net.path, net.predicts, net.start
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
-        # V is in eval mode: no dropout, so no random state to restore.
-        return checkpoint(self.net, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
-
-
 def generate(
     net: MACNetwork,
     noise: Tensor,
@@ -72,8 +60,11 @@ def generate(
     **churn: float,
 ) -> Tensor:
     """The sampler that is trained: Euler along the levels of `net`, the last step to 0; `[B, C, H, W]` in float32."""
-    called = _Checkpointed(net) if checkpointing and torch.is_grad_enabled() else net
-    return sample_mac(Field(called), noise, [*net.schedule, 0.0], solver="euler", class_labels=labels, rng=rng, **churn)
+    field = Field(net)
+    if checkpointing and torch.is_grad_enabled():  # V is in eval mode: no dropout, so no random state to restore
+        again = functools.partial(checkpoint, net, use_reentrant=False, preserve_rng_state=False)
+        field = replace(field, net=again)
+    return sample_mac(field, noise, [*net.schedule, 0.0], solver="euler", class_labels=labels, rng=rng, **churn)
 
 
 def draw_levels(

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from networks.features.table import FEATURES, FeatureExtractor, load_features
+from samplers.field import Facts
 from samplers.planning.plan import SamplerOptions, build_plan
 from samplers.run import generate
-from samplers.solvers.elementwise import chooses_levels
 from torch_utils import distributed as dist
 from torch_utils.files import download
 from torch_utils.frechet import Moments, check_fits, feature_stats, load_moments, save_moments
@@ -101,13 +101,14 @@ class FidMeter:
     def __call__(self, net: nn.Module) -> float:
         """Fréchet distance, the same number on every process."""
         plan = build_plan(net, self._sampler_of(net))
-        samples = generate(net, range(self._options.fid_num), plan, batch=BATCH, device=self._device)
+        own = {"batch": BATCH, "device": self._device, "prior": plan.prior}
+        samples = generate(net, range(self._options.fid_num), plan, **own)
         stats = feature_stats((to_uint8(s.images) for s in samples), self._extractor)
         return dist.from_rank0(lambda: stats.moments().distance(self._reference))
 
     def _sampler_of(self, net: nn.Module) -> SamplerOptions:
         steps = self._options.fid_steps
-        if self._sampler is None and not chooses_levels(net):
+        if self._sampler is None and not Facts.of(net).chooses_levels:
             return SamplerOptions(steps=18 if steps is None else steps)
         if steps is not None:
             raise ValueError(f"--fid-steps={steps}: this method decides itself how it is sampled, leave the option out")

@@ -18,7 +18,7 @@ from networks.models.coefficients import filter_size, gaussian_kernel
 from networks.models.mac import MACNetwork
 from networks.published.edm import read_edm_pickle
 from networks.published.mac import mac_spec
-from samplers.solvers.churn import general_levels
+from samplers.schedules.edm import general_levels
 from samplers.solvers.elementwise import sample_mac
 from torch_utils.pickles.machine import Record
 

@@ -1,5 +1,6 @@
 """Comparison of solvers: orders on a Gaussian, what a cell costs, which contestants exist, and the tables."""
 
+import dataclasses
 import functools
 import math
 
@@ -94,7 +95,7 @@ def test_nfe_is_what_is_spent():
     spent = []
     compare(net, cells, measure, progress=spent.append)
     assert sum(spent) == net.images == measure.work(cells)
-    possible = {(c.solver, c.nfe): c.run is not None for c in cells}
+    possible = {(c.solver, c.nfe): c.plan is not None for c in cells}
     for nfe in nfes:
         assert possible["euler", nfe]
         assert possible["heun", nfe] == possible["dpm", nfe] == (nfe % 2 == 0)
@@ -123,10 +124,10 @@ def test_the_exact_start_is_one_evaluation():
     texts = ("euler", "dpm", "ipndm", "unipc:2", "edm", "euler@native", "heun@native", "ab@native")
     noise, possible = torch.zeros(2, 1, 4, 4), {}
     for cell in plan_cells(contestants(*texts), range(2, 8), net):
-        possible[cell.label, cell.nfe] = cell.run is not None
-        if cell.run is not None:
+        possible[cell.label, cell.nfe] = cell.plan is not None
+        if cell.plan is not None:
             net.calls = 0
-            cell.run.sampler(net, noise, None)
+            cell.plan(net, noise)
             assert net.calls == cell.nfe, cell
     for nfe in range(2, 8):
         assert possible["euler", nfe] == possible["euler@native", nfe] == possible["ab@native", nfe]
@@ -189,7 +190,8 @@ def test_frechet_distance_uses_all_images_and_the_error_the_first():
 def test_values_that_are_not_finite_are_told(monkeypatch):
     net = Gaussian()
     cells = plan_cells(contestants("euler", "ab"), [4], net)
-    bad = cells[0]._replace(run=cells[0].run._replace(sampler=lambda net, noise, labels, rng: noise / 0))
+    broken = dataclasses.replace(cells[0].plan, sampler=lambda field, noise, **_: noise / 0)
+    bad = cells[0]._replace(plan=broken)
     report = compare(net, [bad, cells[1]], Measure(num=2, teacher_steps=5))
     assert report["results"][0]["rmse"] is None
     assert "not finite" in report["results"][0]["why"]
@@ -214,15 +216,15 @@ def test_schedule_file_gives_levels_options_and_afs(schedule_file):
     (c,) = contestants(f"ipndm@{schedule_file}#1.2")
     assert c.label == "ipndm@found#1.2"
     cells = {cell.nfe: cell for cell in plan_cells([c], [3, 4, 5, 6], net)}
-    assert cells[3].run.sigmas == (80, 4, 0.4, 0.002)
-    assert cells[4].run.sigmas == (80, 9, 2, 0.3, 0.002)
-    assert len(cells[5].run.sigmas) == 7
-    assert cells[6].run is None
+    assert cells[3].plan.sigmas.tolist() == [80, 4, 0.4, 0.002]
+    assert cells[4].plan.sigmas.tolist() == [80, 9, 2, 0.3, 0.002]
+    assert len(cells[5].plan.sigmas) == 7
+    assert cells[6].plan is None
     noise = torch.randn(2, 1, 4, 4)
     net.images = 0
-    x = cells[5].run.sampler(net, noise, None)
+    x = cells[5].plan(net, noise)
     assert net.images == 2 * 5
-    expected = sample(net, noise.double(), cells[5].run.sigmas, solver="ipndm", max_order=3, afs=True)
+    expected = sample(net, noise.double(), cells[5].plan.sigmas, solver="ipndm", max_order=3, afs=True)
     torch.testing.assert_close(x, expected, rtol=0, atol=0)
 
 
@@ -234,7 +236,7 @@ def test_schedule_file_with_several_coefficients_asks_which(schedule_file):
 def test_schedule_of_another_solver_keeps_its_own_options(schedule_file):
     (c,) = contestants(f"heun@{schedule_file}#1.2")
     assert c.options == {}
-    assert len(plan_cells([c], [6], Gaussian())[0].run.sigmas) == 4
+    assert len(plan_cells([c], [6], Gaussian())[0].plan.sigmas) == 4
 
 
 @pytest.mark.parametrize(

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from samplers import get_schedule, sample
+from samplers import Field, get_schedule, sample
 from samplers.calibration.calibrate import calibrate
 from samplers.gits.search import search_schedule
-from samplers.planning.levels import choose_stamps, schedule_file
+from samplers.planning.levels import choose_levels, schedule_file
 from samplers.planning.plan import SamplerOptions, build_plan
 from samplers.recipe import Entry, ScheduleFile
 
@@ -115,7 +115,7 @@ def test_progress_of_a_search_counts_its_samples():
 def test_a_saved_search_holds_every_length_and_coefficient(tmp_path):
     net, path = Net(), str(tmp_path / "s.json")
     plan = build_plan(net, SamplerOptions(**SEARCH))
-    schedule_file(plan.stamps, net).save(path)
+    schedule_file(plan.chosen, net).save(path)
     again = build_plan(net, SamplerOptions(schedule=path, num_steps=5, coeff=(1.1,)))
     assert again.sigmas.tolist() == plan.sigmas.tolist()
     assert build_plan(net, SamplerOptions(schedule=path, num_steps=9, coeff=(1.3,))).nfe == 8
@@ -159,14 +159,14 @@ def test_calibration_is_that_of_the_library(asked, fit, tmp_path):
     plan = build_plan(net, SamplerOptions(**FIT, **asked), batch=4)
     calibration = calibrate(net, **{**FIT, **fit}, batch=4)
     (found,) = calibration.students
-    assert (plan.solver, plan.nfe, plan.stamps.afs) == ("calibrated", fit["nfe"], found.afs)
+    assert (plan.solver, plan.nfe, plan.chosen.afs) == ("calibrated", fit["nfe"], found.afs)
     # Two fits agree to rounding: sums of float64 products depend on how tensors are aligned in memory.
     torch.testing.assert_close(plan.sigmas, found.sigmas, rtol=1e-6, atol=0)
     own = plan(net, NOISE4)
     same = {"coefficients": found.coefficients, "afs": found.afs, **calibration.options}
     twin = sample(net, NOISE4, found.sigmas, solver="calibrated", **same)
     torch.testing.assert_close(own, twin, rtol=1e-5, atol=1e-5)
-    schedule_file(plan.stamps, net).save(tmp_path / "c.json")
+    schedule_file(plan.chosen, net).save(tmp_path / "c.json")
     again = build_plan(net, SamplerOptions(schedule=str(tmp_path / "c.json")))
     torch.testing.assert_close(again(net, NOISE4), own, rtol=0, atol=0)
     with pytest.raises(ValueError, match="holds coefficients of solver 'calibrated'"):
@@ -197,13 +197,13 @@ def test_calibration_options_that_do_not_fit(asked, message):
 
 
 def test_no_search_where_it_was_refused():
-    assert build_plan(Net(), SamplerOptions(dp=False, num_steps=4)).stamps.found is None
+    assert build_plan(Net(), SamplerOptions(dp=False, num_steps=4)).chosen.found is None
 
 
 def test_what_is_saved_comes_back(tmp_path):
     asked = SamplerOptions(solver="dpmpp", num_steps=5, max_order=2, predict_x0=False, afs=True)
     plan = build_plan(denoiser, asked)
-    schedule_file(plan.stamps, denoiser).save(tmp_path / "s.json")
+    schedule_file(plan.chosen, denoiser).save(tmp_path / "s.json")
     again = build_plan(denoiser, SamplerOptions(schedule=str(tmp_path / "s.json")))
     assert (again.solver, again.nfe) == (plan.solver, plan.nfe)
     torch.testing.assert_close(again(denoiser, NOISE), plan(denoiser, NOISE), rtol=0, atol=0)
@@ -211,12 +211,12 @@ def test_what_is_saved_comes_back(tmp_path):
 
 def test_explicit_levels_say_what_they_replace():
     given = {"t_steps": (5.0, 1.0), "num_steps": 7, "sigma_max": 80.0, "dp": True, "coeff": (1.15,)}
-    stamps = choose_stamps(denoiser, given, {})
-    assert stamps.sigmas.tolist() == [5, 1]
-    assert stamps.about == "as given (instead of --num-steps, --sigma-max, --dp, --coeff)"
+    chosen = choose_levels(Field(denoiser), given, {})
+    assert chosen.sigmas.tolist() == [5, 1]
+    assert chosen.about == "as given (instead of --num-steps, --sigma-max, --dp, --coeff)"
 
 
 def test_defaults():
-    stamps = choose_stamps(denoiser, {}, {})
-    assert stamps.solver == "ipndm"
-    assert torch.equal(stamps.sigmas, get_schedule(7))
+    chosen = choose_levels(Field(denoiser), {}, {})
+    assert chosen.solver == "ipndm"
+    assert torch.equal(chosen.sigmas, get_schedule(7))

@@ -9,7 +9,8 @@ import torch
 from golden_cases import cases
 
 from samplers.field import Field
-from samplers.solvers.churn import ablation_sampler, edm_sampler, general_levels, heun_churn
+from samplers.schedules.edm import general_levels
+from samplers.solvers.churn import ablation_sampler, edm_sampler, heun_churn
 from torch_utils.rng import PerSampleRNG, TorchRNG
 
 SAMPLERS = {"edm": edm_sampler, "ablation": ablation_sampler}

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 from golden_cases import cases
 
-from samplers.schedules.formulas import vp_path
+from samplers.path import VP
 from samplers.solvers.deis import deis_table
 
 
 @pytest.mark.parametrize("case", cases("solvers", "deis_vp_time"))
 def test_golden_vp_time(case):
-    path = vp_path(*case.spec["vp_sigma_range"])
+    path = VP.through(*case.spec["vp_sigma_range"])
     case.expect("vp_t", path.time_of(case.tensor("t").double()))
     case.expect("beta01", np.array([path.beta_min, path.beta_min + path.beta_d]))
 

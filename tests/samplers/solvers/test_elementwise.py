@@ -12,9 +12,10 @@ import networks
 from networks.models.coefficients import CoefficientFamily
 from networks.models.mac import MACNetwork
 from samplers import get_schedule, sample
+from samplers.field import Facts
 from samplers.planning.plan import SamplerOptions, build_plan
-from samplers.solvers.churn import general_levels
-from samplers.solvers.elementwise import chooses_levels, nominal_level, sample_mac
+from samplers.schedules.edm import general_levels
+from samplers.solvers.elementwise import nominal_level, sample_mac
 from torch_utils.rng import TorchRNG
 
 
@@ -183,8 +184,8 @@ def test_labels_reach_both_networks():
 
 
 def test_what_chooses_levels():
-    assert chooses_levels(tiny())
-    assert not chooses_levels(tiny().V)
+    assert Facts.of(tiny()).chooses_levels
+    assert not Facts.of(tiny().V).chooses_levels
     with pytest.raises(ValueError, match="does not choose"):
         sample_mac(tiny().V, torch.randn(1, 1, 8, 8), [1.0, 0.1])
     with pytest.raises(ValueError, match="use euler, heun, dpm"):

@@ -15,7 +15,7 @@ from samplers.gits.search import search_schedule
 from samplers.guidance import cfg
 from samplers.solvers.churn import ablation_sampler, edm_sampler
 from samplers.solvers.native import DRIFT_SOLVERS, encode, sample_native, uniform_times
-from samplers.start import exact_start, native
+from samplers.start import exact_start
 from torch_utils.images import from_uint8, to_uint8
 
 
@@ -287,8 +287,8 @@ def test_levels_may_be_maps():
 def test_native_field_keeps_its_labels():
     net, _ = coupled_pair()
     labels = torch.ones(6, 2)
-    assert native(Field(net).ve().bind(labels)).class_labels is labels
-    assert native(Field(net)).net is net
+    assert Field(net).ve().bind(labels).native().class_labels is labels
+    assert Field(net).native().net is net
 
 
 @pytest.mark.parametrize("solver", [s for s in DRIFT_SOLVERS if not SOLVERS[s].adaptive])
@@ -340,7 +340,7 @@ def test_guided_fields_start_exactly():
             return x - labels.sum(1, keepdim=True)
 
     guided, noise = cfg(Net(), 2.0, class_labels=torch.tensor([[1.0, 0.0]])), torch.zeros(3, 4, dtype=torch.float64)
-    assert native(guided.ve()).class_labels is not None
+    assert guided.ve().native().class_labels is not None
     torch.testing.assert_close(exact_start(guided, noise, 1.0), torch.full_like(noise, 2.0))  # x - t v at t = 1
 
 

@@ -14,7 +14,7 @@ import networks
 from networks.adversary.backbones import Pyramid
 from networks.adversary.discriminator import ProjectedDiscriminator
 from networks.models.mac import MACNetwork
-from samplers.solvers.churn import general_levels
+from samplers.schedules.edm import general_levels
 from training.data.batches import Batches
 from training.diffaugment import diff_augment
 from training.loop.ema import halflife_beta, update_ema

@@ -1,0 +1,202 @@
+"""Plan: a sampler with everything about it decided, as data; what builders of plans are given and share."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from samplers.field import Field, as_field
+from samplers.guidance import guide
+from torch_utils.rng import TorchRNG
+
+__all__ = ["ChosenLevels", "Plan", "Request", "count_of", "said", "shown_levels"]
+
+
+@dataclass(frozen=True, eq=False)
+class ChosenLevels:
+    """Noise levels and the solver that steps over them: a schedule file and a calibration bring both.
+
+    Attributes:
+        sigmas: `[N]` float64 on the CPU, falling.
+        about: where they come from, in words.
+        solver: key of `SOLVERS`.
+        options: the solver's own, those asked for and those of a schedule file.
+        afs: start with the analytical first step.
+        notes: further sentences to show.
+        found: what a search or calibration found, if there was one.
+    """
+
+    sigmas: Tensor
+    about: str
+    solver: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    afs: bool = False
+    notes: tuple[str, ...] = ()
+    found: Any = None
+
+
+@dataclass(frozen=True, eq=False)
+class Request:
+    """What a builder makes a plan of.
+
+    Attributes:
+        field: the model, guided if it is to be.
+        given: the options that were asked for, by name.
+        start: "exact" or "scaled", of sampling in sigma coordinates.
+        chosen: noise levels, of kinds that step over some; None: those that the network was trained with.
+        to_zero: False where a last step to 0 or to the clean estimate was refused by name.
+    """
+
+    field: Field
+    given: Mapping[str, Any]
+    start: str = "scaled"
+    chosen: ChosenLevels | None = None
+    to_zero: bool = True
+
+    def of(self, *families: type) -> dict[str, Any]:
+        """Those options of some families (dataclasses of `samplers.planning.options`) that were asked for."""
+        names = {f.name for family in families for f in dataclasses.fields(family)}
+        return {name: value for name, value in self.given.items() if name in names}
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Plan:
+    """Call it like `plan(net, noise, class_labels, rng=...)`.
+
+    Attributes:
+        kind: key of `samplers.planning.plan.KINDS`.
+        solver: its name, for file names.
+        sigmas: the noise levels (native: times), noisy to clean, float64 on the CPU.
+        sampler: `sampler(field, noise, trace=..., **options)`, with `rng` where `stochastic`.
+        options: everything that the sampler is told beside the levels; plain values.
+        title, schedule: the solver, and where the levels come from, in words.
+        steps: None where the solver chooses them.
+        each: evaluations of the model per step.
+        extra: evaluations beside those of the steps, negative where steps are cheaper.
+        calls: network evaluations behind an evaluation of the model.
+        notes: further things to say, as (name, text).
+        stochastic: the sampler adds noise.
+        chosen: where the levels come from, of kinds that step over some.
+        prior: start distribution by name, for whoever draws the noise (`samplers.run.generate`); None: unit noise.
+        guidance: arguments of `samplers.guidance.guide`.
+        evaluations: network evaluations of every batch so far, where the solver chooses its steps.
+    """
+
+    kind: str
+    solver: str
+    sigmas: Tensor
+    sampler: Callable[..., Tensor]
+    title: str
+    schedule: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    steps: int | None
+    each: int = 1
+    extra: int = 0
+    calls: int = 1
+    notes: tuple[tuple[str, str], ...] = ()
+    stochastic: bool = False
+    chosen: ChosenLevels | None = None
+    prior: str | None = None
+    guidance: Mapping[str, Any] = field(default_factory=dict)
+    evaluations: list[int] = field(default_factory=list)
+
+    @property
+    def exact(self) -> bool:
+        """Sampling begins with an evaluation at infinite sigma."""
+        return self.options.get("start") == "exact"
+
+    @property
+    def nfe(self) -> int | None:
+        """Network evaluations per sample; None where the solver chooses its steps."""
+        return None if self.steps is None else self.calls * (self.exact + self.steps * self.each + self.extra)
+
+    def __call__(
+        self,
+        net: Field | Callable[..., Tensor],
+        noise: Tensor,
+        class_labels: Tensor | None = None,
+        *,
+        rng: TorchRNG | None = None,
+        trace: Callable[[Any], Any] | None = None,
+    ) -> Tensor:
+        """Sample with the network that the plan was made for.
+
+        Args:
+            noise: `[B, ...]` that the model starts from.
+            class_labels: `[B, label_dim]` or None.
+            rng: source of added noise.
+            trace: called with a `Step` before each update.
+
+        Returns:
+            `[B, ...]` float64.
+        """
+        model = guide(as_field(net), **self.guidance)
+        model = model if class_labels is None else model.bind(class_labels, **model.cond)
+        source = {"rng": rng} if self.stochastic else {}
+        return self.sampler(model, noise.double(), trace=trace, **self.options, **source)
+
+    def record(self) -> dict[str, Any]:
+        """Everything that decides an image beside network, seed and class, as plain JSON."""
+        return {
+            "kind": self.kind,
+            "solver": self.solver,
+            "levels": _plain(self.sigmas.tolist()),
+            "options": _plain(self.options),
+            "prior": self.prior,
+            "guidance": _plain(self.guidance),
+        }
+
+    @property
+    def summary(self) -> tuple[tuple[str, str], ...]:
+        """What is said before sampling, as (name, text) pairs."""
+        rows = [("Solver", self.title), ("Schedule", self.schedule), ("NFE", self._cost()), *self.notes]
+        if self.exact:
+            rows.append(("Start", "exact, one evaluation at infinite sigma"))
+        if self.prior is not None:
+            rows.append(("Prior", self.prior))
+        if self.guidance:
+            rate = self.guidance.get("guidance_rate")
+            rows.append(("Guidance", self.guidance["guidance_type"] + ("" if rate is None else f", rate {rate:g}")))
+        return tuple(rows)
+
+    def _cost(self) -> str:
+        if self.nfe is None:
+            return "known after sampling"
+        half = self.nfe // self.calls
+        kinds = f" ({half} conditional, {half} unconditional)" if self.calls == 2 else ""
+        return f"{count_of(self.nfe, 'network evaluation')} per image{kinds}"
+
+    def __str__(self) -> str:
+        width = max(len(name) for name, _ in self.summary)
+        return "\n".join(f"{name + ':':{width + 2}}{value}" for name, value in self.summary)
+
+
+def _plain(value: Any) -> Any:
+    """JSON has neither tuples nor infinity."""
+    if isinstance(value, Mapping):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def count_of(n: int, noun: str) -> str:
+    """A number and its noun: 1 step, 2 steps."""
+    return f"{n} {noun}{'' if n == 1 else 's'}"
+
+
+def said(options: Mapping[str, Any]) -> str:
+    """Options behind a comma each."""
+    return "".join(f", {name} {value:g}" if isinstance(value, float) else f", {name} {value}"
+                   for name, value in options.items())  # fmt: skip
+
+
+def shown_levels(levels: Tensor) -> str:
+    """Levels to read; of many, the first and the last."""
+    shown = [f"{v:.4f}".rstrip("0").rstrip(".") if 0.01 <= v < math.inf else f"{v:.4g}" for v in levels.tolist()]
+    return ", ".join(shown if len(shown) <= 24 else [*shown[:3], "...", *shown[-3:]])

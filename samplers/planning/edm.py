@@ -1,0 +1,55 @@
+"""Plans of EDM's samplers: `steps` N means N noise levels and a last step to 0 (Karras et al. 2022, arXiv 2206.00364).
+
+The general form, its ablation sampler, is planned where a solver, discretization, schedule or scaling is asked for.
+"""
+
+from __future__ import annotations
+
+from samplers.planning.base import Plan, Request, count_of, said, shown_levels
+from samplers.planning.options import ChurnOptions, EDMOptions, flag
+from samplers.schedules.edm import general_levels
+from samplers.solvers.churn import ablation_sampler, edm_sampler
+
+__all__ = ["plan_edm"]
+
+GENERAL = ("solver", "disc", "form", "scaling")  # any of these: the general form
+NAMES = {"steps": "num_steps", "disc": "discretization", "form": "schedule"}  # of options -> of arguments
+
+
+def plan_edm(request: Request) -> Plan:
+    """The EDM sampler, or its general form where that is asked for.
+
+    Raises:
+        ValueError: another solver than euler or heun, `rho` where it shapes nothing, levels that are not possible.
+    """
+    given, churn = request.given, request.of(ChurnOptions)
+    solver = given.get("solver", "heun")
+    if solver not in ("euler", "heun"):
+        name = next(n for n in given if n in ("form", *request.of(EDMOptions, ChurnOptions)))
+        instead = "say --num-steps" if name == "steps" else "leave it out"
+        raise ValueError(
+            f"{flag(name)} belongs to EDM's samplers, which know the solvers euler and heun: "
+            f"{instead} with --solver={solver}"
+        )
+    if "rho" in given and given.get("disc", "edm") != "edm":
+        raise ValueError(f"--rho shapes the time steps of --disc=edm, not of --disc={given['disc']}")
+    general = any(name in given for name in GENERAL)
+    options = {NAMES.get(name, name): value for name, value in given.items()}
+    of_levels = ("num_steps", "sigma_min", "sigma_max", "rho", "discretization")
+    levels = general_levels(request.field, **{name: options[name] for name in of_levels if name in options})
+    steps = len(levels) - 1
+    forms = {"discretization": given.get("disc", "edm"), "schedule": given.get("form", "linear")}
+    forms["scaling"] = given.get("scaling", "none")
+    return Plan(
+        kind="edm",
+        solver=solver if general else "edm",
+        sigmas=levels,
+        sampler=ablation_sampler if general else edm_sampler,
+        title=f"EDM{' general' * general}, {solver}, {count_of(steps, 'step')}{said(churn)}",
+        schedule=(said(forms)[2:] + ": " if general else "") + shown_levels(levels),
+        options={**options, "start": request.start},
+        steps=steps,
+        each=2 if solver == "heun" else 1,
+        extra=-1 if solver == "heun" else 0,
+        stochastic=churn.get("S_churn", 0) > 0,
+    )

@@ -1,0 +1,253 @@
+"""Every option is read or refused, for every model and every kind of sampler; enumerated from the option dataclasses.
+
+An option that is accepted must change what is run (`Plan.record`, or what a search was asked). At most one of the
+values tried may leave it as it is: the default spelled out.
+"""
+
+import dataclasses
+import functools
+import itertools
+import json
+import math
+import typing
+
+import pytest
+import torch
+
+import networks
+from samplers import SOLVERS
+from samplers.field import Facts
+from samplers.planning import elementwise
+from samplers.planning.options import FAMILY, SamplerOptions, SearchOptions, flag
+from samplers.planning.plan import KINDS, build_plan
+from samplers.run import generate
+from torch_utils.rng import TorchRNG
+
+HINTS = typing.get_type_hints(SamplerOptions)
+FIELDS = {f.name: f for f in dataclasses.fields(SamplerOptions)}
+WORDS = {  # options of words that are not listed where they are declared
+    "solver": ["euler", "heun", "ipndm", "dopri5", "heun_churn"],
+    "schedule": ["vp", "ve", "gits_cifar10"],
+    "solver_tea": ["euler", "heun"],
+}
+LISTS = {float: [(20.0, 1.0, 0.1), (10.0, 2.0, 0.5)], int: [(2,), (3,)]}
+
+
+def values(name):
+    """Some values of an option, by its type and bounds."""
+    meta, hint = FIELDS[name].metadata, HINTS[name]
+    kind = next(a for a in typing.get_args(hint) if a is not type(None))
+    if meta["choices"]:
+        return meta["choices"]
+    if kind is bool:
+        return [True, False]
+    if typing.get_origin(kind) is tuple:
+        return LISTS[typing.get_args(kind)[0]]
+    if kind is int:
+        return [3, 5]
+    if kind is float:
+        return [0.5, 1.5]
+    assert name in WORDS, f"a new option of words: name some values of --{name} in WORDS"
+    return WORDS[name]
+
+
+class Denoiser(torch.nn.Module):
+    """The optimal denoiser of two points, whose trajectories bend; conditional, trained with label dropout."""
+
+    img_channels, img_resolution, label_dim, label_dropout = 1, 2, 2, 0.1
+    sigma_min, sigma_max = 0.0, math.inf
+
+    def __init__(self):
+        super().__init__()
+        self.point = torch.nn.Parameter(torch.full([4], 0.7))
+
+    def forward(self, x, sigma, class_labels=None):
+        flat, point = x.flatten(1), self.point.to(x)
+        shift = 0 if class_labels is None else class_labels.to(x)[:, :1, None, None]
+        sigma = torch.as_tensor(sigma).to(x).reshape(-1, *[1] * (x.ndim - 1))
+        return ((flat / sigma.flatten(1).square() @ point).tanh()[:, None] * point).reshape(x.shape) + 0.3 * shift
+
+
+class Table(Denoiser):
+    """The same with a noise table of its own, and a classifier."""
+
+    def sigma(self, t):
+        return 80 * torch.as_tensor(t).double() ** 3
+
+    def sigma_inv(self, sigma):
+        return (torch.as_tensor(sigma).double() / 80) ** (1 / 3)
+
+    def with_classifier(self, rate):
+        return lambda x, s, labels=None: self(x, s, labels) + 0.01 * rate
+
+
+class Flow(Denoiser):
+    path, predicts, start = "linear", "velocity", "exact"
+
+    def forward(self, x, t, class_labels=None):
+        return (
+            x - 0.5 * torch.tanh(3 * x) + (0 if class_labels is None else 0.1 * class_labels.to(x)[:, :1, None, None])
+        )
+
+
+class Coupled(Flow):
+    """A flow whose noise depends on the data: no score, two start distributions."""
+
+    gaussian_noise, priors = False, ("standard", "matched")
+
+    def start_noise(self, noise, prior=None):
+        return noise * (0.5 if prior == "matched" else 2)
+
+
+def mac():
+    torch.manual_seed(0)
+    trunk = {"model_type": "SongUNet", "model_channels": 8, "channel_mult": [1], "num_blocks": 1}
+    v = {"class_name": "EDMPrecond", "img_resolution": 8, "img_channels": 1, **trunk}
+    c = {"model_channels": 8, "channel_mult": [1], "num_blocks": 1, "scale": 0.5}
+    net = networks.build("MACNetwork", network=v, coefficients=c, schedule=[80.0, 2.5, 0.17, 0.002], M=2)
+    for p in net.parameters():
+        torch.nn.init.normal_(p, std=0.5 / math.sqrt(max(p[0].numel(), 1)))
+    return net.eval().requires_grad_(False)
+
+
+MODELS = {"denoiser": Denoiser, "table": Table, "flow": Flow, "coupled": Coupled, "mac": mac}
+SEARCH = {"dp": True, "num_steps": 4, "num_steps_tea": 7, "num_warmup": 2}
+BASES = [
+    {}, {"steps": 3}, {"num_steps": 4}, {"N": 3}, {"coordinates": "sigma"}, {"S_churn": 2.0}, SEARCH,
+    {"guidance_type": "cfg", "guidance_rate": 2.0},
+    {"steps": 3, "disc": "vp"},
+    {"solver": "heun", "num_steps": 4},
+    *({"solver": name} for name in SOLVERS),
+]  # fmt: skip
+
+
+@functools.cache
+def network(name):
+    return MODELS[name]()
+
+
+@pytest.fixture(autouse=True)
+def _no_flops(monkeypatch):
+    monkeypatch.setattr(elementwise, "coefficient_cost", lambda net: (1.0, 0.1))
+
+
+@functools.cache
+def plain_outcome(model, base):
+    return outcome(network(model), BASES[base])
+
+
+def outcome(net, given):
+    """What a plan would run, or the sentence that refuses it."""
+    try:
+        plan = build_plan(net, SamplerOptions(**given), batch=4)
+    except ValueError as error:
+        return str(error)
+    found = plan.chosen.found if plan.chosen is not None else None
+    return {**plan.record(), "search": None if found is None else [found.settings, len(found.entries())]}
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("name", FIELDS)
+def test_every_option_is_read_or_refused(model, name):
+    net = network(model)
+    searches = FAMILY[name] is SearchOptions or name in ("calibrate", "afs")
+    if model == "table" and name not in ("schedule_type", "guidance_type", "guidance_rate"):
+        pytest.skip("the table makes no difference")
+    for i, base in enumerate(BASES):
+        if name in base or (base is SEARCH and not searches):
+            continue
+        plain = plain_outcome(model, i)
+        if isinstance(plain, str):
+            continue
+        unchanged = []
+        for value in values(name):
+            result = outcome(net, {**base, name: value})
+            if isinstance(result, str):
+                assert len(result.split()) > 4, result
+            elif result == plain:
+                unchanged.append(value)
+        assert len(unchanged) <= 1, f"{flag(name)} of {unchanged} changes nothing of {base} for the model {model}"
+
+
+@pytest.mark.parametrize("name", [n for n in FIELDS if FAMILY[n] is not SearchOptions])
+def test_what_is_recorded_is_what_runs(name):
+    """Some value of every option changes the images that are made, for some model and some kind of sampler."""
+    bases = [{}, {"S_churn": 3.0, "steps": 4}, {"guidance_type": "cfg", "guidance_rate": 3.0}]
+    bases += [{"solver": s, "num_steps": 5} for s in ("ipndm", "dpmpp", "unipc", "deis")]
+    bases += [{"solver": "dopri5", "rtol": 1e-2}, {"solver": "dopri5"}, {"num_steps": 5, "start": "scaled"}]
+
+    def images(net, given):
+        try:
+            plan = build_plan(net, SamplerOptions(**given), batch=4)
+        except ValueError:
+            return None
+        made = list(generate(net, [0, 1], plan, prior=plan.prior))
+        return torch.cat([batch.images for batch in made])
+
+    if name in ("nfe", "coeff"):
+        pytest.skip("chooses from a schedule file: tests/samplers/planning/test_levels.py")
+    for model, base in itertools.product(("denoiser", "table", "flow", "coupled"), bases):
+        if name in base or (plain := images(network(model), base)) is None:
+            continue
+        for value in values(name):
+            other = images(network(model), {**base, name: value})
+            if other is not None and not torch.equal(other, plain):
+                return
+    pytest.fail(f"no value of {flag(name)} changed any image")
+
+
+@pytest.mark.parametrize("name", ["metric", "coeff", "num_warmup", "solver_tea", "num_steps_tea", "search_seed"])
+def test_a_network_that_chooses_levels_takes_every_option_of_the_search(name):
+    value = {"metric": "l2", "coeff": (1.3,), "num_warmup": 3, "solver_tea": "heun", "num_steps_tea": 8}.get(name, 5)
+    plan = build_plan(network("mac"), SamplerOptions(**{**SEARCH, name: value}))
+    settings = plan.chosen.found.settings | {"coeff": next(iter(plan.chosen.found.table))}
+    assert settings["seed" if name == "search_seed" else name] == (value[0] if name == "coeff" else value)
+    assert plan(network("mac"), torch.randn(1, 1, 8, 8)).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [({"variant": "bh1"}, "no option variant"), ({"S_churn": 2.0}, "solvers of one step"),
+     ({"prior": "matched"}, "--prior")],
+)  # fmt: skip
+def test_nothing_is_searched_in_vain(monkeypatch, options, words):
+    monkeypatch.setattr("samplers.planning.levels.search_schedule", lambda *a, **k: pytest.fail("searched"))
+    with pytest.raises(ValueError, match=words):
+        build_plan(network("mac"), SamplerOptions(**SEARCH, **options))
+
+
+CHURN = {"S_churn": 0.0, "S_min": 0.0, "S_max": math.inf, "S_noise": 1.0}
+
+
+@pytest.mark.parametrize(
+    "base", [{}, {"steps": 4}, {"solver": "heun", "disc": "edm"}, {"solver": "heun_churn", "num_steps": 4}]
+)
+@pytest.mark.parametrize("more", [{}, {"S_min": 0.05, "S_max": 50.0, "S_noise": 1.003}])
+def test_defaults_of_added_noise_may_be_spelled_out(base, more):
+    noise, net = torch.randn(2, 1, 2, 2), network("denoiser")
+    plain = build_plan(net, SamplerOptions(**base))(net, noise)
+    spelled = build_plan(net, SamplerOptions(**base, **{**CHURN, **more}))(net, noise, rng=TorchRNG())
+    assert torch.equal(spelled, plain)
+
+
+def test_every_family_is_read_by_some_kind():
+    read = {family for kind in KINDS.values() for family in kind.reads}
+    everywhere = {"PriorOptions", "GuidanceOptions"}  # decided before the kind
+    assert {f.__name__ for f in set(FAMILY.values()) - read} == everywhere
+    assert all(hasattr(f, "group") and f.whose for f in FAMILY.values())
+
+
+def test_records_are_plain():
+    for base in BASES:
+        if isinstance(outcome(network("flow"), base), str):
+            continue
+        record = build_plan(network("flow"), SamplerOptions(**base), batch=4).record()
+        assert json.loads(json.dumps(record, allow_nan=False)) == record
+
+
+def test_facts_of_the_models():
+    facts = {name: Facts.of(make()) for name, make in MODELS.items()}
+    assert [name for name, f in facts.items() if f.chooses_levels] == ["mac"]
+    assert facts["coupled"].priors == ("standard", "matched")
+    assert facts["denoiser"].shape == (1, 2, 2)
+    assert facts["denoiser"].conditioning == "classes"
