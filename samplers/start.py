@@ -13,6 +13,8 @@ score: what is built on one is refused.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -20,9 +22,16 @@ from samplers.field import Field
 from samplers.path import Linear, Trig
 from torch_utils.misc import expand_to
 
-__all__ = ["STARTS", "exact_start", "refuse_score", "start_noise", "start_state", "starts_exactly"]
+__all__ = ["STARTS", "Chunk", "exact_start", "refuse_score", "start_noise", "start_state", "starts_exactly"]
 
 STARTS = ("exact", "scaled")
+
+
+class Chunk(NamedTuple):
+    """Samples about to be made: the field in VE coordinates, bound to their conditions, and the noise `[b, ...]`."""
+
+    field: Field
+    noise: Tensor
 
 
 def starts_exactly(field: Field, start: str | None = None) -> bool:

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from samplers import SOLVERS
 from samplers.analysis.trajectory_file import Trajectory
+from samplers.solvers.table import SOLVERS
 from torch_utils.images import to_uint8
 from torch_utils.misc import expand_to
 from torch_utils.report.plot import colour, figure, marker

@@ -29,11 +29,11 @@ from samplers.calibration.fitting import RIDGE, fit_coefficients
 from samplers.calibration.refine import end_errors, refine
 from samplers.field import Field, as_field
 from samplers.gits.costs import METRICS, cost_sums, read_coefficients, shortest_path
-from samplers.gits.teacher import Chunk, check_teacher, resolve_shape, run_teacher, warmup_chunks
+from samplers.gits.teacher import check_teacher, resolve_shape, run_teacher, warmup_chunks
 from samplers.recipe import Entry, ScheduleFile, path_name
 from samplers.schedules.formulas import get_schedule
 from samplers.solvers.table import SOLVERS, sample
-from samplers.start import starts_exactly
+from samplers.start import Chunk, starts_exactly
 from torch_utils import distributed as dist
 
 __all__ = ["Calibration", "Student", "calibrate"]

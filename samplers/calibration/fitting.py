@@ -18,34 +18,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from samplers.gits.teacher import Chunk
-from samplers.solvers.adams import EQUAL_STEPS
-from samplers.solvers.base import analytical_first, combine, evaluate, network_levels
+from samplers.calibration.student import State, advance, gram, look
+from samplers.solvers.weights import EQUAL_STEPS
+from samplers.start import Chunk
 from torch_utils import distributed as dist
 
-__all__ = ["RIDGE", "Fit", "State", "advance", "fit_coefficients", "gram", "look"]
+__all__ = ["RIDGE", "Fit", "fit_coefficients"]
 
 RIDGE = 1e-5  # relative to the Gram diagonal; 1e-6 to 1e-4 fit equally well, 1e-3 up to 8 % worse
-_BLOCK = 1 << 18  # columns converted to float64 at once
-
-
-class State(NamedTuple):
-    """A student between two steps: `x [b, ...]` and the drifts it may use, newest first."""
-
-    x: Tensor
-    history: tuple[Tensor, ...]
-
-
-def look(chunk: Chunk, state: State, sigma: float, max_order: int, afs: bool = False) -> State:
-    """Evaluate the drift at a state; `afs`: by the analytical first step."""
-    known = analytical_first(state.x, sigma) if afs else None
-    _, drift = evaluate(chunk.field, state.x, network_levels([sigma], state.x)[0], known)
-    return State(state.x, (drift, *state.history[: max_order - 1]))
-
-
-def advance(state: State, h: float, row: Sequence[float]) -> State:
-    """Step by `h` with one row of coefficients."""
-    return State(combine(state.x, 1, [h * c for c in row], state.history), state.history)
 
 
 class Fit(NamedTuple):
@@ -106,11 +86,6 @@ def fit_coefficients(
         errors.append(abs(h) * (max(left, 0.0) / count) ** 0.5)
         states = [advance(state, h, row) for state in states]
     return Fit(rows, errors)
-
-
-def gram(rows: Tensor) -> Tensor:
-    """Inner products of the rows of `[k, M]` in float64, without a float64 copy of them all."""
-    return sum(part.double() @ part.double().T for part in rows.split(_BLOCK, dim=1))
 
 
 def _solve(sums: Tensor, prior: Sequence[float], ridge: float) -> tuple[list[float], float]:

@@ -26,8 +26,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from samplers.calibration.fitting import State, advance, gram, look
-from samplers.gits.teacher import Chunk
+from samplers.calibration.student import State, advance, gram, look
+from samplers.start import Chunk
 from torch_utils import distributed as dist
 
 __all__ = ["Refined", "end_errors", "refine"]

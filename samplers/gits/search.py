@@ -23,10 +23,11 @@ from torch import Tensor
 
 from samplers.field import Field, as_field
 from samplers.gits.costs import METRICS, cost_matrix, cost_sums, path_cost, path_table, read_coefficients, shortest_path
-from samplers.gits.teacher import Chunk, check_teacher, resolve_shape, run_teacher, warmup_chunks
+from samplers.gits.teacher import check_teacher, resolve_shape, run_teacher, warmup_chunks
 from samplers.recipe import Entry, ScheduleFile, path_name
 from samplers.schedules.formulas import get_schedule
 from samplers.solvers.table import SOLVERS, sample
+from samplers.start import Chunk
 from torch_utils import distributed as dist
 
 __all__ = ["Found", "cost_matrix", "insert_free_step", "search_schedule", "shortest_path"]

@@ -17,23 +17,16 @@ from torch import Tensor
 from samplers.field import Field
 from samplers.solvers.base import Step
 from samplers.solvers.table import SOLVERS, sample
-from samplers.start import start_noise
+from samplers.start import Chunk, start_noise
 from torch_utils import distributed as dist
 from torch_utils.misc import split_evenly
 from torch_utils.rng import PerSampleRNG, fold_seed
 
-__all__ = ["TEACHERS", "Chunk", "Trajectory", "check_teacher", "resolve_shape", "run_teacher", "warmup_chunks"]
+__all__ = ["TEACHERS", "Trajectory", "check_teacher", "resolve_shape", "run_teacher", "warmup_chunks"]
 
 # Solvers that evaluate the network at every state they pass through; unipc does so at its predictions only.
 TEACHERS = ("euler", "heun", "dpm", "ipndm", "ipndm_v", "ab", "deis", "dpmpp")
 _STREAM = 0x6717  # keeps warm-up seeds apart from every other use of a user's seed
-
-
-class Chunk(NamedTuple):
-    """Some warm-up samples: the field in VE coordinates, bound to their conditions, and noise `[b, ...]`."""
-
-    field: Field
-    noise: Tensor
 
 
 class Trajectory(NamedTuple):

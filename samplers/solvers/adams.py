@@ -1,17 +1,11 @@
-"""Adams-Bashforth solvers: extrapolate the drift through the last evaluations, x' = x + h sum_k w_k e_{i-k}.
+"""Adams-Bashforth solvers: one loop with three rules for its weights (`samplers.solvers.weights`).
 
-- `ipndm`: the weights of equal steps on any schedule (Zhang and Chen 2023, arXiv 2204.13902, Appendix H; Liu et al.
-  2022, arXiv 2202.09778). On the polynomial schedule it beats variable weights in most published comparisons.
-- `ipndm_v`: the variable-step form that published tables and ports use. Its weights of order 3 are exact for equal
-  steps only, those of order 4 never; kept as it is, because the published numbers contain it.
-- `ab`: exact variable-step Adams-Bashforth, w_k = (1/h) * integral over the step of the Lagrange basis on the levels.
-  The same as `ipndm_v` at order 2 and as DEIS "rhoab" at every order.
-
-All weights are ratios of level differences, so levels may be maps and may be the times of any path.
+`ipndm` has the weights of equal steps, `ipndm_v` the published ones of variable steps, `ab` the exact ones.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,112 +13,30 @@ from torch import Tensor
 
 from samplers.field import Field
 from samplers.solvers.base import Scalar, Step
-from samplers.solvers.multistep import Weights, linear_multistep
+from samplers.solvers.multistep import linear_multistep
+from samplers.solvers.weights import Rule, ab_weights, ipndm_v_weights, ipndm_weights
 
-__all__ = ["ab", "ab_weights", "ipndm", "ipndm_v", "lagrange_integrals"]
-
-EQUAL_STEPS = (
-    (1.0,),
-    (3 / 2, -1 / 2),
-    (23 / 12, -16 / 12, 5 / 12),
-    (55 / 24, -59 / 24, 37 / 24, -9 / 24),
-)
+__all__ = ["ab", "ipndm", "ipndm_v"]
 
 
-def ipndm_weights(s: Sequence[Scalar], i: int, order: int) -> list[Scalar]:
-    """Weights of the step i, newest first, times h."""
-    h = s[i + 1] - s[i]
-    return [h * w for w in EQUAL_STEPS[order - 1]]
-
-
-def ipndm_v_weights(s: Sequence[Scalar], i: int, order: int) -> list[Scalar]:
-    """The published variable-step weights, times h; h, p, q, r are the newest steps, newest first."""
-    h = s[i + 1] - s[i]
-    if order == 1:
-        return [h]
-    p = s[i] - s[i - 1]
-    w = [1 + h / (2 * p), -h / (2 * p)]
-    if order >= 3:
-        q = s[i - 1] - s[i - 2]
-        a = p / q
-        third = (1 - h * h / (3 * p * (p + q))) / 2
-        w = [w[0] + third, w[1] - (1 + a) * third, a * third]
-    if order == 4:
-        r = s[i - 2] - s[i - 3]
-        b = p * (p + q) / (q * (q + r))
-        fourth = (1 - h / (3 * (h + p))) / 2 + (1 - h / (2 * (h + p))) * h / (6 * (h + p + q))
-        fourth = fourth * h * (h + p) * (h + p + q) / (p * (p + q) * (p + q + r))
-        w = [
-            w[0] + fourth,
-            w[1] - (1 + a + b) * fourth,
-            w[2] + (a + b * (1 + q / r)) * fourth,
-            -a * b * fourth,
-        ]
-    return [h * v for v in w]
-
-
-def lagrange_integrals(nodes: Sequence[Scalar], h: Scalar) -> list[Scalar]:
-    """Integrals over [0, h] of the Lagrange basis polynomials on up to four `nodes`, in closed form."""
-    out = []
-    for k, node in enumerate(nodes):
-        coefficients: list[Scalar] = [1.0]  # of prod_j (u - u_j), highest power first
-        scale: Scalar = 1.0
-        for other in (*nodes[:k], *nodes[k + 1 :]):
-            shifted = [*coefficients, 0.0]
-            coefficients = [a - other * b for a, b in zip(shifted, [0.0, *coefficients], strict=True)]
-            scale = scale * (node - other)
-        n = len(coefficients)
-        out.append(sum(c * h ** (n - j) / (n - j) for j, c in enumerate(coefficients)) / scale)
-    return out
-
-
-def ab_weights(s: Sequence[Scalar], i: int, order: int) -> list[Scalar]:
-    """Exact Adams-Bashforth weights of the step i, newest first, times h."""
-    # Measured from s[i]: differences of the levels themselves would cancel.
-    return lagrange_integrals([s[i - k] - s[i] for k in range(order)], s[i + 1] - s[i])
-
-
-def _adams(weights_of: Callable[[Sequence[Scalar], int, int], list[Scalar]], max_order: int) -> Weights:
-    return lambda s, i: (1, weights_of(s, i, min(max_order, i + 1)))
-
-
-def ipndm(
+def _adams_bashforth(
     field: Field,
     x: Tensor,
     levels: Tensor | Sequence[float | Tensor],
     *,
+    rule: Rule,
     max_order: int = 4,
     first: Tensor | None = None,
     trace: Callable[[Step], Any] | None = None,
 ) -> Tensor:
     """Orders 1 to 4, one evaluation per step; lower orders while the history grows."""
-    weights = _adams(ipndm_weights, max_order)
+
+    def weights(s: Sequence[Scalar], i: int) -> tuple[Scalar, Sequence[Scalar]]:
+        return 1, rule(s, i, min(max_order, i + 1))
+
     return linear_multistep(field, x, levels, weights, history=max_order, first=first, trace=trace)
 
 
-def ipndm_v(
-    field: Field,
-    x: Tensor,
-    levels: Tensor | Sequence[float | Tensor],
-    *,
-    max_order: int = 4,
-    first: Tensor | None = None,
-    trace: Callable[[Step], Any] | None = None,
-) -> Tensor:
-    """Orders 1 to 4 as published; see the module's text before using it for anything but a comparison."""
-    weights = _adams(ipndm_v_weights, max_order)
-    return linear_multistep(field, x, levels, weights, history=max_order, first=first, trace=trace)
-
-
-def ab(
-    field: Field,
-    x: Tensor,
-    levels: Tensor | Sequence[float | Tensor],
-    *,
-    max_order: int = 4,
-    first: Tensor | None = None,
-    trace: Callable[[Step], Any] | None = None,
-) -> Tensor:
-    """Orders 1 to 4, exact for any steps."""
-    weights = _adams(ab_weights, max_order)
-    return linear_multistep(field, x, levels, weights, history=max_order, first=first, trace=trace)
+ipndm = functools.partial(_adams_bashforth, rule=ipndm_weights)
+ipndm_v = functools.partial(_adams_bashforth, rule=ipndm_v_weights)
+ab = functools.partial(_adams_bashforth, rule=ab_weights)

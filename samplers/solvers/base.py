@@ -14,9 +14,12 @@ Coefficients are worked out in float64: as Python numbers when a level is one va
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -61,27 +64,49 @@ class Step(NamedTuple):
 
 @dataclass(frozen=True)
 class Solver:
-    """Registry entry of a solver.
+    """Registry entry of a solver: what cannot be read from its function.
 
     Attributes:
-        name: key in `SOLVERS`, for messages.
-        fn: the solver function.
-        options: its options with their defaults.
+        name: key in `SOLVERS`, and the function's name.
+        module: the file below `samplers/solvers` that defines it. It is imported when the solver is first asked about:
+            who plans, searches or prints help depends on this table, not on the arithmetic of every solver.
         allowed: the values an option may take, where they can be listed; `max_order` always can.
         evaluations: network evaluations per step.
-        stochastic: `fn` draws noise from the keyword `rng`.
-        takes_first: `fn` accepts `first`, so that AFS is possible.
-        adaptive: `fn` chooses its steps; of the levels it is given only the ends count.
+        adaptive: it chooses its steps; of the levels it is given only the ends count.
     """
 
     name: str
-    fn: Callable[..., Tensor]
-    options: Mapping[str, Any] = field(default_factory=dict)
+    module: str
     allowed: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     evaluations: int = 1
-    stochastic: bool = False
-    takes_first: bool = True
     adaptive: bool = False
+
+    @cached_property
+    def fn(self) -> Callable[..., Tensor]:
+        """The solver function."""
+        return getattr(importlib.import_module(f"samplers.solvers.{self.module}"), self.name)
+
+    @cached_property
+    def _keywords(self) -> dict[str, Any]:
+        """Keyword-only parameters of the function with their defaults, less those that a `partial` has filled."""
+        filled = getattr(self.fn, "keywords", {})
+        parameters = inspect.signature(self.fn).parameters.values()
+        return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in filled}
+
+    @cached_property
+    def options(self) -> dict[str, Any]:
+        """The solver's own options with their defaults."""
+        return {name: default for name, default in self._keywords.items() if name not in ("first", "rng", "trace")}
+
+    @property
+    def stochastic(self) -> bool:
+        """The function draws noise from the keyword `rng`."""
+        return "rng" in self._keywords
+
+    @property
+    def takes_first(self) -> bool:
+        """The function accepts `first`, so that AFS is possible."""
+        return "first" in self._keywords
 
     @property
     def max_order(self) -> int:

@@ -20,9 +20,9 @@ from torch import Tensor
 
 from samplers.field import Field
 from samplers.path import VP
-from samplers.solvers.adams import ab_weights
 from samplers.solvers.base import Scalar, Step, read_levels, require_ve
 from samplers.solvers.multistep import linear_multistep
+from samplers.solvers.weights import ab_weights
 
 __all__ = ["deis", "deis_table"]
 

@@ -2,82 +2,44 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor
 
 from samplers.field import Field, as_field
-from samplers.solvers.adams import ab, ipndm, ipndm_v
-from samplers.solvers.adaptive import dop853, dopri5, rk23, rk45
 from samplers.solvers.base import Solver, Step, analytical_first, evaluate, read_levels
-from samplers.solvers.calibrated import calibrated
-from samplers.solvers.churn import heun_churn
-from samplers.solvers.deis import deis
-from samplers.solvers.dpmpp import dpmpp
-from samplers.solvers.onestep import dpm, euler, heun
-from samplers.solvers.unipc import unipc
 from samplers.start import start_state, starts_exactly
 from torch_utils.rng import TorchRNG
 
 __all__ = ["SOLVERS", "sample"]
 
-_BOOL = (True, False)
-_ADAMS: dict[str, Any] = {"options": {"max_order": 4}, "allowed": {"max_order": (1, 2, 3, 4)}}
-_ADAPTIVE: dict[str, Any] = {
-    "options": {"rtol": 1e-5, "atol": 1e-5, "count": None},
-    "takes_first": False,
-    "adaptive": True,
-}
-_EXPONENTIAL = {"max_order": 3, "predict_x0": True, "lower_order_final": True, "thresholding": None}
-_EXPONENTIAL_ALLOWED = {
+_ADAMS = {"max_order": (1, 2, 3, 4)}
+_EXPONENTIAL = {
     "max_order": (1, 2, 3),
-    "predict_x0": _BOOL,
-    "lower_order_final": _BOOL,
+    "predict_x0": (True, False),
+    "lower_order_final": (True, False),
     "thresholding": (None, "none", "dynamic"),
 }
 
 SOLVERS: dict[str, Solver] = {
     solver.name: solver
     for solver in (
-        Solver("euler", euler),
-        Solver("heun", heun, evaluations=2),
-        Solver("dpm", dpm, {"r": 0.5}, evaluations=2),
-        Solver("ipndm", ipndm, **_ADAMS),
-        Solver("ipndm_v", ipndm_v, **_ADAMS),
-        Solver("ab", ab, **_ADAMS),
-        Solver("calibrated", calibrated, {"max_order": 4, "coefficients": None}, {"max_order": (1, 2, 3, 4)}),
-        Solver(
-            "deis",
-            deis,
-            {
-                "max_order": 4,
-                "deis_mode": "tab",
-                "deis_vp_sigma_range": (0.002, 80.0),
-                "deis_quadrature_points": None,
-            },
-            {"max_order": (1, 2, 3, 4), "deis_mode": ("tab", "rhoab")},
-        ),
-        Solver("dpmpp", dpmpp, _EXPONENTIAL, _EXPONENTIAL_ALLOWED),
-        Solver(
-            "unipc",
-            unipc,
-            {**_EXPONENTIAL, "variant": "bh2"},
-            {**_EXPONENTIAL_ALLOWED, "variant": ("bh1", "bh2")},
-        ),
-        Solver(
-            "heun_churn",
-            heun_churn,
-            {"S_churn": 0.0, "S_min": 0.0, "S_max": math.inf, "S_noise": 1.0, "round_sigma": None},
-            evaluations=2,
-            stochastic=True,
-            takes_first=False,
-        ),
-        Solver("dopri5", dopri5, **_ADAPTIVE),
-        Solver("rk45", rk45, **_ADAPTIVE),
-        Solver("rk23", rk23, **_ADAPTIVE),
-        Solver("dop853", dop853, **_ADAPTIVE),
+        Solver("euler", "onestep"),
+        Solver("heun", "onestep", evaluations=2),
+        Solver("dpm", "onestep", evaluations=2),
+        Solver("ipndm", "adams", _ADAMS),
+        Solver("ipndm_v", "adams", _ADAMS),
+        Solver("ab", "adams", _ADAMS),
+        Solver("calibrated", "calibrated", _ADAMS),
+        Solver("deis", "deis", {**_ADAMS, "deis_mode": ("tab", "rhoab")}),
+        Solver("dpmpp", "dpmpp", _EXPONENTIAL),
+        Solver("unipc", "unipc", {**_EXPONENTIAL, "variant": ("bh1", "bh2")}),
+        Solver("heun_churn", "churn", evaluations=2),
+        Solver("dopri5", "adaptive", adaptive=True),
+        Solver("rk45", "adaptive", adaptive=True),
+        Solver("rk23", "adaptive", adaptive=True),
+        Solver("dop853", "adaptive", adaptive=True),
     )
 }
 

@@ -18,8 +18,9 @@ import networks
 from samplers import SOLVERS, Field, get_schedule, sample
 from samplers.gits.costs import METRICS, cost_matrix, cost_sums, path_cost, path_table, shortest_path
 from samplers.gits.search import insert_free_step, search_schedule
-from samplers.gits.teacher import TEACHERS, Chunk, run_teacher, warmup_chunks
+from samplers.gits.teacher import TEACHERS, run_teacher, warmup_chunks
 from samplers.recipe import ScheduleFile
+from samplers.start import Chunk
 
 
 def field_of(case):

@@ -17,7 +17,7 @@ import torch
 import networks
 from samplers import SOLVERS
 from samplers.field import Facts
-from samplers.planning import elementwise
+from samplers.planning import elementwise, levels
 from samplers.planning.options import FAMILY, SamplerOptions, SearchOptions, flag
 from samplers.planning.plan import KINDS, build_plan
 from samplers.run import generate
@@ -127,7 +127,11 @@ def network(name):
 
 
 @pytest.fixture(autouse=True)
-def _no_flops(monkeypatch):
+def _small(monkeypatch):
+    """Searches and calibrations of few samples, where the options do not say how many; no count of FLOPs."""
+    for name, how in (("search_schedule", {}), ("calibrate", {"num_heldout": 2, "iterations": 0})):
+        whole, few = getattr(levels, name), {"num_steps_tea": 9, "num_warmup": 2, **how}
+        monkeypatch.setattr(levels, name, lambda field, *a, _f=whole, _d=few, **k: _f(field, *a, **(_d | k)))
     monkeypatch.setattr(elementwise, "coefficient_cost", lambda net: (1.0, 0.1))
 
 
@@ -143,7 +147,7 @@ def outcome(net, given):
     except ValueError as error:
         return str(error)
     found = plan.chosen.found if plan.chosen is not None else None
-    return {**plan.record(), "search": None if found is None else [found.settings, len(found.entries())]}
+    return {**plan.record(), "search": None if found is None else [found.settings, len(found.schedule_file().entries)]}
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -181,13 +185,13 @@ def test_what_is_recorded_is_what_runs(name):
             plan = build_plan(net, SamplerOptions(**given), batch=4)
         except ValueError:
             return None
-        made = list(generate(net, [0, 1], plan, prior=plan.prior))
+        made = list(generate(net, range(6), plan, prior=plan.prior))
         return torch.cat([batch.images for batch in made])
 
     if name in ("nfe", "coeff"):
         pytest.skip("chooses from a schedule file: tests/samplers/planning/test_levels.py")
     for model, base in itertools.product(("denoiser", "table", "flow", "coupled"), bases):
-        if name in base or (plain := images(network(model), base)) is None:
+        if (plain := images(network(model), base)) is None:
             continue
         for value in values(name):
             other = images(network(model), {**base, name: value})

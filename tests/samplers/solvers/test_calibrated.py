@@ -8,12 +8,14 @@ from gaussian_mixture import mixture
 
 from samplers import SOLVERS, Field, get_schedule, sample
 from samplers.calibration.calibrate import calibrate
-from samplers.calibration.fitting import fit_coefficients, gram
+from samplers.calibration.fitting import fit_coefficients
 from samplers.calibration.refine import _huber, end_errors, refine
-from samplers.gits.teacher import Chunk, run_teacher, warmup_chunks
+from samplers.calibration.student import gram
+from samplers.gits.teacher import run_teacher, warmup_chunks
 from samplers.guidance import cfg
 from samplers.recipe import ScheduleFile
-from samplers.solvers.adams import EQUAL_STEPS
+from samplers.solvers.weights import EQUAL_STEPS
+from samplers.start import Chunk
 
 SHAPE = (2, 3, 3)
 

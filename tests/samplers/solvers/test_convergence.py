@@ -12,7 +12,7 @@ import torch
 
 from samplers import SOLVERS, Field, sample
 from samplers.path import Linear
-from samplers.solvers.adams import ab_weights, ipndm_v_weights, ipndm_weights
+from samplers.solvers.weights import ab_weights, ipndm_v_weights, ipndm_weights
 
 MEAN, VARIANCE = 0.3, 0.25
 

@@ -10,7 +10,7 @@ from golden_cases import cases
 from solver_variants import VARIANTS, counted, curved
 
 from samplers import SOLVERS, Field, get_schedule, sample
-from samplers.solvers.adams import ipndm_v_weights
+from samplers.solvers.weights import ipndm_v_weights
 from torch_utils.rng import PerSampleRNG
 
 # ----------------------------------------------------------------------------------------------------------------------
