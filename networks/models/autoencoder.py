@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from networks.trunks.layers import Conv2d, GroupNorm, Init
+from torch_utils.dropout import Dropout
 
 __all__ = ["AUTOENCODERS", "KLAutoencoder", "VQAutoencoder", "build_autoencoder"]
 
@@ -186,7 +187,7 @@ class _Block(nn.Module):
         super().__init__()
         self.norm1, self.conv1 = _norm(cin), _conv(cin, cout)
         self.norm2, self.conv2 = _norm(cout), _conv(cout, cout)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.nin_shortcut = _conv(cin, cout, 1) if cin != cout else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from networks.trunks.layers import Conv2d, GroupNorm, Init, Linear
 from networks.trunks.spatial_transformer import SpatialTransformer
+from torch_utils.dropout import Dropout
 
 __all__ = ["DEFAULT", "ZERO", "Blocks", "Pointwise", "Stage", "attend", "norm", "spatial_mean", "time_mlp", "widths_of"]
 
@@ -180,7 +181,7 @@ class ResBlock(nn.Module):
             nn.Identity(), Linear(emb_channels, cout * (2 if scale_shift else 1), init=DEFAULT)
         )
         self.out_layers = nn.Sequential(
-            norm(cout), nn.SiLU(), nn.Dropout(dropout), Conv2d(cout, cout, kernel=3, init=ZERO)
+            norm(cout), nn.SiLU(), Dropout(dropout), Conv2d(cout, cout, kernel=3, init=ZERO)
         )
         self.skip_connection = Conv2d(cin, cout, kernel=1, init=DEFAULT) if cin != cout else nn.Identity()
 

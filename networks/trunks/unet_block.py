@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from networks.trunks.layers import Conv2d, GroupNorm, Init, Linear, attention
+from torch_utils.dropout import dropout, rand_rows
 
 __all__ = ["UNetBlock", "condition_labels", "level_resolutions"]
 
@@ -94,7 +95,7 @@ class UNetBlock(nn.Module):
             h = F.silu(shift + self.norm1(h) * (scale + 1))
         else:
             h = F.silu(self.norm1(h + p))
-        h = self.conv1(F.dropout(h, self.dropout, self.training))
+        h = self.conv1(dropout(h, self.dropout, self.training))
         x = (h + (x if self.skip is None else self.skip(x))) * self.skip_scale
         if self.heads:
             x = (self.proj(attention(self.qkv(self.norm2(x)), self.heads)) + x) * self.skip_scale
@@ -123,5 +124,5 @@ def condition_labels(labels: Tensor | None, x: Tensor, label_dim: int, dropout: 
     if labels is None:
         labels = torch.zeros(1, label_dim, device=x.device)
     if training and dropout:
-        labels = labels * (torch.rand(x.shape[0], 1, device=x.device) >= dropout).to(labels.dtype)
+        labels = labels * (rand_rows(x) >= dropout).to(labels.dtype)
     return labels.to(torch.float32)

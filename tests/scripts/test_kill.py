@@ -60,7 +60,7 @@ def test_joint_training_is_killed(tmp_path, data, world):
 
 
 def test_joint_training_by_two_processes_is_that_of_one(tmp_path, data):
-    method = {"method": "curvature", "options": joint_options(tmp_path, dropout=0)}
+    method = {"method": "curvature", "options": joint_options(tmp_path)}
     for world in (1, 2):
         drive(tmp_path, data, tmp_path / f"by{world}", 1, [{}], world, **method)
     (one, curves), (two, other) = (outcome(tmp_path / f"by{world}") for world in (1, 2))
@@ -133,6 +133,6 @@ def test_another_number_of_processes_keeps_batch_and_order(tmp_path, data):
     for name, value in straight.items():
         if "/loop.data." in name or name.endswith("nimg"):
             assert torch.equal(torch.as_tensor(moved[name]), torch.as_tensor(value)), name
-    # Dropout masks are keyed by process, noise and augmentation by image: the curves agree, not their last digits.
+    # Noise, augmentation and dropout are the same numbers: only sums are rounded in another order.
     for a, b in zip(curves["Loss/loss"], expected["Loss/loss"], strict=True):
-        assert (a["num"], a["mean"]) == (b["num"], pytest.approx(b["mean"], rel=0.05))
+        assert (a["num"], a["mean"]) == (b["num"], pytest.approx(b["mean"], rel=1e-4))

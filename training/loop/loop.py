@@ -2,8 +2,8 @@
 
 Objective (Karras et al. 2022, arXiv 2206.00364): loss summed over each image, averaged over the global batch. Every
 random number is a function of (seed, image counter, position in the global batch), the data order of (seed, image
-counter), so a run continues bit for bit from its state and does not depend on the number of processes (dropout masks
-excepted: they are keyed by process).
+counter), so a run continues bit for bit from its state, and which numbers it draws does not depend on the number of
+processes or accumulation rounds.
 
 Nothing between ticks waits for the device: statistics stay there, and the stop / non-finite flag is read one step late.
 """
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from torch_utils import distributed as dist
+from torch_utils.dropout import keyed
 from torch_utils.images import from_uint8
 from torch_utils.rng import BatchRNG, fold_seed
 from torch_utils.stats import Collector
@@ -32,6 +33,8 @@ from training.loop.watch import Watch
 from training.method import Batch, Method, Phase
 
 __all__ = ["Loop", "NonFiniteError"]
+
+_DROPOUT = 1 << 16  # streams of dropout masks, beside those of the phases
 
 
 class NonFiniteError(ValueError):
@@ -101,7 +104,7 @@ class Loop:
         options = self.options
         if self.timer is not None:
             self.timer.begin()
-        # Dropout and other draws from torch's global generator: keyed, so that nothing needs saving.
+        # What still draws from torch's global generator is keyed, so that nothing needs saving.
         torch.manual_seed(fold_seed(options.seed, self.nimg, self.rank))
         data, labels = _floats(*self.batches.next())
         nonfinite = torch.zeros((), device=self.device)
@@ -147,9 +150,11 @@ class Loop:
             rows = slice(r * size, (r + 1) * size)
             start = self.rank * per_process + rows.start
             rng = BatchRNG(options.seed, self.nimg, start, start + size, self.device, stream=index)
+            drops = BatchRNG(options.seed, self.nimg, start, start + size, self.device, stream=_DROPOUT + index)
             last = r == rounds - 1
             with module.no_sync() if self.world > 1 and not last else nullcontext():
-                loss, terms = module(Batch(data[rows], labels[rows], rng, self.nimg))
+                with keyed(drops, size):
+                    loss, terms = module(Batch(data[rows], labels[rows], rng, self.nimg))
                 self._backward(loss.sum(), options.ls / per_process)
             if last and self.timer is not None:
                 self.timer.synchronised()
