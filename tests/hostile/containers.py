@@ -118,7 +118,7 @@ ZIPS = {
     "big-endian": (zip_file([("a/data.pkl", _OK), ("a/byteorder", b"big")]), "big-endian"),
     "TorchScript code": (zip_file([("a/data.pkl", _OK), ("a/code/__torch__.py", CODE.encode())]), "TorchScript"),
     "TorchScript constants": (zip_file([("a/data.pkl", _OK), ("a/constants.pkl", _OK)]), "TorchScript"),
-    "nested zip": (zip_file([("a/model.ckpt", torch_zip(_OK))]), "data.pkl"),
+    "nested zip": (zip_file([("a/archive.zip", torch_zip(_OK))]), "data.pkl"),
     "payload after STOP": (torch_zip(_OK + p2(call("os system", text(COMMAND)))), "follow"),
     "storage missing": (zip_tensor(key="7"), "does not hold"),
     "storage path": (zip_tensor(key="../../etc/passwd"), "does not hold"),

@@ -73,11 +73,13 @@ def opened(path: str | Path) -> Iterator[Path]:
     if not is_distribution(path):
         yield Path(path)
         return
+    with naming(path), zipfile.ZipFile(path) as archive:
+        member = _member(archive)
     folder = cache_directory() / "extracted"
     folder.mkdir(parents=True, exist_ok=True)
     with temporary_beside(folder / f"{Path(path).stem[:64]}.ckpt") as target:
         with naming(path), zipfile.ZipFile(path) as archive:
-            _extract(archive, _member(archive), target)
+            _extract(archive, member, target)
         try:
             yield target
         finally:
