@@ -38,7 +38,7 @@ from samplers.run import image_shape, prepare
 from torch_utils import distributed as dist
 from torch_utils.cli import Group, IntList
 from torch_utils.files import write_json
-from torch_utils.frechet import Moments, load_moments
+from torch_utils.frechet import Moments, check_fits, load_moments, local_file
 from torch_utils.options import OptionGroup, opt, options_of
 from torch_utils.report.page import Table, write_page
 from training.runs.curve import read_curve
@@ -178,16 +178,12 @@ def _reference(options: CompareOptions, pixels: int, device: Any) -> tuple[Momen
         if options.num_fid is not None:
             raise ValueError("--num-fid is for the Fréchet distance, which needs reference statistics: give --ref")
         return None, None
-    if not Path(options.ref).is_file():
+    path = local_file(options.ref)
+    if not Path(path).is_file():
         raise ValueError(f"there is no file {options.ref}: make reference statistics with `fid.py ref`")
-    reference = load_moments(options.ref)
+    reference = load_moments(path)
     extractor = load_features(reference.features or "pixels", None, device)
-    dim = extractor.dim or pixels
-    if len(reference.mu) != dim:
-        raise ValueError(
-            f"{options.ref} has {len(reference.mu)} features an image, '{extractor.name}' gives {dim} for these "
-            "images: give statistics of the data the network was trained on"
-        )
+    check_fits(options.ref, reference.features, len(reference.mu), extractor.name, extractor.dim or pixels)
     return reference, extractor
 
 

@@ -32,8 +32,8 @@ from samplers.planning.plan import SamplerOptions, build_plan
 from samplers.run import generate, image_shape, prepare
 from torch_utils import distributed as dist
 from torch_utils.cli import Group
-from torch_utils.files import download, write_json
-from torch_utils.frechet import Moments, check_fits, feature_stats, load_moments, save_moments
+from torch_utils.files import write_json
+from torch_utils.frechet import Moments, check_fits, feature_stats, load_reference, local_file, save_moments
 from torch_utils.images import to_uint8
 from torch_utils.misc import split_evenly
 from torch_utils.npz_images import NpzImages
@@ -219,13 +219,9 @@ def _dim(extractor: FeatureExtractor, source: Source) -> int:
 
 def _reference(options: CalcOptions, extractor: FeatureExtractor, dim: int) -> Moments:
     """Statistics from a file, or of reference images; refused where they do not fit features of `dim` numbers."""
-    path = options.ref
-    if path.startswith(("https://", "http://")):
-        path = dist.rank0_first(lambda: download(options.ref, verbose=dist.get_rank() == 0))
+    path = local_file(options.ref)
     if _holds_statistics(path):
-        moments = load_moments(path)
-        check_fits(options.ref, moments.features, len(moments.mu), extractor.name, dim)
-        return moments
+        return load_reference(path, extractor, dim, options.ref)
     source = _images(path, None, options.seed, options.batch)
     check_fits(options.ref, extractor.name, _dim(extractor, source), extractor.name, dim)
     return _moments(source, extractor, "reference")

@@ -23,8 +23,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from torch_utils.distributed import all_reduce_sum, broadcast_object
-from torch_utils.files import atomic_write
+from torch_utils.distributed import all_reduce_sum, broadcast_object, get_rank, rank0_first
+from torch_utils.files import atomic_write, download
 
 __all__ = [
     "Extractor",
@@ -34,6 +34,8 @@ __all__ = [
     "feature_stats",
     "frechet_distance",
     "load_moments",
+    "load_reference",
+    "local_file",
     "save_moments",
 ]
 
@@ -203,6 +205,24 @@ def save_moments(path: str | PathLike[str], moments: Moments) -> None:
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path, "wb") as f:
         np.savez(f, **arrays)
+
+
+def local_file(ref: str) -> str:
+    """The file of a reference: downloaded, by one process for all, where it is an address."""
+    if not ref.startswith(("https://", "http://")):
+        return ref
+    return str(rank0_first(lambda: download(ref, verbose=get_rank() == 0)))
+
+
+def load_reference(ref: str, extractor: Extractor, dim: int, name: str | None = None) -> Moments:
+    """Reference statistics of a file or an address, refused where they do not fit features of `dim` numbers.
+
+    Args:
+        name: what the user calls it, for messages.
+    """
+    moments = load_moments(local_file(ref))
+    check_fits(name or ref, moments.features, len(moments.mu), extractor.name, dim)
+    return moments
 
 
 def load_moments(path: str | PathLike[str]) -> Moments:

@@ -10,7 +10,7 @@ heads run in train mode, also in generator steps: batch statistics, and one powe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Self
 
@@ -26,7 +26,6 @@ __all__ = [
     "ProjectedDiscriminator",
     "Projector",
     "SpectralConv2d",
-    "class_embedding_from_features",
 ]
 
 EMBEDDING_DIM = 320  # the reference starts from pooled features of tf_efficientnet_lite0
@@ -122,18 +121,6 @@ class ProjectedDiscriminator(nn.Module):
         """Switch the gradients of the heads; those of the frozen parts stay off."""
         self.discriminators.requires_grad_(requires_grad)
         return self
-
-    @torch.no_grad()
-    def set_class_embedding(self, table: Tensor) -> None:
-        """Start the class table of every head from `table: [rows, embedding_dim]` instead of random numbers."""
-        for heads in self.discriminators.values():
-            for head in heads.mini_discs.values():
-                if table.shape != head.embed.weight.shape:
-                    raise ValueError(
-                        f"the class table has shape {list(table.shape)}, the heads need "
-                        f"{list(head.embed.weight.shape)}: set embedding_dim to its width"
-                    )
-                head.embed.weight.copy_(table)
 
 
 class FeatureNetwork(nn.Module):
@@ -302,30 +289,3 @@ class SpectralConv2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.conv2d(x, self.weight(), self.bias, self.stride, self.padding)
-
-
-@torch.no_grad()
-def class_embedding_from_features(
-    backbone: Backbone, batches: Iterable[tuple[Tensor, Tensor]], label_dim: int
-) -> Tensor:
-    """Class table from data: the mean over a class of the pooled last map of a backbone.
-
-    Args:
-        backbone: in eval mode.
-        batches: images `[B, C, H, W]` in [-1, 1] and one-hot labels `[B, label_dim]`.
-
-    Returns:
-        `[label_dim, backbone.channels[-1]]` float32, for `ProjectedDiscriminator.set_class_embedding`.
-    """
-    total = torch.zeros(label_dim, backbone.channels[-1], dtype=torch.float64)
-    count = torch.zeros(label_dim, 1, dtype=torch.float64)
-    for images, labels in batches:
-        pooled = backbone(images)[-1].mean(dim=(2, 3)).double().cpu()
-        labels = labels.double().cpu()
-        total += labels.T @ pooled
-        count += labels.sum(dim=0).unsqueeze(1)
-    if absent := (count == 0).flatten().nonzero().flatten().tolist():
-        raise ValueError(
-            f"{len(absent)} of {label_dim} classes have no image, first {absent[0]}: give images of every class"
-        )
-    return (total / count).float()

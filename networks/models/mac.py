@@ -1,7 +1,7 @@
 """MACNetwork: a denoiser together with the coefficient network that chooses its noise levels.
 
-As a network it is its denoiser V. `levels(noise, labels, sigmas)` turns nominal levels into the element-wise ones
-gamma(sigma; c), c = C(noise, labels), along which `samplers.solvers.elementwise` samples: x_i = data + gamma(sigma_i)
+As a network it is its denoiser V. `family.gamma` turns nominal levels into the element-wise ones gamma(sigma; c) with
+c = `coefficients(noise, labels)`, along which `samplers.solvers.elementwise` samples: x_i = data + gamma(sigma_i)
 * noise (Lee et al. 2024, arXiv 2404.14161). The nominal schedule it was trained with is part of it. V may live on
 another path than that of denoisers; levels are then those of the field in sigma coordinates.
 """
@@ -97,9 +97,3 @@ class MACNetwork(nn.Module):
     def coefficients(self, noise: Tensor, class_labels: Tensor | None = None) -> Tensor:
         """c `[B, 2 C M, H, W]` of unit noise `[B, C, H, W]`."""
         return self.C(noise, class_labels)
-
-    def levels(self, noise: Tensor, class_labels: Tensor | None, sigmas: Tensor | Sequence[float]) -> list[Tensor]:
-        """Maps `[B, C, H, W]` float64, one per nominal level; zeros where the level is 0."""
-        c = self.coefficients(noise, class_labels)
-        nominal = torch.as_tensor(sigmas, dtype=torch.float64).tolist()
-        return [self.family.gamma(torch.tensor(s, dtype=torch.float64), c) for s in nominal]

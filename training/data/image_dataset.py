@@ -225,10 +225,6 @@ class ImageDataset:
         return self._label_dim
 
     @property
-    def label_shape(self) -> list[int]:
-        return [self.label_dim]
-
-    @property
     def has_labels(self) -> bool:
         return self.label_dim > 0
 

@@ -22,8 +22,7 @@ from samplers.field import Facts
 from samplers.planning.plan import SamplerOptions, build_plan
 from samplers.run import generate
 from torch_utils import distributed as dist
-from torch_utils.files import download
-from torch_utils.frechet import Moments, check_fits, feature_stats, load_moments, save_moments
+from torch_utils.frechet import Moments, feature_stats, load_moments, load_reference, save_moments
 from torch_utils.images import to_uint8
 from torch_utils.misc import split_evenly
 from torch_utils.options import OptionGroup, opt, refuse
@@ -87,16 +86,11 @@ class FidMeter:
         """
         self.every, self._options, self._device, self._sampler = options.fid_every, options, device, sampler
         self._extractor = dist.rank0_first(lambda: load_features(options.fid_features, device=device))
-        if options.fid_ref == "auto":
+        ref, dim = options.fid_ref, self._extractor.dim or math.prod(dataset.image_shape)
+        if ref == "auto":
             self._reference = _of_data(refs, dataset, self._extractor)
         else:
-            path = options.fid_ref
-            if path.startswith(("https://", "http://")):
-                path = dist.rank0_first(lambda: download(options.fid_ref))
-            self._reference = load_moments(path)
-        dim = self._extractor.dim or math.prod(dataset.image_shape)
-        mu = self._reference.mu
-        check_fits(f"--fid-ref={options.fid_ref}", self._reference.features, len(mu), self._extractor.name, dim)
+            self._reference = load_reference(ref, self._extractor, dim, f"--fid-ref={ref}")
 
     def __call__(self, net: nn.Module) -> float:
         """Fréchet distance, the same number on every process."""

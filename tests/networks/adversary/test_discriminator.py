@@ -11,7 +11,6 @@ from networks.adversary.discriminator import (
     ProjectedDiscriminator,
     Projector,
     SpectralConv2d,
-    class_embedding_from_features,
 )
 from training.losses.adversarial import fake_loss, generator_loss, real_loss
 
@@ -215,22 +214,6 @@ def test_it_learns_to_tell_two_textures_apart():
     disc.eval()  # running statistics: within one batch of equal images the normalisation removes their difference
     real, fake = textures()
     assert disc(real)[0].mean() > disc(fake)[0].mean() + 0.5
-
-
-def test_class_table_from_data():
-    backbone = build_backbone("light", img_resolution=8)
-    images, labels = torch.rand(6, 3, 8, 8), torch.eye(3)[[0, 1, 2, 0, 0, 1]]
-    table = class_embedding_from_features(backbone, [(images[:4], labels[:4]), (images[4:], labels[4:])], 3)
-    pooled = backbone(images)[-1].mean((2, 3))
-    torch.testing.assert_close(table[1], (pooled[1] + pooled[5]) / 2)
-    torch.testing.assert_close(table[2], pooled[2])
-    disc = light(8, label_dim=3, embedding_dim=table.shape[1])
-    disc.set_class_embedding(table)
-    assert all(torch.equal(h.embed.weight, table) for h in disc.discriminators["light"].mini_discs.values())
-    with pytest.raises(ValueError, match=r"1 of 3 classes have no image, first 2"):
-        class_embedding_from_features(backbone, [(images[:2], labels[:2])], 3)
-    with pytest.raises(ValueError, match="set embedding_dim to its width"):
-        light(8, label_dim=3).set_class_embedding(table)
 
 
 @pytest.mark.parametrize(

@@ -38,8 +38,9 @@ def test_golden_class(case, tmp_path):
     assert len(dataset) == expect["length"]
     for name in ("name", "image_shape", "num_channels", "resolution"):
         assert getattr(dataset, name) == expect[name], name
-    for name in ("label_dim", "label_shape", "has_labels", "has_onehot_labels"):
+    for name in ("label_dim", "has_labels", "has_onehot_labels"):
         assert getattr(dataset, name) == expect[name], name
+    assert expect["label_shape"] == [dataset.label_dim]
     assert dataset.raw_idx.tolist() == expect["raw_idx"]
     assert dataset.xflip.astype(int).tolist() == expect["xflip"]
     images, labels = zip(*(dataset[i] for i in range(len(dataset))), strict=True)
