@@ -246,7 +246,7 @@ def make(
     took = time.time() - start
     where = ", ".join(str(p) for p in ([targets.outdir] if targets.outdir else []) + targets.joint)
     if plan.evaluations:
-        dist.print0(f"NFE:      {sum(plan.evaluations) / len(plan.evaluations):.4g} on average over batches")
+        dist.print0(f"NFE:      {sum(plan.evaluations) / len(plan.evaluations):.4g} on average over images")
     dist.print0(f"{len(seeds)} images in {format_time(took)} ({len(seeds) / took:.3g} per second): {where}")
 
 

@@ -138,7 +138,7 @@ class Recorder:
     Attributes (B first, so that batches can be joined):
         x: `[B, N+1, ...]` the state before each step, then the result.
         drift: `[B, N, ...]` the drift first used in each step.
-        sigmas: `[B, N+1]` the noise levels of `x`.
+        sigmas: `[B, N+1]` the noise levels of `x`; of an adaptive solver those that arrive early stay at the last.
     """
 
     def __init__(self, sampler: Callable[..., Tensor]) -> None:
@@ -150,14 +150,15 @@ class Recorder:
         def trace(step: Step) -> None:
             x.append(step.x.float().cpu())
             drift.append(step.drift.float().cpu())
-            sigmas.append(float(step.level.mean()))  # of a map, about its level
+            level = step.level.double().cpu()  # [], [B], or a map [B, ...], of which this is about the level
+            sigmas.append((level.reshape(len(level), -1).mean(1) if level.ndim else level).expand(len(step.x)))
 
         images = self.sampler(net, noise, class_labels, trace=trace, **kwargs)
         levels = getattr(self.sampler, "sigmas", None)
-        end = 0.0 if levels is None or sigmas[-1] <= float(levels[-1]) else float(levels[-1])
+        end = 0.0 if levels is None or bool((sigmas[-1] <= levels[-1]).all()) else float(levels[-1])
         self.x = torch.stack([*x, images.float().cpu()], dim=1)
         self.drift = torch.stack(drift, dim=1)
-        self.sigmas = torch.tensor([*sigmas, end], dtype=torch.float64).expand(len(images), -1)
+        self.sigmas = torch.stack([*sigmas, torch.full_like(sigmas[-1], end)], dim=1)
         return images
 
 

@@ -84,7 +84,7 @@ class Plan:
         chosen: where the levels come from, of kinds that step over some.
         prior: start distribution by name, for whoever draws the noise (`samplers.run.generate`); None: unit noise.
         guidance: arguments of `samplers.guidance.guide`.
-        evaluations: network evaluations of every batch so far, where the solver chooses its steps.
+        evaluations: network evaluations of every image so far, where the solver chooses its steps.
     """
 
     kind: str

@@ -64,7 +64,10 @@ def plan_adaptive(request: Request) -> Plan:
         solver=entry.name,
         sigmas=levels,
         sampler=functools.partial(
-            sample, sigmas=levels, solver=entry.name, count=lambda made: evaluations.append(calls * (made + more))
+            sample,
+            sigmas=levels,
+            solver=entry.name,
+            count=lambda made: evaluations.extend(calls * (n + more) for n in made),
         ),
         title=f"{entry.name}, rtol {used['rtol']:g}, atol {used['atol']:g}{said(ends)}",
         schedule=f"chosen by the solver, from {levels[0]:.4g} to {levels[-1]:.4g}",

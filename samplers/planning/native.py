@@ -31,7 +31,7 @@ def plan_native(request: Request) -> Plan:
     used = {name: value for name, value in entry.resolve(options).items() if value is not None}
     evaluations: list[int] = []
     calls = request.field.facts.calls
-    counted = {"count": lambda made: evaluations.append(calls * made)} if adaptive else {}
+    counted = {"count": lambda made: evaluations.extend(calls * n for n in made)} if adaptive else {}
     own, equal = "chosen by the solver, from t = 1 to 0", f"{count_of(steps, 'equal step')} from t = 1 to 0"
     return Plan(
         kind="native",

@@ -160,8 +160,8 @@ class MethodOptions:
     lower_order_final: bool | None = _switch("dpmpp, unipc: lower order in the last steps [default: True]")
     variant: str | None = opt(None, "unipc: [default: bh2]", choices=["bh1", "bh2"])
     deis_mode: str | None = opt(None, "deis: [default: tab]", choices=["tab", "rhoab"])
-    rtol: float | None = _number("dopri5, rk45, rk23, dop853: relative tolerance [default: 1e-5]", above=0)
-    atol: float | None = _number("dopri5, rk45, rk23, dop853: absolute tolerance [default: 1e-5]", above=0)
+    rtol: float | None = _number("Adaptive solvers: relative tolerance of every image [default: 1e-5]", above=0)
+    atol: float | None = _number("Adaptive solvers: absolute tolerance of every image [default: 1e-5]", above=0)
 
 
 @dataclass(frozen=True, kw_only=True)

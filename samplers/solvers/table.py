@@ -40,6 +40,9 @@ SOLVERS: dict[str, Solver] = {
         Solver("rk45", "adaptive", adaptive=True),
         Solver("rk23", "adaptive", adaptive=True),
         Solver("dop853", "adaptive", adaptive=True),
+        Solver("radau", "adaptive", adaptive=True),
+        Solver("bdf", "adaptive", adaptive=True),
+        Solver("lsoda", "adaptive", adaptive=True),
     )
 }
 

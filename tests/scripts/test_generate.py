@@ -223,7 +223,7 @@ def test_guidance(run):
 def test_a_solver_that_chooses_its_steps_says_what_it_took(run):
     output = ok(run("--npz=a.npz --seeds=0-2 --solver=dopri5 --rtol=1e-2 --atol=1e-2"))
     assert "known after sampling" in output
-    assert "on average over batches" in output
+    assert "on average over images" in output
 
 
 @pytest.mark.parametrize(
@@ -399,4 +399,4 @@ def test_evaluations_of_an_adaptive_solver_are_said_afterwards(tmp_path):
     result = CliRunner().invoke(generate.main, [*args, "--solver=dopri5", "--rtol=1e-3"], catch_exceptions=False)
     assert result.exit_code == 0, result.output
     assert "known after sampling" in result.output
-    assert "on average over batches" in result.output
+    assert "on average over images" in result.output

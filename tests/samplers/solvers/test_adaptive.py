@@ -2,21 +2,27 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
-from solver_variants import counted, curved
+from scipy.integrate import solve_ivp
+from solver_variants import curved
 
 from samplers import SOLVERS, Field, sample
+from samplers.guidance import guide
 from samplers.path import VE, Linear
 from samplers.planning.plan import SamplerOptions, build_plan
 from samplers.run import Recorder
+from torch_utils.misc import expand_to
 
 ADAPTIVE = [name for name, solver in SOLVERS.items() if solver.adaptive]
+EXPLICIT = ["dopri5", "rk45", "rk23", "dop853"]
+IMPLICIT = ["radau", "bdf", "lsoda"]
 
 
 def gaussian_velocity(x, t, class_labels=None, s=0.5):
     """Velocity of N(0, s^2) data with independent unit noise: x_t scales like sqrt(V(t))."""
-    t = torch.as_tensor(t, dtype=x.dtype)
+    t = expand_to(torch.as_tensor(t, dtype=x.dtype), x)
     return x * (t - (1 - t) * s**2) / (t**2 + (1 - t) ** 2 * s**2)
 
 
@@ -25,24 +31,25 @@ def flow(s=0.5):
 
 
 def test_registry():
-    assert {"dopri5", "rk45", "rk23", "dop853"} == set(ADAPTIVE)
+    assert {*EXPLICIT, *IMPLICIT} == set(ADAPTIVE)
 
 
 @pytest.mark.parametrize("solver", ADAPTIVE)
 @pytest.mark.parametrize("tolerance", [1e-3, 1e-6])
 def test_native_time_to_zero(solver, tolerance):
     """The exact flow of the Gaussian ends at s z; the model is a velocity, so level 0 is integrated to."""
-    z, counts, seen = torch.randn(6, 2, 3, dtype=torch.float64), [], []
+    z, counts, seen = torch.randn(4, 2, 2, dtype=torch.float64), [], []
 
     def velocity(x, t, labels=None):
-        seen.append(float(t))
+        seen.extend(t.tolist())
         return gaussian_velocity(x, t)
 
     out = SOLVERS[solver].fn(
-        Field(velocity, Linear(), "velocity"), z, [1.0, 0.0], rtol=tolerance, atol=tolerance, count=counts.append
+        Field(velocity, Linear(), "velocity"), z, [1.0, 0.0], rtol=tolerance, atol=tolerance, count=counts.extend
     )
     assert (out - 0.5 * z).abs().max() < 100 * tolerance
-    assert counts == [len(seen)]
+    assert len(counts) == len(z)
+    assert sum(counts) == len(seen)  # one level per sample and call
     assert min(seen) >= 0
     assert max(seen) <= 1
 
@@ -51,11 +58,84 @@ def test_native_time_to_zero(solver, tolerance):
 def test_tighter_tolerances_cost_more_and_err_less(solver):
     z, errors, counts = torch.randn(6, 3, dtype=torch.float64), [], []
     for tolerance in (1e-3, 1e-5, 1e-7):
-        out = SOLVERS[solver].fn(flow(), z, [1.0, 0.0], rtol=tolerance, atol=tolerance, count=counts.append)
+        out = SOLVERS[solver].fn(
+            flow(), z, [1.0, 0.0], rtol=tolerance, atol=tolerance, count=lambda made: counts.append(sum(made))
+        )
         errors.append(float((out - 0.5 * z).abs().max()))
     assert counts == sorted(counts)
     assert counts[0] < counts[2]
     assert errors[2] < errors[0] / 10
+
+
+def stiffer(x, sigma, class_labels=None):
+    """Every sample of the batch needs steps of its own."""
+    return torch.tanh(3 * x) * 0.9 + (0 if class_labels is None else class_labels.sum(-1, keepdim=True))
+
+
+@pytest.mark.parametrize("solver", ADAPTIVE)
+@pytest.mark.parametrize("tolerance", [1e-2, 1e-5])
+def test_a_sample_does_not_depend_on_its_batch(solver, tolerance):
+    z = torch.randn(5, 3, dtype=torch.float64) * torch.tensor([[0.1], [1], [3], [0.5], [2]])
+    labels, how, counts, alone = torch.rand(5, 2, dtype=torch.float64), {"rtol": tolerance, "atol": tolerance}, [], []
+    together = sample(stiffer, z, [9.0, 0.05, 0.0], solver=solver, class_labels=labels, count=counts.extend, **how)
+    for i in range(5):
+        one = slice(i, i + 1)
+        out = sample(
+            stiffer, z[one], [9.0, 0.05, 0.0], solver=solver, class_labels=labels[one], count=alone.extend, **how
+        )
+        torch.testing.assert_close(out, together[one], rtol=1e-9, atol=1e-9)
+    assert counts == alone
+    assert len(set(counts)) > 1
+
+
+@pytest.mark.parametrize(
+    ("solver", "method"), [(n, {"dopri5": "RK45", "radau": "Radau"}.get(n, n.upper())) for n in ADAPTIVE]
+)
+@pytest.mark.parametrize("tolerance", [1e-2, 1e-6])
+def test_steps_are_those_of_scipy(solver, method, tolerance):
+    z, field, counts = torch.randn(3, 4, dtype=torch.float64) * 9, Field(stiffer, VE()), []
+    how = {"rtol": tolerance, "atol": tolerance}
+    out = SOLVERS[solver].fn(field, z, [9.0, 0.05], count=counts.extend, **how)
+    made = []
+
+    def drift(t, y):
+        made.append(t)
+        return field.drift(torch.from_numpy(y.copy())[None], torch.tensor(t, dtype=torch.float64))[0].numpy()
+
+    for row, result, count in zip(z, out, counts, strict=True):
+        reference = solve_ivp(drift, (9.0, 0.05), row.numpy(), method=method, **how)
+        np.testing.assert_allclose(result, reference.y[:, -1], rtol=1e-9, atol=1e-9)
+        assert count == len(made)
+        made.clear()
+
+
+class Rounding(torch.nn.Module):
+    """A float32 network whose last digits depend on the batch size, as those of matrix products do."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(4))
+
+    def forward(self, x, sigma, class_labels=None):
+        data = stiffer(x.float() * self.weight, sigma)
+        return data * (1 + 2**-23 * ((torch.arange(4) + len(x)) % 3 - 1))
+
+
+@pytest.mark.parametrize("solver", EXPLICIT)
+@pytest.mark.parametrize("wrap", [Field, lambda net: Field(net).ve(), lambda net: guide(net, guidance_type="uncond")])
+def test_rounding_of_the_network_is_not_amplified(solver, wrap):
+    z, field = torch.randn(6, 4, dtype=torch.float64), wrap(Rounding())
+    with torch.no_grad():
+        whole = sample(field, z, [80.0, 0.002], solver=solver, rtol=1e-2, atol=1e-2)
+        alone = torch.cat(
+            [sample(field, z[i : i + 1], [80.0, 0.002], solver=solver, rtol=1e-2, atol=1e-2) for i in range(6)]
+        )
+    torch.testing.assert_close(whole, alone, rtol=0, atol=2e-4)
+
+
+def test_implicit_methods_refuse_what_they_cannot_hold():
+    with pytest.raises(ValueError, match="matrix of 10443 x 10443"):
+        sample(curved, torch.randn(1, 3, 59, 59), [5.0, 0.1], solver="bdf")
 
 
 @pytest.mark.parametrize("solver", ADAPTIVE)
@@ -64,15 +144,21 @@ def test_sigma_coordinates(solver):
     s, z = 0.5, torch.randn(5, 4, dtype=torch.float64)
 
     def denoise(y, sigma, labels=None):
-        return y * s**2 / (s**2 + sigma**2)
+        return y * s**2 / (s**2 + expand_to(torch.as_tensor(sigma), y) ** 2)
 
     out = sample(denoise, z, [80.0, 0.002], solver=solver, rtol=1e-7, atol=1e-7)
     exact = 80 * z * math.sqrt((s**2 + 0.002**2) / (s**2 + 80**2))
     torch.testing.assert_close(out, exact, rtol=1e-4, atol=1e-5)
-    calls, counts = counted(denoise), []
-    ended = sample(calls, z, [80.0, 0.002, 0.0], solver=solver, rtol=1e-7, atol=1e-7, count=counts.append)
+    sizes, counts = [], []
+
+    def calls(y, sigma, labels=None):
+        sizes.append(len(y))
+        return denoise(y, sigma)
+
+    ended = sample(calls, z, [80.0, 0.002, 0.0], solver=solver, rtol=1e-7, atol=1e-7, count=counts.extend)
     torch.testing.assert_close(ended, denoise(exact, 0.002), rtol=1e-4, atol=1e-5)
-    assert counts == [calls.calls]
+    assert sum(counts) == sum(sizes)
+    assert solver in IMPLICIT or len(sizes) == max(counts)  # together: as many calls as the slowest sample needs
 
 
 def test_coordinates_agree():
@@ -86,17 +172,20 @@ def test_coordinates_agree():
 @pytest.mark.parametrize("solver", ADAPTIVE)
 def test_trace_follows_the_solvers_own_steps(solver):
     z, steps, counts = torch.randn(3, 2, dtype=torch.float64), [], []
-    SOLVERS[solver].fn(flow(), z, [1.0, 0.0], trace=steps.append, count=counts.append)
+    SOLVERS[solver].fn(flow(), z, [1.0, 0.0], trace=steps.append, count=counts.extend)
     assert [s.i for s in steps] == list(range(len(steps)))
-    assert len(steps) * (2 if solver == "rk23" else 5) < counts[0]
-    levels = [float(s.level) for s in steps]
-    assert levels[0] == 1
-    assert levels == sorted(levels, reverse=True)
+    if solver in EXPLICIT:
+        assert len(steps) * (2 if solver == "rk23" else 5) < max(counts)
+    levels = torch.stack([s.level for s in steps])
+    assert (levels[0] == 1).all()
+    assert (levels.diff(dim=0) <= 0).all()  # samples that take no step stand still
+    assert (levels.diff(dim=0) < 0).any(dim=1).all()
     torch.testing.assert_close(steps[0].x, z)
     for s in steps:  # state, drift and clean estimate belong together, and the state is on the exact trajectory
         torch.testing.assert_close(s.drift, gaussian_velocity(s.x, s.level))
-        torch.testing.assert_close(s.data, s.x - s.level * s.drift)
-        exact = z * (s.level**2 + (1 - s.level) ** 2 * 0.25).sqrt()
+        t = s.level[:, None]
+        torch.testing.assert_close(s.data, s.x - t * s.drift)
+        exact = z * (t**2 + (1 - t) ** 2 * 0.25).sqrt()
         torch.testing.assert_close(s.x, exact, rtol=1e-3, atol=1e-3)
 
 
@@ -144,7 +233,7 @@ def test_bad_input(solver, levels, options, message):
 @pytest.mark.parametrize("solver", ADAPTIVE)
 def test_a_field_that_is_not_finite(solver):
     def broken(x, sigma, labels=None):
-        return torch.where(torch.as_tensor(sigma) < 1, torch.nan, 0.5) * x
+        return torch.where(expand_to(torch.as_tensor(sigma), x) < 1, torch.nan, 0.5) * x
 
     with pytest.raises(ValueError, match="cannot go on"):
         sample(broken, torch.randn(2, 3, dtype=torch.float64), [5.0, 0.1], solver=solver)
@@ -155,10 +244,10 @@ def test_a_field_that_is_not_finite(solver):
 
 
 class Denoiser:
-    label_dim, sigma_min, sigma_max, calls = 0, 0.0, math.inf, 0
+    label_dim, sigma_min, sigma_max, samples = 0, 0.0, math.inf, 0
 
     def __call__(self, x, sigma, class_labels=None):
-        self.calls += 1
+        self.samples += len(x)
         return curved(x, sigma)
 
     def round_sigma(self, sigma):
@@ -166,7 +255,7 @@ class Denoiser:
 
 
 @pytest.mark.parametrize("solver", ADAPTIVE)
-def test_plan_counts_every_batch(solver):
+def test_plan_counts_every_image(solver):
     net = Denoiser()
     options = {"solver": solver, "rtol": 1e-3, "atol": 1e-3, "denoise_to_zero": True}
     plan = build_plan(net, SamplerOptions(**options))
@@ -175,8 +264,8 @@ def test_plan_counts_every_batch(solver):
     assert "known after sampling" in str(plan)
     for _ in range(2):
         plan(net, torch.randn(3, 4))
-    assert sum(plan.evaluations) == net.calls
-    assert len(plan.evaluations) == 2
+    assert len(plan.evaluations) == 6
+    assert sum(plan.evaluations) == net.samples
 
 
 def test_recorded_trajectory_of_a_plan():
@@ -216,11 +305,11 @@ def test_plan_counts_the_exact_start():
         path, predicts, start = "linear", "velocity", "exact"
 
         def __call__(self, x, t, class_labels=None):
-            self.calls += 1
+            self.samples += len(x)
             return gaussian_velocity(x, t)
 
     net, z = Flow(), torch.randn(3, 4, dtype=torch.float64)
     plan = build_plan(net, SamplerOptions(solver="dopri5", coordinates="sigma", rtol=1e-7, atol=1e-7))
     out = plan(net, z)
-    assert plan.evaluations == [net.calls]
+    assert sum(plan.evaluations) == net.samples
     torch.testing.assert_close(out, 0.5 * z, rtol=0, atol=1e-2)  # sigma_min is left in
