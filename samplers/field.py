@@ -93,12 +93,13 @@ class Facts:
             return default if value is None else value
 
         path, label_dim, channels = said("path", "ve"), said("label_dim"), said("img_channels")
+        path = path if isinstance(path, Path) else PATHS[path](**said("path_options", {}))
         shape, size = said("sample_shape"), said("img_resolution")
         if shape is None and None not in (channels, size):
             shape = (channels, size, size)
         return cls(
             model=net,
-            path=path if isinstance(path, Path) else PATHS[path](),
+            path=path,
             predicts=said("predicts", "data"),
             shape=None if shape is None else tuple(shape),
             pixels=channels in (1, 3) and not said("latent", False),
@@ -129,7 +130,7 @@ class Field:
         net: `net(x, level, class_labels) -> [B, ...]`, the quantity named by `predicts`. A plain callable
             `D(x, sigma, labels)` counts as a VE denoiser.
         path: interpolation path; default: that of the facts.
-        predicts: "data", "noise" or "velocity"; default: that of the facts.
+        predicts: "data", "noise", "velocity" or "score"; default: that of the facts.
         class_labels: `[B, label_dim]` or None, passed as the third argument of every call.
         cond: further keyword arguments of every call.
         facts: what else is known of the model; default: read from `net`.
@@ -147,8 +148,8 @@ class Field:
         path = facts.path if self.path is None else self.path
         object.__setattr__(self, "path", PATHS[path]() if isinstance(path, str) else path)
         object.__setattr__(self, "predicts", self.predicts or facts.predicts)
-        if self.predicts not in ("data", "noise", "velocity"):
-            raise ValueError(f"a network predicts data, noise or velocity, not '{self.predicts}'")
+        if self.predicts not in ("data", "noise", "velocity", "score"):
+            raise ValueError(f"a network predicts data, noise, velocity or score, not '{self.predicts}'")
         object.__setattr__(self, "facts", replace(facts, path=self.path, predicts=self.predicts))
 
     @property
@@ -162,10 +163,16 @@ class Field:
 
     def ve(self) -> Field:
         """This model in VE coordinates: a denoiser D(x; s) of x = data + s * noise."""
-        if isinstance(self.path, VE):
-            return self
-        facts = replace(self.facts, native=self)
-        return Field(_VEDenoiser(self), VE(), "data", self.class_labels, self.cond, facts)
+        return self.on(VE())
+
+    def on(self, path: Path) -> Field:
+        """This model on another path: one that predicts clean data at the states of that path."""
+        own = self.native()
+        for same in (self, own):
+            if same.path == path:
+                return same
+        facts = replace(self.facts, native=own)
+        return Field(_DataPredictor(own, path), path, "data", self.class_labels, self.cond, facts)
 
     def native(self) -> Field:
         """This model in the coordinates it was trained in: what a view (`ve`) was made from, else itself."""
@@ -186,22 +193,32 @@ class Field:
         if self.predicts == "velocity":
             return self.data_of_velocity(p, x, level)
         t = expand_to(level, x)
-        return (x - self.path.sigma(t) * p) / self.path.alpha(t)
+        sigma = self.path.sigma(t)
+        return (x + sigma**2 * p if self.predicts == "score" else x - sigma * p) / self.path.alpha(t)
 
     def noise(self, x: Tensor, level: Tensor) -> Tensor:
         t = expand_to(level, x)
         if self.predicts == "noise":
             return self._predict(x, level)
+        if self.predicts == "score":
+            return -self.path.sigma(t) * self._predict(x, level)
         if self.predicts == "data":
             return (x - self.path.alpha(t) * self._predict(x, level)) / self.path.sigma(t)
-        alpha, sigma = self.path.alpha(t), self.path.sigma(t)
-        d_alpha, d_sigma = self.path.d_alpha(t), self.path.d_sigma(t)
-        return (alpha * self._predict(x, level) - d_alpha * x) / (alpha * d_sigma - d_alpha * sigma)
+        return self.noise_of_velocity(self._predict(x, level), x, level)
 
     def velocity(self, x: Tensor, level: Tensor) -> Tensor:
         if self.predicts == "velocity":  # short cut: going through data and back loses digits near the ends
             return self._predict(x, level)
         return self.velocity_of(self.data(x, level), x, level)
+
+    def velocity_and_noise(self, x: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
+        """Both by one network call: what stochastic samplers need, the score being -noise / sigma."""
+        if self.predicts == "velocity":
+            v = self._predict(x, level)
+            return v, self.noise_of_velocity(v, x, level)
+        noise, t = self.noise(x, level), expand_to(level, x)
+        alpha, sigma = self.path.alpha(t), self.path.sigma(t)
+        return self.path.d_alpha(t) * (x - sigma * noise) / alpha + self.path.d_sigma(t) * noise, noise
 
     drift = velocity
 
@@ -220,6 +237,13 @@ class Field:
         d_alpha, d_sigma = self.path.d_alpha(t), self.path.d_sigma(t)
         return (d_sigma * x - sigma * velocity) / (alpha * d_sigma - d_alpha * sigma)
 
+    def noise_of_velocity(self, velocity: Tensor, x: Tensor, level: Tensor) -> Tensor:
+        """The noise that belongs to a velocity already at hand: no network call."""
+        t = expand_to(level, x)
+        alpha, sigma = self.path.alpha(t), self.path.sigma(t)
+        d_alpha, d_sigma = self.path.d_alpha(t), self.path.d_sigma(t)
+        return (alpha * velocity - d_alpha * x) / (alpha * d_sigma - d_alpha * sigma)
+
     def velocity_of(self, data: Tensor, x: Tensor, level: Tensor) -> Tensor:
         """The velocity that belongs to a clean estimate already at hand: no network call."""
         t = expand_to(level, x)
@@ -234,13 +258,14 @@ def as_field(net: Field | Callable[..., Tensor]) -> Field:
     return net if isinstance(net, Field) else Field(net)
 
 
-class _VEDenoiser:
-    """D(x; s) of a model that lives on another path: x_t = alpha * x_ve at the time where sigma / alpha = s."""
+class _DataPredictor:
+    """Clean estimates at the states of another path, x_a / alpha_a = x_b / alpha_b where sigma / alpha is the same."""
 
-    def __init__(self, inner: Field) -> None:
-        self.inner = inner
+    def __init__(self, inner: Field, path: Path) -> None:
+        self.inner, self.path = inner, path
 
-    def __call__(self, x: Tensor, s: Tensor, class_labels: Tensor | None = None, **cond: Any) -> Tensor:
-        t = self.inner.path.time_of(torch.as_tensor(s, dtype=torch.float64, device=x.device))
-        alpha = expand_to(self.inner.path.alpha(t), x).to(x.dtype)
-        return replace(self.inner, class_labels=class_labels, cond=cond).data(alpha * x, t.to(x.dtype))
+    def __call__(self, x: Tensor, t: Tensor, class_labels: Tensor | None = None, **cond: Any) -> Tensor:
+        t = torch.as_tensor(t, dtype=torch.float64, device=x.device)
+        own = self.inner.path.time_of(self.path.level_at(t))
+        scale = expand_to(self.inner.path.alpha(own) / self.path.alpha(t), x).to(x.dtype)
+        return replace(self.inner, class_labels=class_labels, cond=cond).data(scale * x, own.to(x.dtype))

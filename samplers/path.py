@@ -22,7 +22,7 @@ from torch_utils.misc import expand_to
 
 __all__ = ["PATHS", "VE", "VP", "BrownianBridge", "Kind", "Linear", "Path", "Trig"]
 
-Kind = Literal["data", "noise", "velocity"]
+Kind = Literal["data", "noise", "velocity", "score"]
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,11 @@ class Path:
         """The VE noise level sigma(t) / alpha(t), the inverse of `time_of`."""
         return self.sigma(t) / self.alpha(t)
 
+    def score_gain(self, t: Tensor) -> Tensor:
+        """q(t) in velocity = (d alpha / alpha) x - q score, never negative: sigma d sigma - sigma^2 d alpha / alpha."""
+        sigma = self.sigma(t)
+        return sigma * self.d_sigma(t) - sigma.square() * self.d_alpha(t) / self.alpha(t)
+
     def mix(self, data: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """x_t; `t` follows the noise-level rule."""
         t = expand_to(t, data)
@@ -59,6 +64,8 @@ class Path:
         if kind == "velocity":
             t = expand_to(t, data)
             return self.d_alpha(t) * data + self.d_sigma(t) * noise
+        if kind == "score":
+            return -noise / self.sigma(expand_to(t, data))
         return data if kind == "data" else noise
 
 

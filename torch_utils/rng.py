@@ -19,6 +19,7 @@ import torch
 
 __all__ = ["BLOCK", "BatchRNG", "PerSampleRNG", "TorchRNG", "fold_seed"]
 
+_SHARED = 1 << 32  # in the place of a block: what all positions of a step share
 BLOCK = 64  # positions per generator of BatchRNG; part of the definition of the stream, never change it
 
 
@@ -46,6 +47,14 @@ class TorchRNG:
 
     def randn_like(self, x: torch.Tensor) -> torch.Tensor:
         return self.randn(x.shape, dtype=x.dtype)
+
+    def rand_shared(self) -> torch.Tensor:
+        """One uniform number for the whole batch, `[]`."""
+        return torch.rand([], device=self.device, generator=self.generator)
+
+    def positions(self, batch: int) -> range:
+        """Places in the global batch of the `batch` rows that are drawn for."""
+        return range(batch)
 
 
 class _SplitRNG(TorchRNG):
@@ -116,3 +125,11 @@ class BatchRNG(_SplitRNG):
         generators = [torch.Generator(device).manual_seed(fold_seed(seed, counter, b, stream)) for b in blocks]
         keep = [slice(max(start - b * BLOCK, 0), min(stop - b * BLOCK, BLOCK)) for b in blocks]
         super().__init__(generators, [BLOCK] * len(generators), keep, device)
+        self.rows = range(start, stop)
+        self._shared = torch.Generator(device).manual_seed(fold_seed(seed, counter, _SHARED, stream))
+
+    def rand_shared(self) -> torch.Tensor:
+        return torch.rand([], device=self.device, generator=self._shared)
+
+    def positions(self, batch: int) -> range:
+        return self.rows

@@ -283,7 +283,7 @@ class Transformer(nn.Module):
             ElementTimeEmbedder(patch_size, in_channels, width) if element_times else TimeEmbedder(width)
         )
         self.y_embedder = LabelEmbedder(label_dim, width, label_dropout) if label_dim else None
-        self.pos_embed = nn.Parameter(position_table(width, self.grid)[None], requires_grad=False)
+        self.register_buffer("pos_embed", position_table(width, self.grid)[None])  # never trained
         self.blocks = nn.ModuleList(_Block(width, num_heads, int(width * mlp_ratio)) for _ in range(depth))
         self.final_layer = _Final(width, patch_size**2 * outputs)
 

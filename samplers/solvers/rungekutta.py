@@ -1,5 +1,6 @@
-"""Explicit Runge-Kutta solvers of order 3 and 4 with fixed steps, for any field in any coordinates.
+"""Explicit Runge-Kutta solvers with fixed steps, for any field in any coordinates.
 
+- `midpoint` and `heun2`, order 2; `heun3`, order 3, nodes 0, 1/3, 2/3.
 - `ssprk3`: strong-stability-preserving, three stages (Shu and Osher 1988): nodes 0, 1, 1/2, weights 1/6, 1/6, 2/3. The
   published samplers of IDFF run it inside of a stochastic solver whose noise is 0.
 - `rk4`: the 3/8 rule, four stages, which fixed-step solvers of common libraries mean by this name.
@@ -19,7 +20,7 @@ from samplers.field import Field
 from samplers.path import VE
 from samplers.solvers.base import Step, combine, evaluate, network_levels, read_levels
 
-__all__ = ["rk4", "ssprk3"]
+__all__ = ["heun2", "heun3", "midpoint", "rk4", "ssprk3"]
 
 
 class _Tableau(NamedTuple):
@@ -30,6 +31,9 @@ class _Tableau(NamedTuple):
     weights: tuple[float, ...]
 
 
+_MIDPOINT = _Tableau((1 / 2,), ((1 / 2,),), (0, 1))
+_HEUN2 = _Tableau((1,), ((1,),), (1 / 2, 1 / 2))
+_HEUN3 = _Tableau((1 / 3, 2 / 3), ((1 / 3,), (0, 2 / 3)), (1 / 4, 0, 3 / 4))
 _SSPRK3 = _Tableau((1, 1 / 2), ((1,), (1 / 4, 1 / 4)), (1 / 6, 1 / 6, 2 / 3))
 _RK4 = _Tableau((1 / 3, 2 / 3, 1), ((1 / 3,), (-1 / 3, 1), (1, -1, 1)), (1 / 8, 3 / 8, 3 / 8, 1 / 8))
 
@@ -56,6 +60,42 @@ def _runge_kutta(
             drifts.append(field.drift(combine(x, 1, [h * w for w in row], drifts), node))
         x = combine(x, 1, [h * w for w in tableau.weights], drifts)
     return x
+
+
+def midpoint(
+    field: Field,
+    x: Tensor,
+    levels: Tensor | Sequence[float | Tensor],
+    *,
+    first: Tensor | None = None,
+    trace: Callable[[Step], Any] | None = None,
+) -> Tensor:
+    """Order 2, two evaluations per step."""
+    return _runge_kutta(field, x, levels, _MIDPOINT, first, trace)
+
+
+def heun2(
+    field: Field,
+    x: Tensor,
+    levels: Tensor | Sequence[float | Tensor],
+    *,
+    first: Tensor | None = None,
+    trace: Callable[[Step], Any] | None = None,
+) -> Tensor:
+    """Order 2, two evaluations per step, the second at its end: `heun` where a field is defined at level 0."""
+    return _runge_kutta(field, x, levels, _HEUN2, first, trace)
+
+
+def heun3(
+    field: Field,
+    x: Tensor,
+    levels: Tensor | Sequence[float | Tensor],
+    *,
+    first: Tensor | None = None,
+    trace: Callable[[Step], Any] | None = None,
+) -> Tensor:
+    """Order 3, three evaluations per step."""
+    return _runge_kutta(field, x, levels, _HEUN3, first, trace)
 
 
 def ssprk3(

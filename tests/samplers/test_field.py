@@ -116,8 +116,8 @@ def test_plain_callable_is_a_ve_denoiser():
 
 
 def test_unknown_prediction():
-    with pytest.raises(ValueError, match="not 'score'"):
-        Field(lambda *a: None, "ve", "score")
+    with pytest.raises(ValueError, match="not 'energy'"):
+        Field(lambda *a: None, "ve", "energy")
 
 
 @pytest.mark.parametrize("name", ["linear", "trig", "vp"])

@@ -25,10 +25,11 @@ from torch import Tensor
 
 from samplers.path import Linear, Path
 from torch_utils.misc import expand_to
+from torch_utils.rng import TorchRNG
 
 __all__ = [
-    "COMPENSATION", "PREDICTIONS", "SPLITS", "WEIGHTS", "InterpolantLoss", "Target", "compensated", "make_times",
-    "score_gain", "split_shape",
+    "COMPENSATION", "PREDICTIONS", "SPLITS", "WEIGHTS", "InterpolantLoss", "Target", "Times", "compensated",
+    "draw_times", "make_times", "split_shape",
 ]  # fmt: skip
 
 PREDICTIONS = ("velocity", "noise", "score")
@@ -77,6 +78,45 @@ def make_times(
     return torch.lerp(shared.expand_as(own), own, progress) if blend else own
 
 
+class Times(NamedTuple):
+    """Times `[N, ...]` in this project's direction, and which samples keep times of their own, `[N]` bool."""
+
+    t: Tensor
+    asynchronous: Tensor
+
+
+def draw_times(
+    rng: TorchRNG,
+    shape: Sequence[int],
+    split: str | None,
+    interval: tuple[float, float],
+    *,
+    halves: bool = True,
+    blend: bool = True,
+) -> Times:
+    """Times of a training batch; draws s, then a, then p.
+
+    Every second position of the global batch keeps times of its own: half of it, as published, and half of what each
+    process has.
+
+    Args:
+        rng: of the batch.
+        shape: of the batch, `[N, C, H, W]`.
+        split: key of SPLITS; None: one uniform time per sample.
+        interval: times at the noise and at the data, see `time_interval`.
+        halves, blend: as of `make_times`.
+    """
+    shared = rng.rand([shape[0], *[1] * (len(shape) - 1)])
+    own_rows = torch.tensor([p % 2 == 1 or not halves for p in rng.positions(shape[0])], device=shared.device)
+    first, last = 1 - interval[0], 1 - interval[1]  # make_times counts from the noise
+    if split is None:
+        return Times(1 - (first + (last - first) * shared), torch.zeros_like(own_rows))
+    own = rng.rand(split_shape(split, shape))
+    progress = rng.rand_shared() if blend else 1.0
+    u = make_times(shared, own, progress, own_rows, halves=halves, blend=blend, interval=(first, last))
+    return Times(1 - u, own_rows)
+
+
 def compensated(target: Tensor, data: Tensor, x_t: Tensor, rows: Tensor) -> Tensor:
     """The velocity target with the part of the way to the data that is orthogonal to it added, in some rows.
 
@@ -91,16 +131,10 @@ def compensated(target: Tensor, data: Tensor, x_t: Tensor, rows: Tensor) -> Tens
     return torch.where(expand_to(rows, target), target - way + expand_to(share, target) * target, target)
 
 
-def score_gain(path: Path, t: Tensor) -> Tensor:
-    """q(t) in velocity = (d alpha / alpha) x - q score, positive: sigma d sigma - sigma^2 d alpha / alpha."""
-    sigma = path.sigma(t)
-    return sigma * path.d_sigma(t) - sigma.square() * path.d_alpha(t) / path.alpha(t)
-
-
 # weight of the noise and score losses -> function of (path, t); "velocity" makes them equal to the velocity loss
 WEIGHTS: dict[str, Callable[[Path, Tensor], Tensor]] = {
-    "velocity": lambda path, t: (score_gain(path, t) / path.sigma(t)).square(),
-    "likelihood": lambda path, t: score_gain(path, t) / path.sigma(t).square(),
+    "velocity": lambda path, t: (path.score_gain(t) / path.sigma(t)).square(),
+    "likelihood": lambda path, t: path.score_gain(t) / path.sigma(t).square(),
 }
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from training.methods import curvature, distill, edm, trajectory
+from training.methods import combostoc, curvature, distill, edm, trajectory
 
 __all__ = ["METHODS", "STAGES", "MethodEntry", "method_entry"]
 
@@ -26,6 +26,12 @@ METHODS: dict[str, MethodEntry] = {
     "edm": MethodEntry("Denoisers with EDM, VP or VE preconditioning (the default).", edm.EDMOptions, edm.build),
     "curvature": MethodEntry(
         "Straight flows on a coupling of data and noise that is learned.", curvature.CurvatureOptions, curvature.build
+    ),
+    "combostoc": MethodEntry(
+        "Diffusion transformers whose elements keep their own time.", combostoc.ComboStocOptions, combostoc.build
+    ),
+    "sit": MethodEntry(
+        "Diffusion transformers on interpolants, one time a sample.", combostoc.SiTOptions, combostoc.build
     ),
     "distill": MethodEntry(
         "A flow model in one step, from pairs of noise and image that it made.",

@@ -12,7 +12,6 @@ from training.losses.interpolant import (
     InterpolantLoss,
     compensated,
     make_times,
-    score_gain,
     split_shape,
 )  # fmt: skip
 
@@ -149,7 +148,7 @@ def test_weighted_noise_and_score_losses_equal_the_velocity_loss(path):
     for kind, weight in (("velocity", None), ("noise", "velocity"), ("score", "velocity")):
         loss = InterpolantLoss(path, kind, weight)
         target = loss.target(data, noise, t, none)
-        velocity = path.d_alpha(t) / path.alpha(t) * target.x_t + score_gain(path, t) / path.sigma(t) * guess
+        velocity = path.d_alpha(t) / path.alpha(t) * target.x_t + path.score_gain(t) / path.sigma(t) * guess
         said = {"velocity": velocity, "noise": guess, "score": -guess / path.sigma(t)}[kind]
         losses[kind] = loss(said, target, noise, t)
     torch.testing.assert_close(losses["noise"], losses["velocity"], rtol=1e-9, atol=0)
