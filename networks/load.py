@@ -24,7 +24,8 @@ from networks.published.mac import denoiser_spec, mac_spec
 from networks.published.table import DATASETS, PUBLISHED, named
 from networks.table import NETWORKS, build
 from torch_utils import checkpoint
-from torch_utils.files import download, map_file
+from torch_utils.downloads import download
+from torch_utils.files import map_file
 from torch_utils.pickles.foreign import naming
 from torch_utils.pickles.machine import Record, shown
 from torch_utils.pickles.torch_files import is_legacy

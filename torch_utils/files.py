@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, retention of numbered files, and a download cache.
+"""Files that appear whole or not at all, and retention of numbered files.
 
 `atomic_write` writes under a temporary name in the same folder, flushes, calls fsync and renames: a reader sees the old
 file or the new one, never a part. What a killed process leaves is removed by the next write into that folder
@@ -8,15 +8,11 @@ names, not by time stamps, which copying changes.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import mmap
 import os
 import re
 import stat
-import urllib.error
-import urllib.parse
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -24,7 +20,7 @@ from typing import IO, Any
 
 from torch_utils.temporaries import temporary_beside
 
-__all__ = ["atomic_write", "cache_directory", "download", "map_file", "numbered", "retain", "write_json"]
+__all__ = ["atomic_write", "cache_directory", "map_file", "numbered", "retain", "write_json"]
 
 
 @contextmanager
@@ -115,72 +111,3 @@ def retain(directory: str | Path, pattern: str, keep: int) -> list[Path]:
 def cache_directory() -> Path:
     """`$FEWSTEP_CACHE_DIR`, else `~/.cache/fewstep`."""
     return Path(os.environ.get("FEWSTEP_CACHE_DIR") or Path.home() / ".cache" / "fewstep")
-
-
-def download(url: str, *, sha256: str | None = None, verbose: bool = True) -> Path:
-    """Path of the cached copy of `url`, fetched on first use; `verbose` shows a progress bar.
-
-    Raises:
-        ValueError: not http(s), no connection, an incomplete transfer, or content that has another SHA-256.
-    """
-    parts = urllib.parse.urlsplit(url)
-    if parts.scheme not in ("http", "https"):
-        raise ValueError(f"'{url}' is not a web address: it must begin with https:// or http://")
-    name = re.sub(r"[^A-Za-z0-9._-]", "_", Path(parts.path).name) or "file"
-    target = cache_directory() / "downloads" / f"{hashlib.sha256(url.encode()).hexdigest()[:16]}-{name}"
-    if target.is_file():
-        if sha256:
-            with open(target, "rb") as file:
-                _check_hash(url, hashlib.file_digest(file, "sha256").hexdigest(), sha256)
-        return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(target) as file:
-        _fetch(url, file, sha256, verbose)
-    return target
-
-
-def _fetch(url: str, file: IO[bytes], sha256: str | None, verbose: bool) -> None:
-    from tqdm import tqdm
-
-    digest = hashlib.sha256()
-    try:
-        with urllib.request.urlopen(url, timeout=30) as reply:
-            length = reply.headers.get("Content-Length") or ""
-            total = int(length) if length.isdigit() else 0
-            bar = tqdm(total=total or None, unit="B", unit_scale=True, desc=f"Downloading {url}", disable=not verbose)
-            with bar:
-                while block := _next_block(reply):
-                    file.write(block)
-                    digest.update(block)
-                    bar.update(len(block))
-    except _TransferError as error:
-        raise _no_connection(url, error.__cause__ or error) from error
-    except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
-        raise _no_connection(url, getattr(error, "reason", error)) from error
-    if total and file.tell() != total:
-        raise ValueError(f"the download of {url} ended after {file.tell()} of {total} bytes: try again")
-    if sha256:
-        _check_hash(url, digest.hexdigest(), sha256)
-
-
-class _TransferError(Exception):
-    """Reading from the network failed, as opposed to writing to the disk."""
-
-
-def _next_block(reply: IO[bytes]) -> bytes:
-    try:
-        return reply.read(1 << 20)
-    except Exception as error:  # http.client raises several unrelated types
-        raise _TransferError from error
-
-
-def _no_connection(url: str, reason: object) -> ValueError:
-    return ValueError(
-        f"{url} cannot be downloaded ({' '.join(str(reason).split())}): check the connection, or fetch the file "
-        "on another machine and give its path"
-    )
-
-
-def _check_hash(url: str, found: str, expected: str) -> None:
-    if found != expected.lower():
-        raise ValueError(f"{url} has SHA-256 {found}, expected {expected}: the file is damaged or was replaced")

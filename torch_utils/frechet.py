@@ -24,7 +24,8 @@ import torch
 from torch import Tensor
 
 from torch_utils.distributed import all_reduce_sum, broadcast_object, get_rank, rank0_first
-from torch_utils.files import atomic_write, download
+from torch_utils.downloads import download
+from torch_utils.files import atomic_write
 
 __all__ = [
     "Extractor",

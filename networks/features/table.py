@@ -22,7 +22,8 @@ from torch import Tensor, nn
 
 from networks.features.inception import FEATURES as INCEPTION_DIM
 from networks.features.inception import Inception2015
-from torch_utils.files import cache_directory, download
+from torch_utils.downloads import download
+from torch_utils.files import cache_directory
 from torch_utils.images import from_uint8
 
 __all__ = ["FEATURES", "INCEPTION_URL", "FeatureExtractor", "inception_extractor", "load_features"]

@@ -6,13 +6,14 @@ the text-to-image checkpoint; the files of the tokenizer do not and are read fro
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from torch_utils.downloads import offline
 
 __all__ = ["TOKENIZER", "CLIPText", "load_tokenizer"]
 
@@ -85,7 +86,7 @@ def load_tokenizer(source: str | Path = TOKENIZER) -> Any:
             f"{source} holds no tokenizer: a folder with tokenizer.json, or vocab.json and merges.txt, does"
         )
     try:
-        tokenizer = CLIPTokenizer.from_pretrained(str(source), local_files_only=folder or _offline())
+        tokenizer = CLIPTokenizer.from_pretrained(str(source), local_files_only=folder or offline())
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:160]
         raise ValueError(
@@ -94,7 +95,3 @@ def load_tokenizer(source: str | Path = TOKENIZER) -> Any:
         ) from None
     tokenizer.pad_token = tokenizer.eos_token  # Stable Diffusion fills with the end token
     return tokenizer
-
-
-def _offline() -> bool:
-    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")

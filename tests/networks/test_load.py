@@ -214,13 +214,13 @@ def test_alias_offline(monkeypatch, tmp_path):
 
 
 def test_cached_alias_needs_no_connection(net, monkeypatch, tmp_path, capsys):
-    from torch_utils import files
+    from torch_utils import downloads
 
     monkeypatch.setenv("FEWSTEP_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr(files, "_fetch", lambda url, file, *_: file.write((tmp_path / "x.pkl").read_bytes()))
+    monkeypatch.setattr(downloads, "_fetch", lambda url, part, _: part.write_bytes((tmp_path / "x.pkl").read_bytes()))
     save_network(tmp_path / "x.pkl", net)
     assert same(net, load_network("edm-cifar10-32x32-cond-vp", verbose=True))
-    monkeypatch.setattr(files, "_fetch", None)
+    monkeypatch.setattr(downloads, "_fetch", None)
     assert same(net, load_network("edm-cifar10-32x32-cond-vp"))
     assert "Loading network from" in capsys.readouterr().out
 

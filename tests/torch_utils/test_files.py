@@ -1,11 +1,9 @@
-"""Atomic writes, retention and the download cache."""
+"""Atomic writes and retention."""
 
-import http.server
 import json
 import os
 import subprocess
 import sys
-import threading
 from contextlib import suppress
 
 import pytest
@@ -65,66 +63,3 @@ def test_retain_keeps_the_newest(tmp_path):
     assert retain(tmp_path, "state-*.pt", 7) == []
     with pytest.raises(ValueError, match="at least one"):
         retain(tmp_path, "state-*.pt", 0)
-
-
-# Downloads
-
-
-@pytest.fixture
-def server(tmp_path, monkeypatch):
-    """A web server on this machine; yields its address and the folder it serves."""
-    monkeypatch.setenv("FEWSTEP_CACHE_DIR", str(tmp_path / "cache"))
-    folder = tmp_path / "www"
-    folder.mkdir()
-
-    class Handler(http.server.SimpleHTTPRequestHandler):
-        def __init__(self, *args):
-            super().__init__(*args, directory=str(folder))
-
-        def log_message(self, *_):
-            pass
-
-        def do_GET(self):
-            if not self.path.startswith("/cut"):
-                return super().do_GET()
-            self.send_response(200)
-            self.send_header("Content-Length", "1000000")
-            self.end_headers()
-            self.wfile.write(b"half")
-
-    httpd = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=httpd.serve_forever, daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{httpd.server_port}", folder
-    httpd.shutdown()
-    httpd.server_close()
-    thread.join()
-
-
-def test_download_is_cached_and_checked(server, tmp_path):
-    address, folder = server
-    (folder / "net.pkl").write_bytes(b"weights")
-    good = "9a9e7a3d20a1d5b09aa4fb10a8e4b4ce35a2d2a1f0d4bd0a0e5b2a5b2d8b2a62"
-    with pytest.raises(ValueError, match=f"expected {good}"):
-        files.download(f"{address}/net.pkl", sha256=good, verbose=False)
-    assert not list((tmp_path / "cache" / "downloads").iterdir())
-    path = files.download(f"{address}/net.pkl", verbose=False)
-    assert path.name.endswith("-net.pkl")
-    assert path.read_bytes() == b"weights"
-    (folder / "net.pkl").unlink()
-    assert files.download(f"{address}/net.pkl", verbose=False) == path, "no second transfer"
-    with pytest.raises(ValueError, match="SHA-256"):
-        files.download(f"{address}/net.pkl", sha256=good, verbose=False)
-
-
-def test_download_failures_are_sentences(server, tmp_path, monkeypatch):
-    address, _ = server
-    with pytest.raises(ValueError, match="cannot be downloaded"):
-        files.download(f"{address}/missing.pkl", verbose=False)
-    with pytest.raises(ValueError, match=r"cannot be downloaded|ended after 4 of"):
-        files.download(f"{address}/cut.pkl", verbose=False)
-    with pytest.raises(ValueError, match=r"cannot be downloaded .*check the connection"):
-        files.download("http://127.0.0.1:9/offline.pkl", verbose=False)
-    with pytest.raises(ValueError, match="not a web address"):
-        files.download("file:///etc/passwd", verbose=False)
-    assert not list((tmp_path / "cache" / "downloads").iterdir())
