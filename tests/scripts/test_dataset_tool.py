@@ -33,6 +33,7 @@ from training.data import archive as archive_module
 from training.data import decode as decode_module
 from training.data import writer as writer_module
 from training.data.sources import LAYOUTS
+from training.data.stored_zip import StoredZip
 
 ROOT = Path(__file__).parents[2]
 
@@ -313,7 +314,7 @@ def test_full_disk_leaves_nothing(dest, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(zipfile.ZipFile, "writestr", full)
+    monkeypatch.setattr(StoredZip, "add", full)
     monkeypatch.setattr(Path, "write_bytes", full)
     refuse("digits", tmp_path / "x" / dest, match="cannot write (No space left on device)")
 

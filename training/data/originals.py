@@ -58,9 +58,9 @@ class Source:
 
 
 def _array_source(
-    description: str, images: np.ndarray, labels: Sequence[int], class_names: Sequence[str] | None = None
+    description: str, images: Sequence[np.ndarray], labels: Sequence[int], class_names: Sequence[str] | None = None
 ) -> Source:
-    """Decoded images `[n,H,W]` or `[n,H,W,3]`, uint8, with class numbers."""
+    """Decoded images `[H,W]` or `[H,W,3]`, uint8, with class numbers."""
     return Source(
         description=f"{description}: {len(images)} images in {len(set(labels))} classes",
         size=len(images),
@@ -80,21 +80,21 @@ def open_digits(path: Path, split: str | None, labels: str) -> Source:
     return _array_source("scikit-learn digits", images, digits.target.tolist())
 
 
-class _Limited(io.RawIOBase):
-    """Reads of a decompressor, refused beyond `limit` bytes: a small archive may unpack to terabytes."""
-
-    def __init__(self, stream: io.BufferedIOBase, limit: int) -> None:
-        self.stream, self.left = stream, limit
-
-    def readable(self) -> bool:
-        return True
-
-    def read(self, size: int = -1) -> bytes:
-        data = self.stream.read(self.left + 1 if size < 0 else min(size, self.left + 1))
-        self.left -= len(data)
-        if self.left < 0:
-            raise ValueError("it unpacks to far more than the data set it claims to be")
-        return data
+def _unpack(path: Path, limit: int) -> bytes:
+    """The content of a gzip file, refused beyond `limit` bytes: a small archive may unpack to terabytes."""
+    parts: list[bytes] = []
+    stream = zlib.decompressobj(31)  # gzip, with its checksum
+    with open(path, "rb") as file:
+        while block := file.read(1 << 18):
+            while block and not stream.eof:
+                parts.append(stream.decompress(block, limit + 1))
+                limit -= len(parts[-1])
+                if limit < 0:
+                    raise ValueError("it unpacks to far more than the data set it claims to be")
+                block = stream.unconsumed_tail
+    if not stream.eof:
+        raise EOFError("it ends early")
+    return b"".join(parts)
 
 
 _CIFAR_UNPACKED = 1 << 29
@@ -107,10 +107,11 @@ def open_cifar10(path: Path, split: str | None, labels: str) -> Source:
     wanted = ["test_batch"] if split == "test" else [f"data_batch_{i}" for i in range(1, 6)]
     members: dict[str, bytes] = {}
     try:
-        with gzip.open(path) as stream, tarfile.open(fileobj=_Limited(stream, _CIFAR_UNPACKED), mode="r|") as tar:
+        with tarfile.open(fileobj=io.BytesIO(_unpack(path, _CIFAR_UNPACKED)), mode="r:") as tar:
             for info in tar:
                 folder, _, name = info.name.rpartition("/")
-                if info.isfile() and folder in ("cifar-10-batches-py", "./cifar-10-batches-py") and name in wanted:
+                plain = info.isfile() and not info.issparse()  # a sparse one may claim any size
+                if plain and folder in ("cifar-10-batches-py", "./cifar-10-batches-py") and name in wanted:
                     members[name] = tar.extractfile(info).read()
     except (*_DAMAGED, ValueError) as error:
         raise ValueError(
@@ -118,7 +119,9 @@ def open_cifar10(path: Path, split: str | None, labels: str) -> Source:
         ) from error
     if len(members) < len(wanted):
         raise ValueError(f"{path} lacks {', '.join(n for n in wanted if n not in members)}: download it again")
-    images, targets = [], []
+    images: list[np.ndarray] = []
+    extremes: list[int] = []
+    targets: list[Any] = []
     for name in wanted:
         batch = load_plain(members[name], f"{name} of {path}")
         data, numbers = (batch.get(key) if isinstance(batch, dict) else None for key in ("data", "labels"))
@@ -126,10 +129,11 @@ def open_cifar10(path: Path, split: str | None, labels: str) -> Source:
             raise ValueError(
                 f"{name} of {path} is not a batch of CIFAR-10: it needs `data` [n,3072] and a list `labels`"
             )
-        images.append(data.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
+        images += list(data.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
+        extremes += [data.min(initial=255), data.max(initial=0)]
         targets += numbers
     count = 10000 * len(wanted)
-    return _checked(f"CIFAR-10 ({split})", path, np.concatenate(images), targets, count, _CIFAR10)
+    return _checked(f"CIFAR-10 ({split})", path, images, extremes, targets, count, _CIFAR10)
 
 
 def open_mnist(pad: int) -> Callable[[Path, str | None, str], Source]:
@@ -143,7 +147,7 @@ def open_mnist(pad: int) -> Callable[[Path, str | None, str], Source]:
         pixels = _read_idx(path, 16, count * 28 * 28).reshape(count, 28, 28)
         targets = _read_idx(sibling, 8, count).tolist()
         images = np.pad(pixels, ((0, 0), (pad, pad), (pad, pad)))
-        return _checked("MNIST", path, images, targets, count)
+        return _checked("MNIST", path, images, [pixels.min(), pixels.max()], targets, count)
 
     return read
 
@@ -162,12 +166,15 @@ def _read_idx(path: Path, header: int, size: int) -> np.ndarray:
 
 
 def _checked(
-    description: str, path: Path, images: np.ndarray, targets: list[Any], count: int,
+    description: str, path: Path, images: Sequence[np.ndarray], extremes: list[int], targets: list[Any], count: int,
     class_names: Sequence[str] | None = None,
 ) -> Source:  # fmt: skip
-    """Published facts every copy must satisfy: the count, pixel values that span 0..255, classes 0..9."""
+    """Published facts every copy must satisfy: the count, pixel values that span 0..255, classes 0..9.
+
+    `extremes` are smallest and largest values of parts of the images.
+    """
     valid = len(images) == len(targets) == count and all(type(t) is int for t in targets)
-    if not valid or (images.min(), images.max()) != (0, 255) or (min(targets), max(targets)) != (0, 9):
+    if not valid or (min(extremes), max(extremes)) != (0, 255) or (min(targets), max(targets)) != (0, 9):
         raise ValueError(
             f"{path} is not the original {description}: it must hold {count} images with pixel values spanning 0..255 "
             f"and as many labels spanning 0..9, got {len(images)} images and {len(targets)} labels"

@@ -14,7 +14,7 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image
 
-__all__ = ["FILTERS", "TRANSFORMS", "make_transform", "to_gray_or_rgb"]
+__all__ = ["FILTERS", "TRANSFORMS", "keep", "make_transform", "to_gray_or_rgb"]
 
 Transform = Callable[[Image.Image], "Image.Image | None"]
 
@@ -121,6 +121,11 @@ def resize_center_crop(image: Image.Image, width: int, height: int, resample: in
     return image.crop((left, top, left + width, top + width))
 
 
+def keep(image: Image.Image) -> Image.Image:
+    """The image itself."""
+    return image
+
+
 TRANSFORMS: dict[str, Callable[[Image.Image, int, int, int], Image.Image | None]] = {
     "center-crop": center_crop,
     "center-crop-wide": center_crop_wide,
@@ -142,7 +147,7 @@ def make_transform(name: str | None, size: tuple[int, int] | None, resize_filter
     """
     resample = FILTERS[resize_filter or "lanczos"]
     if name is None:
-        return lambda image: image if size in (None, image.size) else image.resize(size, resample)
+        return keep if size is None else lambda image: image if size == image.size else image.resize(size, resample)
     if size is None:
         raise ValueError(f"--transform={name} needs a target size: add --resolution=WxH, for example 64x64")
     width, height = size

@@ -1,8 +1,9 @@
 """Convert a source to the data set format of EDM: numbered PNG files and `dataset.json`, in a zip or a folder.
 
-Images are read, converted and encoded by a pool of threads (decoding and resizing release the interpreter lock) and
-written in source order by the caller, so the output does not depend on the number of workers, byte for byte: fixed time
-stamps, no compression. The output appears whole or not at all.
+Images are read, converted and encoded by a pool of threads, a chunk at a time (decoding and resizing release the
+interpreter lock, handing over costs more than a small image), and written in source order by the caller. So the output
+does not depend on the number of workers, byte for byte: fixed time stamps, no compression. It appears whole or not at
+all.
 
 Format: `{index // 1000:05d}/img{index:08d}.png` and `{"labels": [[name, label], ...]}`, or null unless all have labels,
 with what `training/data/labels.py` describes beside it.
@@ -10,16 +11,15 @@ with what `training/data/labels.py` describes beside it.
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import sys
-import zipfile
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +31,15 @@ from torch_utils.files import atomic_write
 from torch_utils.temporaries import temporary_beside
 from training.data.decode import TURNS, decode_image
 from training.data.originals import Source
-from training.data.transforms import Transform, to_gray_or_rgb
+from training.data.png import encode_png
+from training.data.stored_zip import StoredZip
+from training.data.transforms import Transform, keep, to_gray_or_rgb
 
 __all__ = ["Summary", "check_destination", "convert"]
 
 Put = Callable[[str, bytes], None]
+
+MOST_PER_CHUNK, CHUNK_BYTES = 64, 1 << 20  # images that a thread makes before it hands them over
 
 
 @dataclass
@@ -65,6 +69,11 @@ class _Encoded:
     shape: tuple[int, int, int]
     png: bytes
     turned: bool
+
+    @classmethod
+    def of(cls, pixels: np.ndarray, turned: bool) -> _Encoded:
+        height, width = pixels.shape[:2]
+        return cls((width, height, 3 if pixels.ndim == 3 else 1), encode_png(pixels), turned)
 
 
 def check_destination(dest: str, source: str) -> Path:
@@ -128,9 +137,13 @@ def convert(
     entries: list[list[Any]] = []
 
     def prepare(index: int) -> _Encoded | None:
-        image, turn = _load(source, index, background)
+        data = source.read(index)
+        if isinstance(data, np.ndarray) and transform is keep:
+            return _Encoded.of(data, turned=False)
+        image, turn = _gray_or_rgb(data, background)
+        image = image.convert("RGB") if source.force_rgb else image
         image = transform(image.transpose(turn) if turn is not None and exif == "apply" else image)
-        return None if image is None else _encode(image, turn is not None)
+        return None if image is None else _Encoded.of(np.asarray(image), turned=turn is not None)
 
     def skip(index: int, error: Exception, allowed: bool) -> None:
         if not allowed:
@@ -140,13 +153,11 @@ def convert(
 
     pause = 0.2 if sys.stderr.isatty() else 10  # seconds between progress lines; log files stay short
     bar = tqdm(total=count, unit="img", dynamic_ncols=True, desc=dest.name, mininterval=pause)
-    with _sink(dest) as put, bar as progress, closing(_ordered(prepare, range(count), workers)) as results:
-        for index, future in results:
+    with _sink(dest) as put, bar as progress, closing(_ordered(prepare, count, workers)) as results:
+        for index, encoded in enumerate(results):
             progress.update()
-            try:
-                encoded = future.result()
-            except (ValueError, OSError) as error:
-                skip(index, error, skip_broken or source.skip_broken)
+            if isinstance(encoded, Exception):
+                skip(index, encoded, skip_broken or source.skip_broken)
                 continue
             if encoded is None:
                 summary.dropped += 1
@@ -180,19 +191,10 @@ def _about(source: Source) -> dict[str, Any]:
     return {key: value for key, value in about.items() if value is not None}
 
 
-def _load(source: Source, index: int, background: str | None) -> tuple[Image.Image, Image.Transpose | None]:
+def _gray_or_rgb(data: bytes | np.ndarray, background: str | None) -> tuple[Image.Image, Image.Transpose | None]:
     """An image in mode L or RGB, and how EXIF asks to turn it."""
-    data = source.read(index)
     decoded = decode_image(data) if isinstance(data, bytes) else Image.fromarray(data)
-    image = to_gray_or_rgb(decoded, background)
-    return image.convert("RGB") if source.force_rgb else image, TURNS.get(decoded.info.get("orientation"))
-
-
-def _encode(image: Image.Image, turned: bool) -> _Encoded:
-    pixels = np.asarray(image)  # a fresh image: the old one may carry a colour profile that PNG would store
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, format="PNG", compress_level=0, optimize=False)
-    return _Encoded((image.width, image.height, len(image.getbands())), file.getvalue(), turned)
+    return to_gray_or_rgb(decoded, background), TURNS.get(decoded.info.get("orientation"))
 
 
 def _check_shape(shape: tuple[int, int, int], first: tuple[int, int, int] | None, any_size: bool) -> None:
@@ -213,22 +215,34 @@ def _check_shape(shape: tuple[int, int, int], first: tuple[int, int, int] | None
 
 
 def _ordered(
-    function: Callable[[int], Any], indices: Iterable[int], workers: int
-) -> Iterator[tuple[int, Future[_Encoded | None]]]:
-    """Finished futures of `function(index)` in order, computed by `workers` threads a bounded distance ahead."""
+    prepare: Callable[[int], _Encoded | None], count: int, workers: int
+) -> Iterator[_Encoded | Exception | None]:
+    """`prepare(0)`, `prepare(1)`, ... or the error that it raised, computed by threads a bounded distance ahead."""
+
+    def chunk(start: int, end: int) -> list[_Encoded | Exception | None]:
+        return [_or_error(prepare, index) for index in range(start, end)]
+
+    first = chunk(0, min(1, count))
+    yield from first
+    bytes_each = max((len(made.png) for made in first if isinstance(made, _Encoded)), default=1)  # all have one size
+    size = max(1, min(MOST_PER_CHUNK, CHUNK_BYTES // bytes_each))
+    starts = iter(range(1, count, size))
     pool = ThreadPoolExecutor(workers)
-    pending: deque[tuple[int, Future[Any]]] = deque()
     try:
-        for index in indices:
-            pending.append((index, pool.submit(function, index)))
-            if len(pending) > 8 * workers:
-                wait([pending[0][1]])
-                yield pending.popleft()
-        while pending:
-            wait([pending[0][1]])
-            yield pending.popleft()
+        ahead = deque(pool.submit(chunk, start, min(start + size, count)) for start in islice(starts, 2 * workers))
+        while ahead:
+            done = ahead.popleft().result()
+            ahead.extend(pool.submit(chunk, start, min(start + size, count)) for start in islice(starts, 1))
+            yield from done
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _or_error(prepare: Callable[[int], _Encoded | None], index: int) -> _Encoded | Exception | None:
+    try:
+        return prepare(index)
+    except (ValueError, OSError) as error:
+        return error
 
 
 @contextmanager
@@ -241,14 +255,10 @@ def _sink(dest: Path) -> Iterator[Put]:
 
 @contextmanager
 def _zip_sink(dest: Path) -> Iterator[Put]:
-    with atomic_write(dest) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-
-        def put(name: str, data: bytes) -> None:
-            info = zipfile.ZipInfo(name)  # its default date is the first of the format, whenever we run
-            info.create_system, info.external_attr = 3, 0o644 << 16  # the same on every platform
-            archive.writestr(info, data)
-
-        yield put
+    with atomic_write(dest) as file:
+        archive = StoredZip(file)
+        yield archive.add
+        archive.close()
 
 
 @contextmanager
