@@ -17,7 +17,7 @@ import numpy as np
 import PIL.Image
 from tqdm import tqdm
 
-__all__ = ["convert", "folder_images", "cifar_images"]
+__all__ = ["cifar_images", "convert", "folder_images"]
 
 Labelled = Iterator[tuple[np.ndarray, "int | None"]]
 

@@ -92,13 +92,10 @@ def _content(path: Path) -> list[tuple[str, np.ndarray]]:
 
 
 ROWS = [
-    Row("dataset_tool, 10,000 CIFAR images", partial(_cifar, 10_000), goal=1.5, agree=None, repeats=5),
-    Row("dataset_tool, 2,000 PNG 32x32", partial(_files, 2000, 32, ".png", None), goal=1.5, agree=None, repeats=5),
-    Row(
-        "dataset_tool, 500 JPEG 512x512 to 64x64",
-        partial(_files, 500, 512, ".jpg", 64),
-        goal=1.5,
-        agree=None,
-        repeats=5,
-    ),
+    Row(f"dataset_tool, {name}", prepare, goal, agree=None, repeats=5)
+    for name, prepare, goal in (
+        ("10,000 CIFAR images", partial(_cifar, 10_000), 1.5),
+        ("2,000 PNG 32x32", partial(_files, 2000, 32, ".png", None), 1.5),
+        ("500 JPEG 512x512 to 64x64", partial(_files, 500, 512, ".jpg", 64), 1.5),
+    )
 ]
