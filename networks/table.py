@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import nn
 
+from networks.models.baselines import VEPrecond, VPPrecond, iDDPMPrecond
 from networks.models.consistency_precond import CMPrecond
 from networks.models.encoder import CouplingEncoder
 from networks.models.fusion import FusionNetwork
@@ -20,7 +21,7 @@ from networks.models.interpolant import InterpolantNetwork
 from networks.models.latent import LatentDenoiser
 from networks.models.mac import MACNetwork
 from networks.models.noise_precond import NoisePrecond
-from networks.models.precond import MODELS, EDMGammaPrecond, EDMPrecond, VEPrecond, VPPrecond, iDDPMPrecond
+from networks.models.precond import MODELS, EDMGammaPrecond, EDMPrecond
 from networks.models.velocity import VelocityNetwork
 
 __all__ = ["NETWORKS", "build"]

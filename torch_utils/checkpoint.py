@@ -27,8 +27,9 @@ import torch
 
 from torch_utils.files import atomic_write, map_file, numbered, retain, write_json
 from torch_utils.pickles.foreign import naming
-from torch_utils.pickles.machine import MAX_OPERATIONS, MAX_TEXT, check_tree, plain_key, shown
+from torch_utils.pickles.machine import MAX_OPERATIONS, MAX_TEXT, plain_key, shown
 from torch_utils.pickles.torch_files import DTYPES, TorchReader, check_aliasing
+from torch_utils.pickles.tree import check_tree
 
 __all__ = [
     "Contents",

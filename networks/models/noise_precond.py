@@ -20,7 +20,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from networks.models.precond import vp_sigma, vp_time
+from networks.models.baselines import vp_sigma, vp_time
 from networks.trunks.adm_classifier import ADMClassifier
 from networks.trunks.adm_unet import ADMUNet
 from torch_utils.misc import expand_to

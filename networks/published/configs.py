@@ -11,7 +11,8 @@ from typing import Any
 
 from networks.published.flow_configs import read_config
 from torch_utils.pickles.foreign import naming
-from torch_utils.pickles.machine import check_tree, shown
+from torch_utils.pickles.machine import shown
+from torch_utils.pickles.tree import check_tree
 
 __all__ = ["read_any"]
 

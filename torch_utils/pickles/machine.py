@@ -18,14 +18,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["Budget", "Name", "Record", "Vocabulary", "check_tree", "plain_key", "run", "shown"]
+__all__ = ["Budget", "Name", "Record", "Vocabulary", "plain_key", "run", "shown"]
 
 MAX_OPERATIONS = 1_000_000
 MAX_TEXT = 16 << 20
 MAX_NAME = 200
 MAX_KEY = 1024
-MAX_DEPTH = 100
-MAX_ITEMS = 2_000_000
 
 
 @dataclass(frozen=True)
@@ -103,11 +101,7 @@ def shown(value: object) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-class _Mark:
-    """Separates the items of a tuple, list or dict under construction from what lies below."""
-
-
-_MARK = _Mark()
+_MARK = object()  # lies on the stack below the items of a tuple, list or dict under construction
 
 
 class _Machine:
@@ -355,37 +349,3 @@ def run(view: memoryview, position: int, vocabulary: Vocabulary, budget: Budget)
     """
     machine = _Machine(view, position, vocabulary, budget)
     return machine.run(), machine.position
-
-
-def check_tree(root: Any) -> None:
-    """Raise ValueError unless `root` can be walked by recursion: no cycle, bounded depth, bounded repeated size."""
-    done: dict[int, tuple[int, int]] = {}  # id -> depth, size; ids stay valid because `root` keeps everything alive
-    open_ids: set[int] = set()
-    pending: list[tuple[Any, bool]] = [(root, False)]
-    while pending:
-        value, leaving = pending.pop()
-        if id(value) in done:
-            continue
-        children = _children(value)
-        if leaving:
-            known = [done[id(c)] for c in children if id(c) in done]
-            depth = 1 + max((d for d, _ in known), default=0)
-            size = 1 + len(children) + sum(s for _, s in known)
-            if depth > MAX_DEPTH or size > MAX_ITEMS:
-                raise ValueError(f"its data is nested deeper than {MAX_DEPTH} or has more than {MAX_ITEMS} items")
-            done[id(value)] = depth, size
-            open_ids.discard(id(value))
-        elif id(value) in open_ids:
-            raise ValueError("its data contains itself")
-        elif children:
-            open_ids.add(id(value))
-            pending.append((value, True))
-            pending.extend((c, False) for c in children if isinstance(c, dict | list | tuple | Record))
-
-
-def _children(value: Any) -> list[Any]:
-    if isinstance(value, Record):
-        return list(value.state.values())
-    if isinstance(value, dict):
-        return list(value.values())
-    return list(value) if isinstance(value, list | tuple) else []

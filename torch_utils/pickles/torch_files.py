@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from torch_utils.pickles.machine import Budget, Record, Vocabulary, check_tree, plain_key, run, shown
+from torch_utils.pickles.machine import Budget, Record, Vocabulary, plain_key, run, shown
+from torch_utils.pickles.tree import check_tree
 from torch_utils.pickles.zip_directory import check_crc, read_directory
 
 __all__ = ["LEGACY_MAGIC", "Storage", "TorchReader", "check_aliasing", "is_legacy"]

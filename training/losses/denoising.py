@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from networks.models.precond import vp_sigma
+from networks.models.baselines import vp_sigma
 from torch_utils.rng import TorchRNG
 from training.augment import AugmentPipe
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 from golden_cases import cases, fill_weights
 
-from networks.models.precond import EDMPrecond, Precond, VEPrecond, VPPrecond, iDDPMPrecond
+from networks.models.baselines import VEPrecond, VPPrecond, iDDPMPrecond
+from networks.models.precond import EDMPrecond, Precond
 from networks.table import NETWORKS, build
 
 PRECONDS = [name for name, cls in NETWORKS.items() if issubclass(cls, Precond)]
