@@ -70,9 +70,7 @@ def time_interval(
     clean = last_step if form is not None and last_step else eps
     if isinstance(path, VP):
         return 1.0, clean
-    if not singular and form is None:
-        return 1.0, 0.0
-    return (1 - eps if singular or form == "SBDM" else 1.0), clean
+    return (1 - eps if singular or form in (None, "SBDM") else 1.0), clean
 
 
 def interpolant_sde(

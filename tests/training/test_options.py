@@ -24,6 +24,7 @@ FID = "--fid-every=1 --fid-features=pixels --fid-num=2"
 UNET = "--cbase=8 --cres=1 --num-blocks=1 --attn-resolutions=4 --batch=334 --duration=0.001"
 COEFFICIENTS = "--coef-channels=8 --coef-mult=1 --coef-blocks=1 --basis-num=2 --num-steps=2 --kimg=0.012"
 STEPS = "--batch=334 --iterations=3"
+TRANSFORMER = "--width=16 --depth=1 --num-heads=2 --batch=334 --duration=0.001"
 
 # Runs that together are every kind of a method's: of images and points, of each branch that has options of its own.
 RUNS = {
@@ -36,6 +37,11 @@ RUNS = {
         f"{STEPS} {FID} --data={{images}} --preset=digits --N=2 --num-samples=2",
         f"{STEPS} --data=toy:moons:size=32 --dataset=two_gaussians --independent --coupling=ot --ema=0.1 --lr-rampup=1",
     ],
+    "combostoc": [
+        f"{TRANSFORMER} {FID} --fid-steps=2 --data={{images}} --cond=1 --model=ComboStoc-S/4",
+        f"{TRANSFORMER} --data={{images}} --model=ComboStoc-S/4 --prediction=noise --combostoc-type=UNSYNC_VEC",
+    ],
+    "sit": [f"{TRANSFORMER} {FID} --fid-steps=2 --data={{images}} --cond=1 --model=SiT-S/4 --prediction=score"],
     "distill": [f"{FID} --batch=334 --duration=0.001 --data={{pairs}} --network={{flow}} --test-data={{pairs}}"],
     "trajectory": [
         f"{COEFFICIENTS} {FID} --data={{images}} --network={{denoiser}} --backbones=light --batch=4 --batch-edm=4 "
@@ -62,6 +68,8 @@ def inputs(tmp_path_factory):
         Image.fromarray(random.randint(0, 256, (8, 8), dtype=np.uint8)).save(root / "images" / f"{i}.png")
         Image.fromarray(random.randint(0, 256, (4, 4), dtype=np.uint8)).save(root / "pairs/samples" / f"{i}.png")
         np.save(root / "pairs/zs" / f"{i}.npy", random.standard_normal((1, 4, 4)).astype(np.float32))
+    labels = [[f"{i}.png", i % 2] for i in range(8)]
+    (root / "images" / "dataset.json").write_text(json.dumps({"labels": labels}))
     flow = networks.build("VelocityNetwork", img_resolution=4, img_channels=1, model_type="MLP", hidden=8)
     networks.save_network(root / "flow.pkl", flow)
     made = {"images": root / "images", "pairs": root / "pairs", "flow": root / "flow.pkl"}

@@ -7,7 +7,6 @@ transformers of the same sizes; `sit` draws one uniform time a sample, whatever 
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +32,7 @@ from training.losses.interpolant import (
     Times,
     draw_times,
 )
-from training.method import Average, Batch, LossOut, Method
+from training.method import Batch, LossOut, Method
 from training.methods import common
 from training.options import CommonOptions
 from training.performance import DTYPES
@@ -60,9 +59,10 @@ class InterpolantOptions(CommonOptions):
     learn_sigma: bool = opt(
         False, "Twice the output channels, half of them unused, as in published files", metavar="BOOL"
     )
-    label_dropout: float = opt(
-        0.1, "Share of labels hidden in training, for classifier-free guidance", metavar="P", at_least=0, at_most=1
-    )
+    label_dropout: float | None = opt(
+        None, "Share of labels hidden in training, for classifier-free guidance [default: 0.1]", metavar="P",
+        at_least=0, at_most=1,
+    )  # fmt: skip
     path_type: str = opt("Linear", "Interpolation between noise and data", choices=list(PATH_TYPES))
     prediction: str = opt("velocity", "What the network predicts", choices=list(PREDICTIONS))
     loss_weight: str | None = opt(
@@ -76,9 +76,6 @@ class InterpolantOptions(CommonOptions):
         False, "Recompute the blocks in the backward pass: less memory, a third more arithmetic", metavar="BOOL",
         may_change=True,
     )  # fmt: skip
-    ema_decay: float | None = opt(
-        None, "Factor of the averages per step, instead of --ema", metavar="FLOAT", at_least=0, at_most=1
-    )
 
     batch: int = opt(256, "Total batch size over all processes", metavar="INT", at_least=1)
     duration: float = opt(1792.0, "Training duration in million images", metavar="MIMG", above=0)
@@ -125,9 +122,9 @@ class ComboStocOptions(InterpolantOptions):
         "UNSYNC_ALL", "Times of their own: none, per channel (VEC), per pixel (PATCH), per element (ALL)",
         choices=list(SPLITS),
     )  # fmt: skip
-    compensate: str = opt(
-        "linear-only", "Velocities that hurry elements which lag: as published for every path, on the path where "
-        "they are exact, or off", choices=list(COMPENSATION),
+    compensate: str | None = opt(
+        None, "Velocities that hurry elements which lag: as published for every path, on the path where they are "
+        "exact, or off [default: linear-only]", choices=list(COMPENSATION),
     )  # fmt: skip
     halves: bool = opt(True, "Only every second sample has times of its own; else all", metavar="BOOL")
     blend: bool = opt(True, "Times between the common one and own ones; else own ones", metavar="BOOL")
@@ -141,7 +138,12 @@ class ComboStocOptions(InterpolantOptions):
 
     @property
     def compensation(self) -> str:
-        return self.compensate
+        if self.prediction != "velocity" and self.compensate is not None:
+            raise ValueError(
+                f"--compensate={self.compensate} changes velocities, and this network predicts {self.prediction}: "
+                "leave it out"
+            )
+        return self.compensate or "linear-only"
 
     def name_parts(self) -> list[str]:
         return [*super().name_parts(), self.combostoc_type.lower()]
@@ -157,7 +159,7 @@ def build_network(options: InterpolantOptions, dataset: ImageDataset) -> nn.Modu
     config = transformer_config(
         options.model, dataset.resolution, dataset.num_channels, dataset.label_dim if options.cond else 0,
         path=PATH_TYPES[options.path_type], predicts=options.prediction, learn_sigma=options.learn_sigma,
-        label_dropout=options.label_dropout if options.cond else 0.0,
+        label_dropout=_label_dropout(options),
     )  # fmt: skip
     if options.split not in (None, "UNSYNC_NONE") and not config["element_times"]:
         raise ValueError(
@@ -165,6 +167,13 @@ def build_network(options: InterpolantOptions, dataset: ImageDataset) -> nn.Modu
             "time a sample: use a ComboStoc model, or train.py sit"
         )
     return networks.build(**config | {name: value for name, value in given.items() if value is not None})
+
+
+def _label_dropout(options: InterpolantOptions) -> float:
+    if not options.cond and options.label_dropout is not None:
+        raise ValueError("--label-dropout hides labels, and this network has none: add --cond=1, or leave it out")
+    default = 0.1 if options.cond else 0.0
+    return default if options.label_dropout is None else options.label_dropout
 
 
 def build(options: InterpolantOptions, dataset: ImageDataset, device: torch.device) -> Method:
@@ -202,19 +211,12 @@ def build(options: InterpolantOptions, dataset: ImageDataset, device: torch.devi
         name="combostoc" if options.split else "sit",
         modules={"net": net},
         phases=(common.adam_phase(loss, options, whole_first_step=True),),
-        averages=_averages(options),
+        averages=common.averages(options),
         save=common.save,
         preview=_preview,
         flops_per_image=3 * cost.flops,
         summary=_summary(net, cost, options, dataset, interval),
     )
-
-
-def _averages(options: InterpolantOptions) -> dict[str, Average]:
-    averages = common.averages(options)
-    if options.ema_decay is not None:
-        averages["ema"] = dataclasses.replace(averages["ema"], beta=lambda nimg, batch: options.ema_decay)
-    return averages
 
 
 def _summary(
