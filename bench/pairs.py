@@ -26,7 +26,7 @@ import torch
 from bench.rows.base import Row
 from torch_utils.cli import Command
 
-AREAS = ("solvers", "gits", "metrics", "dataset")
+AREAS = ("solvers", "gits", "metrics", "dataset", "denoiser")
 SHORTEST = 0.02  # seconds of CPU time that one timing takes at the least
 
 

@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from networks.trunks.convolution import convolve
+
 __all__ = ["Conv2d", "FourierEmbedding", "GroupNorm", "Init", "Linear", "PositionalEmbedding", "attention"]
 
 # mode -> (uniform or normal, numerator, whether fan_out counts): scale = sqrt(numerator / fans).
@@ -139,11 +141,11 @@ class Conv2d(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         weight, bias = _like(self.weight, x), _like(self.bias, x)
         if self.conv_first:
-            x = self._resample(F.conv2d(x, weight, padding=self.weight_pad))
+            x = self._resample(convolve(x, weight, padding=self.weight_pad))
             return x if bias is None else x + bias[:, None, None]
         if self.up or self.down:
             x = self._resample(x)
-        return x if weight is None else F.conv2d(x, weight, bias, padding=self.weight_pad)
+        return x if weight is None else convolve(x, weight, bias, self.weight_pad)
 
 
 class GroupNorm(nn.Module):
