@@ -37,13 +37,13 @@ def pays(x: Tensor, weight: Tensor) -> bool:
     oneDNN's direct convolution is as fast (measured on AMD, where MKL's matrix products are limited to AVX2).
     """
     return (
-        x.device.type == "cpu"
+        not torch.compiler.is_compiling()  # first: the compiler cannot look into the questions that follow
+        and x.device.type == "cpu"
         and torch.backends.cpu.get_cpu_capability() == "AVX2"
         and x.dtype == weight.dtype == torch.float32
         and weight.shape[2:] == (3, 3)
         and min(weight.shape[:2]) >= _CHANNELS
         and min(x.shape[2:]) >= _SIZE
-        and not torch.compiler.is_compiling()
         and not torch.is_autocast_enabled("cpu")
         and not torch._C._are_functorch_transforms_active()
     )
