@@ -30,7 +30,7 @@ from samplers import SCHEDULES, SOLVERS, get_schedule
 from samplers.analysis import figures
 from samplers.analysis.compare import HELD_OUT, Measure, compare, tables
 from samplers.analysis.contestants import parse_contestant, plan_cells
-from samplers.analysis.curvature import curvature_table, measure_curvature
+from samplers.analysis.straightness import curvature_table, measure_curvature
 from samplers.analysis.trajectory_file import load_trajectory, summarise
 from samplers.gits.costs import METRICS, cost_matrix, path_cost, shortest_path
 from samplers.recipe import ScheduleFile

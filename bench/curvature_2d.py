@@ -31,8 +31,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import trange
 
-from samplers.analysis.curvature import trajectory
-from samplers.analysis.straightness import trajectory_curvature
+from samplers.analysis.straightness import trajectory, trajectory_curvature
 from torch_utils.cli import Command, IntList
 from torch_utils.report.page import Table
 from torch_utils.rng import TorchRNG

@@ -28,7 +28,7 @@ from bench.curvature_2d import label, parse_betas
 from networks.features.table import FEATURES, load_features
 from networks.published.flow_configs import PRESETS
 from samplers.analysis.compare import HELD_OUT
-from samplers.analysis.curvature import measure_curvature
+from samplers.analysis.straightness import measure_curvature
 from samplers.planning.plan import SamplerOptions, build_plan
 from samplers.run import generate, prepare
 from torch_utils import distributed as dist

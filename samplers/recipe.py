@@ -21,7 +21,7 @@ from typing import Any
 from samplers.path import PATHS
 from samplers.path import Path as FlowPath
 from samplers.schedules.explicit import validate_t_steps
-from samplers.solvers.table import SOLVERS
+from samplers.solvers.table import SOLVERS, solver_named
 from torch_utils.files import write_json
 
 __all__ = ["Entry", "ScheduleFile", "path_name"]
@@ -69,7 +69,7 @@ class Entry:
         return len(self.sigmas)
 
     def fits(self, num_steps: int | None, coeff: float | None) -> bool:
-        """Whether this is what is asked for; None: anything."""
+        """Tell whether this is what is asked for; None: anything."""
         same = coeff is None or (self.coeff is not None and math.isclose(self.coeff, coeff))
         return same and num_steps in (None, self.num_steps)
 
@@ -98,9 +98,7 @@ class ScheduleFile:
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.solver not in SOLVERS:
-            raise ValueError(f"there is no solver '{self.solver}': choose from {', '.join(SOLVERS)}")
-        SOLVERS[self.solver].resolve(self.options)
+        solver_named(self.solver).resolve(self.options)
         if self.path not in PATHS:
             raise ValueError(f"there is no path '{self.path}': choose from {', '.join(PATHS)}")
         object.__setattr__(self, "entries", tuple(self.entries))
@@ -114,7 +112,7 @@ class ScheduleFile:
         nfe: int | None = None,
         solver: str | None = None,
     ) -> Entry:
-        """The one entry with so many levels, this coefficient, and so many evaluations by `solver` (the file's own).
+        """Find the one entry with `num_steps` levels, this coefficient and `nfe` evaluations by `solver`, or its own.
 
         Raises:
             ValueError: none fits, or several do; the message lists what there is.

@@ -22,7 +22,16 @@ from samplers.field import Field
 from samplers.path import Linear, Trig
 from torch_utils.misc import expand_to
 
-__all__ = ["STARTS", "Chunk", "exact_start", "refuse_score", "start_noise", "start_state", "starts_exactly"]
+__all__ = [
+    "STARTS",
+    "Chunk",
+    "exact_start",
+    "refuse_guess",
+    "refuse_score",
+    "start_noise",
+    "start_state",
+    "starts_exactly",
+]
 
 STARTS = ("exact", "scaled")
 
@@ -54,6 +63,12 @@ def starts_exactly(field: Field, start: str | None = None) -> bool:
             f"{type(path).__name__}: use start='scaled'"
         )
     return True
+
+
+def refuse_guess(afs: bool, exact: bool) -> None:
+    """Raise a ValueError where the analytical first step is asked of a sampler that starts exactly."""
+    if afs and exact:
+        raise ValueError("afs guesses the drift that the exact start knows: leave out afs or say start='scaled'")
 
 
 def exact_start(field: Field, noise: Tensor, level: Tensor | float) -> Tensor:

@@ -24,7 +24,7 @@ from samplers.planning.base import Plan
 from samplers.run import Samples, generate
 from samplers.schedules.formulas import get_schedule
 from samplers.solvers.base import Step
-from samplers.solvers.table import SOLVERS, sample
+from samplers.solvers.table import SOLVERS, sample, solver_named
 from samplers.start import starts_exactly
 from torch_utils import distributed as dist
 from torch_utils.frechet import Extractor, FeatureStats, Moments
@@ -92,9 +92,9 @@ class Measure:
     batch: int = 256
 
     def teacher(self, net: Field | Callable[..., Tensor]) -> _Teacher:
-        if self.teacher_solver not in SOLVERS:
-            raise ValueError(f"there is no solver '{self.teacher_solver}': choose from {', '.join(SOLVERS)}")
-        return _Teacher(self.teacher_solver, get_schedule(self.teacher_steps + 1, None, None, net=net))
+        return _Teacher(
+            solver_named(self.teacher_solver).name, get_schedule(self.teacher_steps + 1, None, None, net=net)
+        )
 
     def seeds(self) -> tuple[list[int], list[int]]:
         """This process's seeds: those compared with the teacher, and further ones for the Fréchet distance."""

@@ -28,22 +28,21 @@ from torch import Tensor
 from samplers.calibration.fitting import RIDGE, fit_coefficients
 from samplers.calibration.refine import end_errors, refine
 from samplers.field import Field, as_field
-from samplers.gits.costs import METRICS, cost_sums, read_coefficients, shortest_path
-from samplers.gits.teacher import check_teacher, resolve_shape, run_teacher, warmup_chunks
+from samplers.gits.costs import cost_sums, read_coefficients, shortest_path
+from samplers.gits.teacher import Teacher
 from samplers.recipe import Entry, ScheduleFile, path_name
-from samplers.schedules.formulas import get_schedule
 from samplers.solvers.table import SOLVERS, sample
-from samplers.start import Chunk, starts_exactly
+from samplers.start import Chunk, refuse_guess, starts_exactly
 from torch_utils import distributed as dist
 
 __all__ = ["Calibration", "Student", "calibrate"]
 
-_FIRST = 64  # the first refinement uses a quarter of the samples, and at least so many
+_FIRST = 64  # the first refinement uses a quarter of the samples, and at least 64
 
 
 @dataclass(frozen=True)
 class Student:
-    """A sampler of so many evaluations.
+    """A calibrated sampler and how near it came to the teacher.
 
     Attributes:
         nfe: evaluations per sample.
@@ -116,26 +115,14 @@ def calibrate(
     field: Field | Callable[..., Tensor],
     nfe: int | Sequence[int] = 5,
     *,
-    img_shape: Sequence[int] | None = None,
     max_order: int = 4,
     afs: bool | None = None,
-    solver_tea: str = "ipndm",
-    num_steps_tea: int = 61,
-    metric: str = "dev",
     coeff: float = 1.15,
-    num_warmup: int = 256,
     num_heldout: int = 64,
-    batch: int = 64,
-    seed: int = 0,
-    class_idx: int | None = None,
-    sigma_min: float | None = 0.002,
-    sigma_max: float | None = 80,
-    schedule_type: str = "polynomial",
-    schedule_rho: float = 7,
     iterations: int = 4,
     max_gib: float = 4.0,
-    device: torch.device | str = "cpu",
     progress: Callable[[str], Any] | None = None,
+    **more: Any,
 ) -> Calibration:
     """Find the students that are nearest to the teacher with `nfe` evaluations per sample.
 
@@ -148,56 +135,51 @@ def calibrate(
         nfe: evaluations per sample, one number or several.
         max_order: the most drifts a step uses, 1 to 4.
         afs: analytical first step: True, False, or None: whichever is better on held-out samples.
-        num_warmup: samples to fit on, over all processes.
+        coeff: factor on later jumps of the search that gives the levels to start from.
         num_heldout: further samples to choose and report on.
-        iterations: measure the derivatives at most so many times in the first refinement; 0: fit only.
+        iterations: most measurements of the derivatives in the first refinement; 0: fit only.
         max_gib: most memory for the teacher's states on one process; fewer warm-up samples are used where they would
             need more, and a line says so.
         progress: called with a line of text now and then.
-        img_shape, solver_tea, num_steps_tea, metric, coeff, batch, seed, class_idx, sigma_min, sigma_max,
-            schedule_type, schedule_rho, device: as in `gits.search_schedule`.
+        more: the teacher's keywords, as in `gits.search_schedule`; `num_warmup` samples are fitted on.
 
     Raises:
         ValueError: one sentence about the option that does not fit.
     """
     field = as_field(field)
-    exact = starts_exactly(field.ve())  # takes an evaluation of its own, and leaves nothing to guess
-    if exact and afs:
-        raise ValueError("afs guesses the drift that this model's exact start knows: leave out afs")
+    teacher, unknown = Teacher.of(more)
+    if unknown:
+        raise TypeError(f"calibrate() got an unexpected keyword argument '{next(iter(unknown))}'")
+    exact = starts_exactly(field)  # takes an evaluation of its own, and leaves nothing to guess
+    refuse_guess(bool(afs), exact)
     wanted = (nfe,) if isinstance(nfe, int) else tuple(nfe)
     for n in wanted:
-        if not 1 + exact <= n <= num_steps_tea - 2 + exact:
+        if not 1 + exact <= n <= teacher.num_steps_tea - 2 + exact:
             raise ValueError(
-                f"nfe={n} evaluations are not possible with a teacher of {num_steps_tea} timestamps: "
-                f"give {1 + exact} to {num_steps_tea - 2 + exact}, or a finer teacher (num_steps_tea)"
+                f"nfe={n} evaluations are not possible with a teacher of {teacher.num_steps_tea} timestamps: "
+                f"give {1 + exact} to {teacher.num_steps_tea - 2 + exact}, or a finer teacher (num_steps_tea)"
             )
     if not wanted or len(set(wanted)) < len(wanted):
         raise ValueError(f"nfe={','.join(map(str, wanted))}: give one or more numbers of evaluations, each once")
-    if metric not in METRICS:
-        raise ValueError(f"unknown metric '{metric}': choose one of {', '.join(METRICS)}")
-    if min(num_warmup, num_heldout) < dist.get_world_size():
+    if min(teacher.num_warmup, num_heldout) < dist.get_world_size():
         raise ValueError(
-            f"num_warmup={num_warmup} and num_heldout={num_heldout} leave nothing to fit or to choose on: "
+            f"num_warmup={teacher.num_warmup} and num_heldout={num_heldout} leave nothing to fit or to choose on: "
             f"give {dist.get_world_size()} or more of each, one per process"
         )
     read_coefficients(coeff)
     tell = progress or (lambda line: None)
     SOLVERS["calibrated"].resolve({"max_order": max_order})
-    teacher_options = check_teacher(solver_tea, {"max_order": max_order})
-    shape = resolve_shape(field, img_shape)
-    num_warmup = _that_fit(num_warmup, num_steps_tea * math.prod(shape) * 4, max_gib)
-    grid = get_schedule(num_steps_tea, sigma_min, sigma_max, schedule_type, schedule_rho, net=field)
-    total = torch.zeros(num_steps_tea, num_steps_tea, dtype=torch.float64, device=device)
+    own = teacher.options({"max_order": max_order})
+    grid = teacher.grid(field)
+    num_warmup = _that_fit(teacher.num_warmup, len(grid) * math.prod(teacher.shape(field)) * 4, max_gib)
+    total = torch.zeros(len(grid), len(grid), dtype=torch.float64, device=teacher.device)
 
     def collect(rows: range, keep: list[int] | slice) -> _Warmup:
         kept = _Warmup([], [])
-        for chunk in warmup_chunks(
-            field, num_warmup + num_heldout, shape,
-            batch=batch, seed=seed, class_idx=class_idx, rows=rows, device=device,
-        ):  # fmt: skip
-            states, directions = run_teacher(chunk, grid, solver_tea, **teacher_options)
+        for chunk in teacher.chunks(field, rows, num_warmup + num_heldout):
+            states, directions = teacher.run(chunk, grid, **own)
             if rows.stop <= num_warmup:
-                total.add_(cost_sums(states, directions, grid, metric))
+                total.add_(cost_sums(states, directions, grid, teacher.metric))
             kept.chunks.append(chunk)
             kept.teacher.append(states[keep].clone())
         return kept
@@ -207,7 +189,7 @@ def calibrate(
     rest = collect(range(few, num_warmup), slice(None))
     every = _Warmup(first.chunks + rest.chunks, first.teacher + rest.teacher)
     heldout = collect(range(num_warmup, num_warmup + num_heldout), [0, -1])
-    tell(f"teacher: {solver_tea}, {num_steps_tea} timestamps, {num_warmup} + {num_heldout} samples")
+    tell(f"teacher: {teacher.solver_tea}, {len(grid)} timestamps, {num_warmup} + {num_heldout} samples")
     cost = (dist.all_reduce_sum(total) / num_warmup).cpu()
     afs_choices = (False, True) if afs is None and not exact else (bool(afs),)
 
@@ -242,15 +224,14 @@ def calibrate(
         path=path_name(field.path),
         options={"max_order": max_order},
         settings={
-            "method": "calibrated", "solver_tea": solver_tea, "options_tea": teacher_options,
-            "num_steps_tea": num_steps_tea, "metric": metric, "coeff": coeff, "num_warmup": num_warmup,
-            "num_heldout": num_heldout, "seed": seed, "class_idx": class_idx, "ridge": RIDGE, "grid": grid.tolist(),
+            "method": "calibrated", **teacher.settings(), "num_warmup": num_warmup, "options_tea": own, "coeff": coeff,
+            "num_heldout": num_heldout, "ridge": RIDGE, "grid": grid.tolist(),
         },
     )  # fmt: skip
 
 
 def _that_fit(num_warmup: int, bytes_each: int, max_gib: float) -> int:
-    """As many warm-up samples as the memory for the teacher's states holds."""
+    """The number of warm-up samples, at most what the memory for the teacher's states holds."""
     most = int(max_gib * 2**30 / bytes_each) * dist.get_world_size()
     if most < 1:
         raise ValueError(

@@ -33,7 +33,7 @@ from torch_utils import distributed as dist
 __all__ = ["Refined", "end_errors", "refine"]
 
 _EPS = 5e-3  # forward difference, in log sigma and in coefficients: well above the rounding of a float32 network
-_HUBER = 3.0  # weight 1 up to so many times the typical error
+_HUBER = 3.0  # weight 1 up to three times the typical error
 _TRIES, _STALE_TRIES = 6, 2  # dampings tried with a measured J, and with one that Broyden's rule brought along
 _WORTHWHILE = 0.1  # measure J anew when a step lowers the objective by less than this share
 _ENOUGH = 3e-3  # stop when not even the first step of a measured J lowers it by this share
@@ -137,7 +137,7 @@ def refine(
         sigmas: N+1 levels, falling and positive.
         coefficients: where to begin, for example from `fit_coefficients`.
         afs: the student takes the analytical first step.
-        iterations: measure J at most so many times.
+        iterations: most measurements of J.
     """
     student = _run(chunks, teacher, [float(s) for s in sigmas], [list(row) for row in coefficients], afs)
     N, order = len(student.rows), max(map(len, student.rows))
@@ -173,7 +173,7 @@ def _step(
     chunks: Sequence[Chunk], teacher: Sequence[Tensor], student: _Student, jacobian: Sequence[Tensor],
     parameters: Sequence[_Parameter], damping: float, tries: int, afs: bool,
 ) -> _Step:  # fmt: skip
-    """One step of Levenberg-Marquardt, more damped at each of so many tries; each mends `jacobian` in place."""
+    """One step of Levenberg-Marquardt, more damped at each of `tries`; each mends `jacobian` in place."""
     errors = end_errors(student.ends, teacher)
     weights = _huber(errors)
     before, runs = _objective(errors, weights), 0

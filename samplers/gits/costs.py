@@ -148,14 +148,14 @@ def path_table(cost: Tensor, max_steps: int, coeff: float) -> dict[int, list[int
 
     Args:
         cost: `[T, T]`, only the part above the diagonal is read.
-        max_steps: timestamps of the longest schedule, 2 to T.
-        coeff: factor on every later jump; above 1 it makes the jumps at low noise dearer and moves timestamps there.
+        max_steps: levels of the longest schedule, 2 to T.
+        coeff: factor on every later jump; above 1 it makes the jumps at low noise dearer and moves levels there.
 
     Returns:
-        {timestamps: indices into the grid, from 0 to T-1}.
+        {number of levels: indices into the grid, from 0 to T-1}.
 
     Raises:
-        ValueError: more timestamps than the grid has, fewer than 2, or a factor that is not positive.
+        ValueError: more levels than the grid has, fewer than 2, or a factor that is not positive.
     """
     c = torch.as_tensor(cost).detach().cpu().double().numpy().copy()
     T = len(c)

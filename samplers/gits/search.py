@@ -22,17 +22,16 @@ import torch
 from torch import Tensor
 
 from samplers.field import Field, as_field
-from samplers.gits.costs import METRICS, cost_matrix, cost_sums, path_cost, path_table, read_coefficients, shortest_path
-from samplers.gits.teacher import check_teacher, resolve_shape, run_teacher, warmup_chunks
+from samplers.gits.costs import cost_matrix, cost_sums, path_cost, path_table, read_coefficients, shortest_path
+from samplers.gits.teacher import Teacher
 from samplers.recipe import Entry, ScheduleFile, path_name
-from samplers.schedules.formulas import get_schedule
-from samplers.solvers.table import SOLVERS, sample
+from samplers.solvers.table import sample, solver_named
 from samplers.start import Chunk
 from torch_utils import distributed as dist
 
 __all__ = ["Found", "cost_matrix", "insert_free_step", "search_schedule", "shortest_path"]
 
-TABLE_STEPS = 21  # schedules of up to so many timestamps come with every search: 20 steps, as published tables have
+TABLE_STEPS = 21  # schedules of up to 21 levels come with every search: 20 steps, as published tables have
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ class Found:
         indices: their places in `grid`.
         cost: `[T, T]` float64, mean over the warm-up samples, on the CPU.
         grid: `[T]` the teacher's levels.
-        table: coefficient -> timestamps -> indices, everything the one dynamic programme knows.
+        table: coefficient -> number of levels -> indices, everything the one dynamic programme knows.
         afs: `sigmas` is for sampling with the analytical first step.
         solver, options, path: of the student, for the schedule file.
         settings: how the search was run; plain JSON.
@@ -93,24 +92,11 @@ def search_schedule(
     field: Field | Callable[..., Tensor],
     num_steps: int = 7,
     *,
-    img_shape: Sequence[int] | None = None,
     solver: str = "ipndm",
-    solver_tea: str = "ipndm",
-    num_steps_tea: int = 61,
-    metric: str = "dev",
     coeff: float | Sequence[float] = 1.15,
-    num_warmup: int = 256,
-    batch: int = 64,
-    seed: int = 0,
     afs: bool = False,
-    class_idx: int | None = None,
-    sigma_min: float | None = 0.002,
-    sigma_max: float | None = 80,
-    schedule_type: str = "polynomial",
-    schedule_rho: float = 7,
-    device: torch.device | str = "cpu",
     progress: Callable[[int], Any] | None = None,
-    **options: Any,
+    **more: Any,
 ) -> Found:
     """Search the schedule of a model.
 
@@ -119,58 +105,46 @@ def search_schedule(
 
     Args:
         field: a model, guided or not; conditions bound to it are kept, else classes are drawn.
-        num_steps: timestamps to find, one more than steps; every shorter schedule, and those up to 21, come along.
-        img_shape: shape of one sample; default: the network's.
+        num_steps: levels to find, one more than steps; every shorter schedule, and those up to 21, come along.
         solver: the student; the schedule depends on it with AFS only.
-        solver_tea, num_steps_tea: the teacher and its timestamps.
-        metric: "dev", "l1" or "l2".
         coeff: factor on later jumps, or a list of them; the first gives `sigmas`.
-        num_warmup: samples to measure on, over all processes.
-        batch: most samples at once on one process.
-        seed: of the warm-up draws.
         afs: search for sampling with the analytical first step, which the teacher then takes as well.
-        class_idx: one class for all samples.
-        sigma_min, sigma_max, schedule_type, schedule_rho: the teacher's grid, as in `get_schedule`.
-        device: where the network is.
         progress: called with the number of samples each time a chunk is done.
-        options: of the student; those that the teacher knows are the teacher's as well.
+        more: the teacher's keywords (`Teacher`: img_shape, solver_tea, num_steps_tea, metric, num_warmup, batch, seed,
+            class_idx, sigma_min, sigma_max, schedule_type, schedule_rho, device), and options of the student; those
+            that the teacher knows are the teacher's as well.
 
     Raises:
         ValueError: one sentence about the option that does not fit.
     """
     field = as_field(field)
     coeffs = read_coefficients(coeff)
-    if not 2 <= num_steps <= num_steps_tea:
+    teacher, options = Teacher.of(more)
+    if not 2 <= num_steps <= teacher.num_steps_tea:
         raise ValueError(
-            f"num_steps={num_steps} timestamps cannot be chosen from a teacher's {num_steps_tea}: "
+            f"num_steps={num_steps} timestamps cannot be chosen from a teacher's {teacher.num_steps_tea}: "
             "give at least 2 and at most num_steps_tea"
         )
-    if metric not in METRICS:
-        raise ValueError(f"unknown metric '{metric}': choose one of {', '.join(METRICS)}")
-    if solver not in SOLVERS:
-        raise ValueError(f"there is no solver '{solver}': choose from {', '.join(SOLVERS)}")
-    if SOLVERS[solver].adaptive:
+    student = solver_named(solver)
+    if student.adaptive:
         raise ValueError(f"solver '{solver}' chooses its own steps: search a schedule for a solver that follows one")
-    options = SOLVERS[solver].resolve(options)
-    SOLVERS[solver].check_first(afs)
-    teacher_options = check_teacher(solver_tea, options)
-    shape = resolve_shape(field, img_shape)
-    grid = get_schedule(num_steps_tea, sigma_min, sigma_max, schedule_type, schedule_rho, net=field)
-    chunks = warmup_chunks(field, num_warmup, shape, batch=batch, seed=seed, class_idx=class_idx, device=device)
-    total, ends = torch.zeros(num_steps_tea, num_steps_tea, dtype=torch.float64, device=device), []
-    for chunk in chunks:
-        states, directions = run_teacher(chunk, grid, solver_tea, afs=afs, **teacher_options)
-        total += cost_sums(states, directions, grid, metric)
+    options = student.resolve(options)
+    student.check_first(afs)
+    own = teacher.options(options)
+    grid = teacher.grid(field)
+    total, ends = torch.zeros(len(grid), len(grid), dtype=torch.float64, device=teacher.device), []
+    for chunk in teacher.chunks(field):
+        states, directions = teacher.run(chunk, grid, afs=afs, **own)
+        total += cost_sums(states, directions, grid, teacher.metric)
         if afs:
             ends.append((chunk, states[-1].clone()))
         if progress is not None:
             progress(len(chunk.noise))
-    cost = (dist.all_reduce_sum(total) / num_warmup).cpu()
-    longest = min(max(num_steps, TABLE_STEPS), num_steps_tea)
-    table = {g: path_table(cost, longest, g) for g in coeffs}
+    cost = (dist.all_reduce_sum(total) / teacher.num_warmup).cpu()
+    table = {g: path_table(cost, min(max(num_steps, TABLE_STEPS), len(grid)), g) for g in coeffs}
     indices = table[coeffs[0]][num_steps]
     if afs:
-        indices = _with_free_step(ends, grid.to(device), cost, indices, coeffs[0], solver, options)
+        indices = _with_free_step(ends, grid.to(teacher.device), cost, indices, coeffs[0], solver, options)
     return Found(
         sigmas=grid[indices],
         indices=indices,
@@ -181,11 +155,8 @@ def search_schedule(
         solver=solver,
         options=options,
         path=path_name(field.path),
-        settings={
-            "method": "gits", "solver_tea": solver_tea, "options_tea": teacher_options, "num_steps_tea": num_steps_tea,
-            "metric": metric, "num_warmup": num_warmup, "seed": seed, "class_idx": class_idx,
-        },
-    )  # fmt: skip
+        settings={"method": "gits", **teacher.settings(), "options_tea": own},
+    )
 
 
 def _with_free_step(

@@ -7,14 +7,17 @@ images made later are held out. Everything is in VE coordinates, whatever the pa
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from samplers.field import Field
+from samplers.gits.costs import METRICS
+from samplers.schedules.formulas import get_schedule
 from samplers.solvers.base import Step
 from samplers.solvers.table import SOLVERS, sample
 from samplers.start import Chunk, start_noise
@@ -22,7 +25,7 @@ from torch_utils import distributed as dist
 from torch_utils.misc import split_evenly
 from torch_utils.rng import PerSampleRNG, fold_seed
 
-__all__ = ["TEACHERS", "Trajectory", "check_teacher", "resolve_shape", "run_teacher", "warmup_chunks"]
+__all__ = ["TEACHERS", "Teacher", "Trajectory", "run_teacher", "warmup_chunks"]
 
 # Solvers that evaluate the network at every state they pass through; unipc does so at its predictions only.
 TEACHERS = ("euler", "heun", "dpm", "ipndm", "ipndm_v", "ab", "deis", "dpmpp")
@@ -36,13 +39,85 @@ class Trajectory(NamedTuple):
     directions: Tensor
 
 
-def resolve_shape(field: Field, img_shape: Sequence[int] | None) -> tuple[int, ...]:
-    """`img_shape`, by default the network's own `(C, H, W)`."""
-    if img_shape is not None:
-        return tuple(img_shape)
-    if field.facts.shape is None:
-        raise ValueError("this model does not say what its samples look like: give img_shape, for example (3, 32, 32)")
-    return field.facts.shape
+@dataclass(frozen=True, kw_only=True)
+class Teacher:
+    """The fine solver that a search or calibration measures on, and its warm-up samples.
+
+    `search_schedule` and `calibrate` take these as keywords of their own.
+
+    Attributes:
+        img_shape: shape of one sample; default: the network's.
+        solver_tea, num_steps_tea: the solver and its number of levels.
+        metric: cost of a jump between two levels, "dev", "l1" or "l2".
+        num_warmup: samples to measure on, over all processes.
+        batch: most samples at once on one process.
+        seed: of the warm-up draws.
+        class_idx: one class for all samples.
+        sigma_min, sigma_max, schedule_type, schedule_rho: the levels, as in `get_schedule`.
+        device: where the network is.
+    """
+
+    img_shape: Sequence[int] | None = None
+    solver_tea: str = "ipndm"
+    num_steps_tea: int = 61
+    metric: str = "dev"
+    num_warmup: int = 256
+    batch: int = 64
+    seed: int = 0
+    class_idx: int | None = None
+    sigma_min: float | None = 0.002
+    sigma_max: float | None = 80
+    schedule_type: str = "polynomial"
+    schedule_rho: float = 7
+    device: torch.device | str = "cpu"
+
+    def __post_init__(self) -> None:
+        if self.metric not in METRICS:
+            raise ValueError(f"unknown metric '{self.metric}': choose one of {', '.join(METRICS)}")
+        if self.solver_tea not in TEACHERS:
+            raise ValueError(f"solver '{self.solver_tea}' cannot be the teacher: choose from {', '.join(TEACHERS)}")
+
+    @classmethod
+    def of(cls, keywords: Mapping[str, Any]) -> tuple[Teacher, dict[str, Any]]:
+        """A teacher of those keywords that are its own, and the other keywords."""
+        own = {f.name for f in dataclasses.fields(cls)}
+        rest = {name: value for name, value in keywords.items() if name not in own}
+        return cls(**{name: value for name, value in keywords.items() if name in own}), rest
+
+    def options(self, student: Mapping[str, Any]) -> dict[str, Any]:
+        """The solver options of the teacher: those of the student that it knows."""
+        known = SOLVERS[self.solver_tea].options
+        return SOLVERS[self.solver_tea].resolve({k: v for k, v in student.items() if k in known})
+
+    def shape(self, field: Field) -> tuple[int, ...]:
+        """Shape of one sample."""
+        shape = field.facts.shape if self.img_shape is None else self.img_shape
+        if shape is None:
+            raise ValueError(
+                "this model does not say what its samples look like: give img_shape, for example (3, 32, 32)"
+            )
+        return tuple(shape)
+
+    def grid(self, field: Field) -> Tensor:
+        """The teacher's levels, `[num_steps_tea]` float64 on the CPU."""
+        ends = self.sigma_min, self.sigma_max
+        return get_schedule(self.num_steps_tea, *ends, self.schedule_type, self.schedule_rho, net=field)
+
+    def chunks(self, field: Field, rows: range | None = None, total: int | None = None) -> Iterator[Chunk]:
+        """This process's share of `rows` of `total` warm-up samples; default: of all `num_warmup`."""
+        return warmup_chunks(
+            field, self.num_warmup if total is None else total, self.shape(field), batch=self.batch, seed=self.seed,
+            class_idx=self.class_idx, rows=rows, device=self.device,
+        )  # fmt: skip
+
+    def run(self, chunk: Chunk, grid: Tensor, *, afs: bool = False, **options: Any) -> Trajectory:
+        """The teacher's trajectories on some samples, see `run_teacher`."""
+        return run_teacher(chunk, grid, self.solver_tea, afs=afs, **options)
+
+    def settings(self) -> dict[str, Any]:
+        """What is worth knowing of a search, as plain JSON."""
+        names = ("solver_tea", "num_steps_tea", "metric", "num_warmup", "seed", "class_idx")
+        return {name: getattr(self, name) for name in names}
 
 
 def warmup_chunks(
@@ -120,17 +195,6 @@ def _rows(value: Any, rows: range, total: int) -> Any:
             "bind one row for all of them, or one per sample"
         )
     return value[rows.start : rows.stop]
-
-
-def check_teacher(solver: str, options: dict[str, Any]) -> dict[str, Any]:
-    """The options of a teacher among those of a student.
-
-    Raises:
-        ValueError: a solver that cannot be a teacher, or options it does not allow.
-    """
-    if solver not in TEACHERS:
-        raise ValueError(f"solver '{solver}' cannot be the teacher: choose from {', '.join(TEACHERS)}")
-    return SOLVERS[solver].resolve({k: v for k, v in options.items() if k in SOLVERS[solver].options})
 
 
 @torch.no_grad()

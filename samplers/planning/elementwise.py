@@ -17,6 +17,7 @@ from samplers.planning.options import ChurnOptions, MethodOptions
 from samplers.solvers.base import Solver
 from samplers.solvers.elementwise import ONE_STEP, coefficient_cost, sample_mac
 from samplers.solvers.table import SOLVERS
+from samplers.start import refuse_guess
 
 __all__ = ["check_elementwise", "plan_elementwise"]
 
@@ -51,6 +52,13 @@ def plan_elementwise(request: Request) -> Plan:
         levels, about, solver, options = chosen.sigmas, chosen.about, chosen.solver, dict(chosen.options)
     check_elementwise(solver, options, churn.get("S_churn"))
     afs = {"afs": True} if request.given.get("afs") or (chosen is not None and chosen.afs) else {}
+    refuse_guess(bool(afs), facts.start == "exact")
+    if churn.get("S_churn") and afs:
+        raise ValueError(
+            "--afs guesses the drift before the first step, where --S_churn adds noise: leave one of them out"
+        )
+    if churn.get("S_churn") and facts.start == "exact":
+        raise ValueError("noise can be added along the family edm only: leave out --S_churn")
     if request.to_zero:
         levels = torch.cat([levels, torch.zeros(1, dtype=torch.float64)])
     if facts.start == "exact" and levels[0] < math.inf:

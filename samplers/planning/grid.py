@@ -11,6 +11,7 @@ from samplers.planning.base import Plan, Request, count_of, said, shown_levels
 from samplers.planning.options import ChurnOptions, MethodOptions
 from samplers.schedules.formulas import get_schedule
 from samplers.solvers.table import SOLVERS, sample
+from samplers.start import refuse_guess
 
 __all__ = ["plan_adaptive", "plan_grid"]
 
@@ -25,6 +26,7 @@ def plan_grid(request: Request) -> Plan:
     entry = SOLVERS[chosen.solver]
     entry.resolve(chosen.options)
     ends = {"afs": chosen.afs, "denoise_to_zero": bool(request.given.get("denoise_to_zero"))}
+    refuse_guess(chosen.afs, request.start == "exact")
     steps = len(chosen.sigmas) - 1
     shown = {k: v for k, v in chosen.options.items() if k != "coefficients"} | {k: v for k, v in ends.items() if v}
     return Plan(

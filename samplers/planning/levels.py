@@ -128,7 +128,7 @@ def _searched(
 
 
 def _search_arguments(given: Mapping[str, Any]) -> dict[str, Any]:
-    """What searches and calibrations take by the same name; by default over the network's own range."""
+    """Arguments that searches and calibrations share; by default over the network's own range."""
     asked = {name: given[name] for name in (*FORMULA, *SEARCH) if name in given}
     if "search_seed" in asked:
         asked["seed"] = asked.pop("search_seed")

@@ -116,7 +116,7 @@ class LevelOptions:
         "or linear [default: linear]",
         metavar="NAME|FILE",
     )
-    nfe: int | None = _count("Which schedule of a file: the one with so many network evaluations")
+    nfe: int | None = _count("Schedule of a file with this number of network evaluations")
     t_steps: tuple[float, ...] | None = opt(
         None, "The time stamps themselves, e.g. [80,10.9,2.5,0.002]", metavar="LIST"
     )
@@ -190,7 +190,7 @@ class CalibrationOptions:
 
     calibrate: tuple[int, ...] | None = opt(
         None,
-        "Fit a solver of so many network evaluations to this network, time stamps and all; without a number: one less "
+        "Fit a solver of NFE network evaluations to this network, time stamps and all; without a number: one less "
         "than --num-steps. The options of the search hold. Of several, e.g. 3,5,8, the last makes the images, and "
         "--save-schedule keeps all",
         metavar="NFE", bare="0",

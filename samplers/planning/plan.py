@@ -42,7 +42,7 @@ from samplers.planning.options import (
     flag,
 )
 from samplers.schedules.edm import SCHEDULE_FORMS
-from samplers.solvers.table import SOLVERS
+from samplers.solvers.table import SOLVERS, solver_named
 from samplers.start import refuse_score, starts_exactly
 
 __all__ = ["KINDS", "Plan", "SamplerOptions", "build_plan"]
@@ -142,8 +142,8 @@ def _prior(field: Field, prior: str | None) -> str | None:
 def _check(field: Field, given: dict[str, Any]) -> None:
     """Refuse what no kind of sampler can do."""
     solver = given.get("solver")
-    if solver is not None and solver not in SOLVERS:
-        raise ValueError(f"there is no solver '{solver}': choose from {', '.join(SOLVERS)}")
+    if solver is not None:
+        solver_named(solver)
     if given.get("thresholding") == "dynamic":
         refuse_score(field, "dynamic thresholding")
     if given.get("S_churn"):

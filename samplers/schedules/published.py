@@ -34,7 +34,7 @@ class Published:
     Attributes:
         about: what they were made for, in words.
         lists: sampling steps -> levels, or a function that makes this table.
-        stretch_from: interpolate the list of so many steps to any number from `stretch_to` on; None: do not.
+        stretch_from: number of steps of the list that is interpolated to any number from `stretch_to` on; None: do not.
     """
 
     about: str

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -25,7 +26,33 @@ from samplers.solvers.base import Step
 from samplers.start import refuse_score, start_state
 from torch_utils.rng import TorchRNG
 
-__all__ = ["ablation_sampler", "edm_sampler", "heun_churn"]
+__all__ = ["Churn", "ablation_sampler", "edm_sampler", "heun_churn"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Churn:
+    """Noise added before the steps, by EDM's names.
+
+    Attributes:
+        S_churn: its amount, shared out among the steps.
+        S_min, S_max: range of noise levels that get it.
+        S_noise: its inflation.
+    """
+
+    S_churn: float = 0
+    S_min: float = 0
+    S_max: float = math.inf
+    S_noise: float = 1
+
+    def __post_init__(self) -> None:
+        if self.S_churn < 0:
+            raise ValueError(f"S_churn is {self.S_churn:g}: give 0 (no added noise) or a positive number")
+
+    def raised(self, levels: Tensor) -> Tensor:
+        """sigma_hat of the N steps that begin at `levels` `[N]`."""
+        inside = ((levels >= self.S_min) & (levels <= self.S_max)).to(levels.dtype)
+        gamma = min(self.S_churn / len(levels), math.sqrt(2) - 1) * inside
+        return levels + gamma * levels
 
 
 def heun_churn(
@@ -49,7 +76,7 @@ def heun_churn(
         levels: N+1 numbers, noisy to clean; the last may be 0, which is reached by a first-order step.
         rng: source of one normal draw like `x` per step, also where gamma = 0 (the published draw order). None: torch's
             global generator, and no draw at all when `S_churn` is 0.
-        S_churn, S_min, S_max, S_noise: amount of added noise, the range of levels that get it, its inflation.
+        S_churn, S_min, S_max, S_noise: see `Churn`.
         round_sigma: the noise levels a network knows; applied to the raised levels.
         trace: called with a `Step` per step: the raised state, the clean estimate and the drift there.
 
@@ -61,10 +88,10 @@ def heun_churn(
     if levels.ndim != 1 or len(levels) < 2:
         raise ValueError(f"the EDM sampler steps over at least two single noise levels, got shape {list(levels.shape)}")
     levels = levels.detach().to("cpu", torch.float64)
-    raised = _raise_levels(levels, S_churn, S_min, S_max, round_sigma or torch.as_tensor)
-    return _integrate(
-        field, x, levels, raised, Coordinates(), S_noise=S_noise, rng=_source(field, rng, S_churn, x), trace=trace
-    )
+    churn = Churn(S_churn=S_churn, S_min=S_min, S_max=S_max, S_noise=S_noise)
+    raised = (round_sigma or torch.as_tensor)(churn.raised(levels[:-1]))
+    source = _source(field, rng, churn, x)
+    return _integrate(field, x, levels, raised, Coordinates(), S_noise=S_noise, rng=source, trace=trace)
 
 
 def edm_sampler(
@@ -77,12 +104,9 @@ def edm_sampler(
     sigma_min: float = 0.002,
     sigma_max: float = 80,
     rho: float = 7,
-    S_churn: float = 0,
-    S_min: float = 0,
-    S_max: float = math.inf,
-    S_noise: float = 1,
     start: str | None = None,
     trace: Callable[[Step], Any] | None = None,
+    **churn: float,
 ) -> Tensor:
     """The EDM sampler: `num_steps` levels from sigma_max to sigma_min, then 0; 2 num_steps - 1 network calls.
 
@@ -92,7 +116,7 @@ def edm_sampler(
         class_labels: `[B, label_dim]` or None.
         num_steps: 1 means the single step sigma_max -> 0.
         sigma_min, sigma_max: narrowed to what the network was trained on.
-        rng, S_churn, S_min, S_max, S_noise, trace: see `heun_churn`.
+        rng, trace, churn: see `heun_churn` and `Churn`.
         start: "exact" or "scaled", see `samplers.start`; None: as the network says.
 
     Returns:
@@ -100,7 +124,6 @@ def edm_sampler(
     """
     field = _ve_field(net, class_labels)
     levels = general_levels(field, num_steps, sigma_min, sigma_max, rho)
-    churn = {"S_churn": S_churn, "S_min": S_min, "S_max": S_max, "S_noise": S_noise}
     x = start_state(field, noise.to(torch.float64), float(levels[0]), start)
     return heun_churn(field, x, levels, rng=rng, round_sigma=field.facts.round_sigma, trace=trace, **churn)
 
@@ -124,12 +147,9 @@ def ablation_sampler(
     C_2: float = 0.008,
     M: int = 1000,
     alpha: float = 1,
-    S_churn: float = 0,
-    S_min: float = 0,
-    S_max: float = math.inf,
-    S_noise: float = 1,
     start: str | None = None,
     trace: Callable[[Step], Any] | None = None,
+    **churn: float,
 ) -> Tensor:
     """The general sampler of EDM: any of its solvers, time steps, schedules and scalings.
 
@@ -141,7 +161,7 @@ def ablation_sampler(
         schedule: sigma(t): "vp", "ve" (sqrt t) or "linear".
         scaling: s(t): "vp" (1 / sqrt(1 + sigma^2)) or "none".
         epsilon_s: smallest VP time. C_1, C_2, M: clipping, offset and length of the iDDPM table.
-        rng, S_churn, S_min, S_max, S_noise: see `heun_churn`.
+        rng, churn: see `heun_churn` and `Churn`.
         start: as in `edm_sampler`.
         trace: called with a `Step` per step, in VE coordinates whatever the schedule and scaling.
 
@@ -159,10 +179,11 @@ def ablation_sampler(
     coords = Coordinates(schedule, scaling, VP.through(*general_range(field.facts, num_steps, **spread), epsilon_s))
     times = torch.cat([coords.time(levels[:-1]), levels[-1:]])
     levels = torch.cat([coords.sigma(times[:-1]), levels[-1:]])
-    raised = coords.time(_raise_levels(levels, S_churn, S_min, S_max, field.facts.round_sigma))
+    added = Churn(**churn)
+    raised = coords.time(field.facts.round_sigma(added.raised(levels[:-1])))
     x = start_state(field, noise.to(torch.float64), float(levels[0]), start) * float(coords.scale(times[0]))
-    rng = _source(field, rng, S_churn, x)
-    options = {"second_order": solver == "heun", "alpha": alpha, "S_noise": S_noise}
+    rng = _source(field, rng, added, x)
+    options = {"second_order": solver == "heun", "alpha": alpha, "S_noise": added.S_noise}
     return _integrate(field, x, times, raised, coords, rng=rng, trace=trace, **options)
 
 
@@ -225,22 +246,11 @@ def _integrate(
     return x
 
 
-def _raise_levels(
-    levels: Tensor, S_churn: float, S_min: float, S_max: float, round_sigma: Callable[[Tensor], Tensor]
-) -> Tensor:
-    """sigma_hat of every step, `[N]`, for levels `[N+1]`."""
-    if S_churn < 0:
-        raise ValueError(f"S_churn is {S_churn:g}: give 0 (no added noise) or a positive number")
-    start = levels[:-1]
-    inside = ((start >= S_min) & (start <= S_max)).to(start.dtype)
-    gamma = min(S_churn / len(start), math.sqrt(2) - 1) * inside
-    return round_sigma(start + gamma * start)
-
-
-def _source(field: Field, rng: TorchRNG | None, S_churn: float, x: Tensor) -> TorchRNG | None:
-    if S_churn > 0:
+def _source(field: Field, rng: TorchRNG | None, churn: Churn, x: Tensor) -> TorchRNG | None:
+    """Where added noise comes from: `rng`, or torch's global generator where there is noise to add."""
+    if churn.S_churn > 0:
         refuse_score(field, "added noise (S_churn)")
-    return TorchRNG(x.device) if rng is None and S_churn > 0 else rng
+    return TorchRNG(x.device) if rng is None and churn.S_churn > 0 else rng
 
 
 def _ve_field(net: Field | Callable[..., Tensor], class_labels: Tensor | None) -> Field:

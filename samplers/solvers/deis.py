@@ -40,7 +40,7 @@ def deis_table(
     """Coefficients `[N, max_order]` float64 of the N steps between `sigmas` `[N+1]`, newest first, zero padded.
 
     Args:
-        quadrature_points: None: exact to rounding. A number: the plain sum over so many equidistant points of the
+        quadrature_points: None: exact to rounding. A number: the plain sum over as many equidistant points of the
             published implementation, whose error is about 1e-5.
     """
     table = np.zeros((len(sigmas) - 1, max_order))

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from itertools import pairwise
 from typing import Any
 
@@ -26,6 +26,7 @@ from torch import Tensor
 
 from samplers.field import Field, as_field
 from samplers.solvers.base import Step
+from samplers.solvers.churn import Churn
 from samplers.solvers.table import SOLVERS, sample
 from samplers.start import exact_start
 from torch_utils.misc import expand_to
@@ -57,10 +58,6 @@ def sample_mac(
     solver: str = "euler",
     class_labels: Tensor | None = None,
     coefficients: Tensor | None = None,
-    S_churn: float = 0,
-    S_min: float = 0,
-    S_max: float = math.inf,
-    S_noise: float = 1,
     rng: TorchRNG | None = None,
     trace: Callable[[Step], Any] | None = None,
     **options: Any,
@@ -72,10 +69,10 @@ def sample_mac(
         noise: `[B, C, H, W]`, unit variance; its dtype is that of the state.
         sigmas: nominal levels, noisy to clean; the last may be 0. Of a family that ends in pure noise they begin at
             infinity; where that is left out it is added.
-        solver, class_labels, trace, options: as of `samplers.sample`.
+        solver, class_labels, trace, options: those of `samplers.sample`; and those of `Churn`, for added noise, whose
+            range is of nominal levels.
         coefficients: c `[B or 1, 2 C M, H, W]` to use instead of the network's; zeros give the ordinary path.
-        S_churn, S_min, S_max, S_noise: amount of added noise, range of nominal levels that get it, its inflation.
-        rng: source of the added noise.
+        rng: source of added noise.
 
     Returns:
         `[B, C, H, W]` at the last level.
@@ -88,6 +85,7 @@ def sample_mac(
     facts, chooser = field.facts, field.facts.model
     if not facts.chooses_levels:
         raise ValueError(f"a {type(chooser).__name__} does not choose its noise levels: use samplers.sample")
+    churn = Churn(**{f.name: options.pop(f.name) for f in fields(Churn) if f.name in options})
     times = torch.as_tensor(sigmas, dtype=torch.float64).tolist()
     family = chooser.family
     c = chooser.coefficients(noise, field.class_labels) if coefficients is None else coefficients
@@ -98,17 +96,17 @@ def sample_mac(
             for t in times]  # fmt: skip
     if facts.takes_gamma:
         field = replace(field, net=_Told(field.net, times, maps))
-    if S_churn and exact:
+    if churn.S_churn and exact:
         raise ValueError("noise can be added along the family edm only: leave S_churn out")
     if exact and len(maps) == 1:
         return exact_start(field.ve(), noise, maps[0].to(noise.device))
-    if not S_churn:
+    if not churn.S_churn:
         start = "exact" if exact else "scaled"
         return sample(field, noise, maps, solver=solver, start=start, trace=trace, **options)
     field = field.ve()
     return _churned(
-        field, noise, times, maps, lambda t: family.gamma(torch.tensor(t, dtype=torch.float64), c), solver,
-        (S_churn, S_min, S_max, S_noise), rng or TorchRNG(noise.device), trace, options,
+        field, noise, times, maps, lambda t: family.gamma(t, c), solver, churn, rng or TorchRNG(noise.device), trace,
+        options,
     )  # fmt: skip
 
 
@@ -117,9 +115,9 @@ def _churned(
     noise: Tensor,
     times: list[float],
     maps: list[Tensor],
-    gamma: Callable[[float], Tensor],
+    gamma: Callable[[Tensor], Tensor],
     solver: str,
-    churn: tuple[float, float, float, float],
+    churn: Churn,
     rng: TorchRNG,
     trace: Callable[[Step], Any] | None,
     options: dict[str, Any],
@@ -127,16 +125,17 @@ def _churned(
     """One-step solvers with noise added before each step."""
     if solver not in ONE_STEP:
         raise ValueError(f"noise cannot be added between the steps of solver '{solver}': use {', '.join(ONE_STEP)}")
-    s_churn, s_min, s_max, s_noise = churn
-    share = min(s_churn / (len(times) - 1), math.sqrt(2) - 1)
+    nominal = torch.tensor(times[:-1], dtype=torch.float64)
+    raised = churn.raised(nominal)
+    adds = (raised > nominal).tolist()
     fn, how = SOLVERS[solver].fn, SOLVERS[solver].resolve(options)
     x = noise * maps[0].to(noise.dtype)
     for i, (start, end) in enumerate(pairwise(maps)):
         fresh = rng.randn(x.shape, dtype=x.dtype).to(x.device)
-        if s_min <= times[i] <= s_max:
+        if adds[i]:
             # Not every element's level rises with the nominal one: where it would fall, the state stays as it is.
-            hat = torch.maximum(gamma(times[i] * (1 + share)), start)
-            x = x + (hat.square() - start.square()).clamp(min=0).sqrt().to(x.dtype) * (s_noise * fresh)
+            hat = torch.maximum(gamma(raised[i]), start)
+            x = x + (hat.square() - start.square()).clamp(min=0).sqrt().to(x.dtype) * (churn.S_noise * fresh)
             start = hat
         note = None if trace is None else lambda step, i=i: trace(step._replace(i=i))
         x = fn(field, x, [start, end], trace=note, **how)

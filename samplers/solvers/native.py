@@ -18,7 +18,7 @@ from samplers.path import VE
 from samplers.solvers.base import Step
 from samplers.solvers.table import SOLVERS
 
-__all__ = ["DRIFT_SOLVERS", "encode", "sample_native", "uniform_times"]
+__all__ = ["DRIFT_SOLVERS", "sample_native", "uniform_times"]
 
 # Solvers whose formulas hold on any path.
 DRIFT_SOLVERS = ("euler", "heun", "ipndm", "ab", *(name for name, entry in SOLVERS.items() if entry.adaptive))
@@ -77,25 +77,6 @@ def sample_native(
     if class_labels is not None:
         field = field.bind(class_labels, **field.cond)
     return entry.fn(field, noise, times, trace=trace, **options)
-
-
-def encode(
-    field: Field | Callable[..., Tensor], data: Tensor, steps: int, trace: Callable[[Tensor], Any] | None = None
-) -> Tensor:
-    """Data `[B, ...]` -> noise, by `steps` Euler steps from t = 0 to 1: inversion, not the learned encoder.
-
-    `trace` gets every state, data and result included.
-    """
-    field = as_field(field).native()
-    x = data
-    for i in range(steps):
-        if trace is not None:
-            trace(x)
-        t = torch.tensor(i / steps, dtype=torch.float64, device=x.device)
-        x = x + field.velocity(x, t) / steps
-    if trace is not None:
-        trace(x)
-    return x
 
 
 def _check_solver(solver: str) -> None:

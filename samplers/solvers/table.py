@@ -9,10 +9,10 @@ from torch import Tensor
 
 from samplers.field import Field, as_field
 from samplers.solvers.base import Solver, Step, analytical_first, evaluate, read_levels
-from samplers.start import start_state, starts_exactly
+from samplers.start import refuse_guess, start_state, starts_exactly
 from torch_utils.rng import TorchRNG
 
-__all__ = ["SOLVERS", "sample"]
+__all__ = ["SOLVERS", "sample", "solver_named"]
 
 _ADAMS = {"max_order": (1, 2, 3, 4)}
 _EXPONENTIAL = {
@@ -45,6 +45,13 @@ SOLVERS: dict[str, Solver] = {
         Solver("lsoda", "adaptive", adaptive=True),
     )
 }
+
+
+def solver_named(name: str) -> Solver:
+    """The entry of a solver; a ValueError that lists the names there are, if this is none of them."""
+    if name not in SOLVERS:
+        raise ValueError(f"there is no solver '{name}': choose from {', '.join(SOLVERS)}")
+    return SOLVERS[name]
 
 
 def sample(
@@ -83,9 +90,7 @@ def sample(
     Raises:
         ValueError: unknown solver or option, a value out of range, levels that do not fall.
     """
-    if solver not in SOLVERS:
-        raise ValueError(f"there is no solver '{solver}': choose from {', '.join(SOLVERS)}")
-    entry = SOLVERS[solver]
+    entry = solver_named(solver)
     options = entry.resolve(options)
     entry.check_first(afs)
     field = as_field(field)
@@ -95,8 +100,7 @@ def sample(
     levels = read_levels(sigmas, noise)
     if denoise_to_zero and levels.ends_at_zero:
         raise ValueError("the levels end at 0 already: leave out denoise_to_zero or the last level")
-    if afs and starts_exactly(field, start):
-        raise ValueError("afs guesses the drift that the exact start knows: leave out afs or say start='scaled'")
+    refuse_guess(afs, afs and starts_exactly(field, start))
     top = levels.s[0]
     x = start_state(field, noise, top, start)
     if entry.takes_first:

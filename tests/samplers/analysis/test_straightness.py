@@ -11,8 +11,13 @@ from scipy.integrate import quad
 
 import networks
 from bench.curvature_2d import TwoModes, curvature, shaped, w2
-from samplers.analysis.curvature import curvature_table, measure_curvature, trajectory
-from samplers.analysis.straightness import step_deviations, trajectory_curvature
+from samplers.analysis.straightness import (
+    curvature_table,
+    measure_curvature,
+    step_deviations,
+    trajectory,
+    trajectory_curvature,
+)
 from samplers.path import VE
 
 

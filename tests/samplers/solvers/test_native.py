@@ -9,12 +9,12 @@ from golden_cases import cases
 from mac_golden import expect, inputs
 
 from samplers import SOLVERS, Field, sample
-from samplers.analysis.straightness import data_predictions, trajectory_curvature
+from samplers.analysis.straightness import trajectory_curvature
 from samplers.calibration.calibrate import calibrate
 from samplers.gits.search import search_schedule
 from samplers.guidance import cfg
 from samplers.solvers.churn import ablation_sampler, edm_sampler
-from samplers.solvers.native import DRIFT_SOLVERS, encode, sample_native, uniform_times
+from samplers.solvers.native import DRIFT_SOLVERS, sample_native, uniform_times
 from samplers.start import exact_start
 from torch_utils.images import from_uint8, to_uint8
 
@@ -97,6 +97,24 @@ def results(case, **own):
     for role in case.spec["expect"]:
         dtype = case.shared(case.spec["expect"][role]["array"]).dtype
         expect(case, role, torch.as_tensor(own[role]).to(dtype))
+
+
+def data_predictions(states):
+    """Where each of equal steps would arrive at t = 0, `[N, B, ...]`."""
+    x = states.double()
+    t = torch.linspace(1, 0, len(x), dtype=torch.float64)
+    rows = (-1, *[1] * (x.ndim - 1))
+    return x[:-1] - t[:-1].reshape(rows) * x.diff(dim=0) / t.diff().reshape(rows)
+
+
+def encode(net, data, steps, trace):
+    """Data -> noise by Euler steps from t = 0 to 1: inversion, not the learned encoder."""
+    field, x = Field(net), data
+    for i in range(steps):
+        trace(x)
+        x = x + field.velocity(x, torch.tensor(i / steps, dtype=torch.float64)) / steps
+    trace(x)
+    return x
 
 
 @pytest.mark.parametrize("case", cases("curvature", "field"))

@@ -16,8 +16,7 @@ from golden_cases import cases
 from bench import curvature_2d as bench
 from bench.curvature_2d import TwoModes, complete, mirrored, shaped, starts
 from networks.published.flow_configs import PRESETS
-from samplers.analysis.curvature import trajectory
-from samplers.analysis.straightness import trajectory_curvature
+from samplers.analysis.straightness import trajectory, trajectory_curvature
 from torch_utils.rng import TorchRNG
 from torch_utils.wasserstein import wasserstein
 from training.losses.flow import flow_loss
