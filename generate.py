@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 import networks
 from networks.load import unfinished_note
+from samplers.field import Facts
 from samplers.outputs import Targets
 from samplers.planning.levels import schedule_file
 from samplers.planning.plan import Plan, SamplerOptions, build_plan
@@ -171,11 +172,11 @@ def load(options: Options, device: torch.device) -> tuple[torch.nn.Module, str]:
 
 
 def describe(net: torch.nn.Module) -> str:
-    classes = f"{net.label_dim} classes" if net.label_dim else "unconditional"
-    size = f"{net.img_channels}x{net.img_resolution}x{net.img_resolution}"
-    return (
-        f"{type(net).__name__} {size}, {classes}, {format_count(sum(p.numel() for p in net.parameters()))} parameters"
-    )
+    facts = Facts.of(net)
+    condition = f"{facts.label_dim} classes" if facts.conditioning == "classes" else facts.conditioning
+    condition = "unconditional" if condition == "none" else condition
+    size, count = "x".join(map(str, image_shape(net))), format_count(sum(p.numel() for p in net.parameters()))
+    return f"{type(net).__name__} {size}, {condition}, {count} parameters"
 
 
 def plan_with_progress(net: torch.nn.Module, options: Options) -> Plan:
