@@ -28,7 +28,7 @@ AVX2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_CBWR=AVX2 OPENBLAS_
 GOLDEN := -q -m "golden and not slow" --margins
 
 test-portable: $(STAMP)
-	$(SSE) OMP_NUM_THREADS=2 FEWSTEP_GOLDEN_CASES=reversed $(BIN)/pytest $(GOLDEN)
+	$(SSE) OMP_NUM_THREADS=2 OMP_WAIT_POLICY=PASSIVE FEWSTEP_GOLDEN_CASES=reversed $(BIN)/pytest $(GOLDEN)
 	$(AVX2) OMP_NUM_THREADS=1 FEWSTEP_GOLDEN_CASES=fewer $(BIN)/pytest $(GOLDEN) -n 2
 
 # How near every comparison of the suite is to its tolerance, on the two processors of test-portable.
