@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,9 +21,10 @@ from networks.published.families import summary
 from torch_utils.checkpoint import FORMAT, from_value, is_safetensors, load_safetensors, named, tensor_hash
 from torch_utils.cli import Command
 from torch_utils.files import map_file
-from torch_utils.pickles.archives import TRAINING, is_distribution, opened
+from torch_utils.pickles.archives import is_distribution, opened
 from torch_utils.pickles.foreign import Foreign, module_classes, named_tensors, naming, read_foreign
 from torch_utils.pickles.machine import Record, shown
+from torch_utils.pickles.placeholders import ANYTHING
 
 __all__ = ["describe", "main"]
 
@@ -68,19 +68,20 @@ def describe(path: str | Path, *, tensors: bool = True) -> str:
 
 
 def _read(path: str | Path) -> Foreign:
-    """A pickle or archive; where it names what networks have no need of, perhaps a training checkpoint."""
+    """A pickle or archive; where it names what networks have no need of, that is left empty."""
     if is_distribution(path):
         with opened(path) as file:
-            inner = read_foreign(file, TRAINING)
+            inner = read_foreign(file, ANYTHING)
         return replace(inner, container=f"{inner.container} inside a zip archive")
     try:
         return read_foreign(path, EDM)
     except ValueError as error:
-        with suppress(ValueError):
-            foreign = read_foreign(path, TRAINING)
-            if _is_dict(foreign.value):
-                return foreign
-        raise error
+        if not any(words in str(error) for words in ("asks for", "a numpy number")):
+            raise
+        foreign = read_foreign(path, ANYTHING)
+        if _is_dict(foreign.value) and _foreign_tensors(foreign.value):
+            return foreign
+        raise  # no checkpoint of any program
 
 
 def _ours(kind: str, info: dict[str, Any], libraries: dict[str, str]) -> dict[str, Any]:

@@ -172,11 +172,11 @@ def _read(path: Path, config: Config | None = None, classifier: Path | None = No
     if checkpoint.is_safetensors(view):
         contents = checkpoint.load_safetensors(path)
         if not contents.info:
-            return read_parts(path, contents.payload, config, classifier)
+            return read_parts(path, checkpoint.unwrapped(path, contents.payload), config, classifier)
     elif path.suffix in TENSORS_ONLY or config is not None or is_legacy(view):
         value = read_tensors(path)
         if is_state(value):
-            return read_parts(path, value, config, classifier)
+            return read_parts(path, checkpoint.unwrapped(path, value), config, classifier)
         with naming(path):
             contents = checkpoint.from_value(value)
     elif view[0] == 0x80:

@@ -44,6 +44,7 @@ __all__ = [
     "save",
     "save_safetensors",
     "tensor_hash",
+    "unwrapped",
     "write_json",
 ]
 
@@ -316,9 +317,36 @@ def load_safetensors(path: str | Path, *, verify: bool = True) -> Contents:
         info, libraries, sha256 = (header.get(key) for key in ("info", "libraries", "sha256"))
         if type(info) is not dict or type(libraries) is not dict or type(sha256) is not str:
             raise ValueError("its description is damaged")
-        if verify and tensor_hash(tensors) != sha256:
-            raise ValueError("its tensors do not have the SHA-256 written beside them: the file is damaged")
+        if verify:
+            tensors = _as_saved(path, tensors, sha256)
         return Contents(info, tensors, "snapshot", libraries, sha256)
+
+
+def _as_saved(path: str | Path, tensors: dict[str, torch.Tensor], sha256: str) -> dict[str, torch.Tensor]:
+    """The tensors that have this hash: those given, by other names perhaps; unproven only where all were re-cast.
+
+    Other programs keep the description of a .safetensors file when they rename or convert its tensors.
+    """
+    if tensor_hash(tensors) == sha256:
+        return tensors
+    plain = unwrapped(path, tensors)
+    if plain is not tensors and tensor_hash(plain) == sha256:
+        return plain
+    kinds = {t.dtype for t in plain.values() if t.is_floating_point()}
+    if len(kinds) == 1 and torch.float32 not in kinds:
+        kind = str(kinds.pop()).removeprefix("torch.")
+        warnings.warn(f"{path}: another program converted its tensors to {kind}; no hash can prove them", stacklevel=4)
+        return plain
+    raise ValueError("its tensors do not have the SHA-256 written beside them: the file is damaged")
+
+
+def unwrapped(path: str | Path, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors without `module.` or `_orig_mod.` in front of every name, which wrappers of networks leave; said."""
+    for prefix in ("module.", "_orig_mod."):
+        if tensors and all(name.startswith(prefix) for name in tensors):
+            warnings.warn(f"{path}: all names begin with '{prefix}', which is left out", stacklevel=3)
+            return unwrapped(path, {name.removeprefix(prefix): tensor for name, tensor in tensors.items()})
+    return tensors
 
 
 if __name__ == "__main__":  # `python -m torch_utils.checkpoint show FILE` is `python -m networks.describe FILE`

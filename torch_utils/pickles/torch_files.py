@@ -58,7 +58,17 @@ DTYPES = {
     "Byte": torch.uint8,
     "Bool": torch.bool,
 }
-STORAGES = {f"torch.{name}Storage": StorageType(dtype) for name, dtype in DTYPES.items()}
+_OTHER = {"ComplexFloat": torch.complex64, "ComplexDouble": torch.complex128}  # read, not written
+STORAGES = {f"torch.{name}Storage": StorageType(dtype) for name, dtype in (DTYPES | _OTHER).items()}
+
+# Types without a storage class of their own: raw bytes, and the name of the type beside them.
+_BYTES = ("torch.storage.UntypedStorage", "torch.UntypedStorage")
+STORAGES |= dict.fromkeys(_BYTES, StorageType(torch.uint8))
+_YOUNG = (
+    "float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz", "float8_e8m0fnu", "uint16", "uint32",
+    "uint64",
+)  # fmt: skip
+YOUNG_TYPES = {f"torch.{name}": getattr(torch, name) for name in _YOUNG if hasattr(torch, name)}
 
 
 class TorchReader:
@@ -79,6 +89,7 @@ class TorchReader:
         self.calls: dict[str, Callable[[tuple], Any]] = {
             "collections.OrderedDict": self._ordered_dict,
             "torch._utils._rebuild_tensor_v2": _tensor,
+            "torch._utils._rebuild_tensor_v3": _tensor_of_bytes,
             "torch._utils._rebuild_parameter": _parameter,
         }
         self.classes: dict[str, Callable[[], Any]] = {}
@@ -172,7 +183,7 @@ class TorchReader:
         return {plain_key(key): value for key, value in pairs}
 
     def _run(self, view: memoryview, position: int, persistent: Callable[[Any], Any] | None) -> tuple[Any, int]:
-        values = self.values if persistent is None else {**self.values, **STORAGES}
+        values = self.values if persistent is None else {**self.values, **STORAGES, **YOUNG_TYPES}
         vocabulary = Vocabulary(
             self.calls, self.classes, values, self.build, persistent, self.met, self.other_class, self.inert
         )
@@ -245,6 +256,15 @@ def _tensor(arguments: tuple) -> torch.Tensor:
     if offset + extent > available or count > available:
         raise ValueError(f"a tensor of size {shown(size)} does not fit its storage of {available} elements")
     return storage.data.as_strided(size, stride, offset)
+
+
+def _tensor_of_bytes(arguments: tuple) -> torch.Tensor:
+    """As `_tensor`, with the element type among the arguments."""
+    storage, dtype = (arguments[0], arguments[6]) if len(arguments) in (7, 8) else (None, None)
+    raw = isinstance(storage, Storage) and storage.data.dtype == torch.uint8 and isinstance(dtype, torch.dtype)
+    if not raw or dtype == torch.bool or len(storage.data) % dtype.itemsize:
+        raise ValueError("a tensor is not described by bytes, offset, size, stride and type")
+    return _tensor((Storage(storage.data.view(dtype)), *arguments[1:6]))
 
 
 def check_aliasing(tensors: Iterable[torch.Tensor]) -> None:

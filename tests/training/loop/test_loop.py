@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from torch_utils.dropout import Dropout
 from training.loop.ema import halflife_beta
 from training.loop.loop import Loop, NonFiniteError
 from training.loop.settings import LoopOptions
@@ -33,9 +34,9 @@ class Data:
         self.position = state["position"]
 
 
-def make_loop(batch=8, poison=None, overflow=None, conv=False, **settings):
+def make_loop(batch=8, poison=None, overflow=None, conv=False, dropout=0.0, **settings):
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(3, 16), nn.SiLU(), nn.Linear(16, 3))
+    net = nn.Sequential(nn.Linear(3, 16), nn.SiLU(), Dropout(dropout), nn.Linear(16, 3))
     if conv:
         image = nn.Sequential(nn.Unflatten(1, (3, 1, 1)), nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 3, 3, padding=1))
         net = nn.Sequential(image, nn.Flatten()).to(memory_format=torch.channels_last)
@@ -114,8 +115,9 @@ def test_resume_keeps_moments_beside_their_weights():
     assert_equal(tensors(loops[1]), tensors(loops[0]))
 
 
-def test_accumulation_changes_only_rounding():
-    whole, parts = make_loop(batch=128), make_loop(batch=128, batch_gpu=32)
+@pytest.mark.parametrize("dropout", [0, 0.3])
+def test_accumulation_changes_only_rounding(dropout):
+    whole, parts = (make_loop(batch=128, batch_gpu=n, dropout=dropout) for n in (None, 32))
     assert parts.rounds == 4
     for _ in range(5):
         whole.step()
