@@ -2,9 +2,10 @@
 
     d^2 = |mu1 - mu2|^2 + tr(S1) + tr(S2) - 2 tr sqrt(S1 S2)
 
-(Dowson and Landau 1982; as "FID" Heusel et al. 2017, arXiv 1706.08500, eq. 6). With any factors S = A A^T the last
-trace is the sum of the singular values of A1^T A2: no square root of a non-symmetric matrix is formed. Factors are
-Cholesky's, or truncated eigenvectors where a covariance is singular (fewer images than features). All is float64.
+(Dowson and Landau 1982; as "FID" Heusel et al. 2017, arXiv 1706.08500, eq. 6). The last trace is the sum of the roots
+of the eigenvalues of S1 S2, which are those of the symmetric L^T S1 L with S2 = L L^T: no root of a matrix is formed.
+Where rounding is not small against the smallest of them, it is the sum of the singular values of A1^T A2 with any
+factors S = A A^T: five times the work, exact for singular covariances (fewer images than features). All is float64.
 
 What the features are is not known here: see networks/features/table.py.
 """
@@ -162,14 +163,34 @@ def frechet_distance(mu1: Tensor, sigma1: Tensor, mu2: Tensor, sigma2: Tensor) -
         raise ValueError(f"mean and covariance of both sides must have one size [D], [D, D]; got {shapes}")
     if not all(bool(v.isfinite().all()) for v in (mu1, sigma1, mu2, sigma2)):
         raise ValueError("feature statistics hold NaN or infinite numbers: check the images or the reference file")
-    root_trace = torch.linalg.svdvals(_factor(sigma1).T @ _factor(sigma2)).sum()
-    distance = (mu1 - mu2).square().sum() + sigma1.trace() + sigma2.trace() - 2 * root_trace
+    sigma1, sigma2 = ((sigma + sigma.T) / 2 for sigma in (sigma1, sigma2))
+    traces = sigma1.trace() + sigma2.trace()
+    root_trace = _root_trace(sigma1, sigma2, allowed=1e-9 * float(traces))
+    if root_trace is None:
+        root_trace = torch.linalg.svdvals(_factor(sigma1).T @ _factor(sigma2)).sum()
+    distance = (mu1 - mu2).square().sum() + traces - 2 * root_trace
     return max(float(distance), 0.0)  # equal inputs may round to -1e-13
 
 
+def _root_trace(sigma1: Tensor, sigma2: Tensor, allowed: float) -> float | None:
+    """tr sqrt(S1 S2) from the eigenvalues of the product; None where rounding may change it by more than `allowed`."""
+    import scipy.linalg  # late: who reads or gathers statistics does not need it
+
+    # Columns first, as LAPACK has them: transposed copies, which are the matrices themselves.
+    copies = (sigma.clone().numpy().T for sigma in (sigma1, sigma2))
+    try:
+        values = scipy.linalg.eigvalsh(*copies, type=2, driver="gv", overwrite_a=True, overwrite_b=True)
+    except np.linalg.LinAlgError:  # no Cholesky factor
+        return None
+    if not values[0] > 0:
+        return None
+    roots = np.sqrt(values)
+    error = 8 * EPS * values[-1] * np.sum(0.5 / roots)  # of every eigenvalue a few units of the largest's rounding
+    return float(roots.sum()) if error < allowed else None
+
+
 def _factor(sigma: Tensor) -> Tensor:
-    """A `[D, R]` with A A^T = sigma and R its numerical rank."""
-    sigma = (sigma + sigma.T) / 2
+    """A `[D, R]` with A A^T = sigma, symmetric, and R its numerical rank."""
     lower, failed = torch.linalg.cholesky_ex(sigma)
     pivots = lower.diagonal().square()
     floor = len(sigma) * EPS

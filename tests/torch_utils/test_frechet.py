@@ -11,6 +11,8 @@ from torch_utils.frechet import (
     load_moments,
     save_moments,
 )
+from torch_utils.frechet import _factor as factor
+from torch_utils.frechet import _root_trace as root_trace
 
 F64 = torch.float64
 
@@ -99,6 +101,16 @@ def test_general_covariances(num1, num2):
 def test_a_distribution_has_no_distance_to_itself(num):
     mu, sigma = stats_of(gaussian(32, num, seed=num), 64).mean_cov()
     assert 0 <= frechet_distance(mu, sigma, mu, sigma) < 1e-8 * float(sigma.trace())
+
+
+def test_both_ways_to_the_trace_agree_and_the_fast_one_knows_its_limits():
+    (_, s1), (_, s2) = (stats_of(gaussian(24, n, seed=n), 50).mean_cov() for n in (400, 500))
+    exact = torch.linalg.svdvals(factor(s1).T @ factor(s2)).sum()
+    assert root_trace(s1, s2, allowed=1e-9 * float(s1.trace() + s2.trace())) == pytest.approx(float(exact), rel=1e-10)
+    assert root_trace(s1, s2, allowed=0) is None
+    _, singular = stats_of(gaussian(24, 12, seed=1), 50).mean_cov()
+    for pair in ((s1, singular), (singular, s1), (singular, singular)):
+        assert root_trace(*pair, allowed=1e-9 * float(s1.trace())) is None
 
 
 def test_points_without_spread():
