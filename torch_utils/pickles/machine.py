@@ -59,8 +59,7 @@ class Vocabulary:
         persistent: function(id) for storages kept outside of the pickle; None: none may occur.
         met: collects the names that the file used.
         other_class: function(name) for names not listed: as an entry of `classes`, or None to refuse.
-        inert: function(module, attribute): whether what this class makes is read past: an empty `Record`, whatever it
-            is given, filled with or set to.
+        inert: function(module, attribute): whether this class makes empty `Record`s, whatever it is given or set to.
     """
 
     calls: Mapping[str, Callable[[tuple], Any]] = field(default_factory=dict)

@@ -9,21 +9,17 @@ of training are those of images in units of it, and the network is an MLP.
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
 import networks
-from torch_utils.images import save_image
 from torch_utils.misc import format_count
 from torch_utils.options import OptionGroup, opt
-from torch_utils.report.scatter import is_points, scatter
+from torch_utils.report.scatter import is_points
 from training.augment import edm_preset
 from training.data.batches import ImageDataset
 from training.data.toys import is_toy, spread
@@ -33,7 +29,7 @@ from training.method import Batch, LossOut, Method
 from training.methods import common
 from training.options import CommonOptions
 from training.performance import prepare
-from training.pictures.preview import sample_grid, sample_points, shown_part
+from training.pictures.preview import preview_of
 
 __all__ = ["EDMOptions", "build"]
 
@@ -199,7 +195,7 @@ def build(options: EDMOptions, dataset: ImageDataset, device: torch.device) -> M
         # A transferred model is not a random start to be forgotten: no ramp-up of the half-life.
         averages=common.averages(options, rampup=not options.transfer),
         save=common.save,
-        preview=functools.partial(_preview_points, data=dataset.images()) if points else _preview,
+        preview=preview_of(dataset),
         flops_per_image=3 * cost.flops,
         summary=_summary(net, cost, options, dataset),
     )
@@ -220,13 +216,3 @@ def _summary(net: nn.Module, cost: Any, options: EDMOptions, dataset: ImageDatas
         ),
         common.steps(options),
     )
-
-
-def _preview(path: Path, averaged: Mapping[str, nn.Module]) -> None:
-    """A grid of samples from fixed seeds, one row per class where there are classes."""
-    save_image(sample_grid(averaged["ema"]), path)
-
-
-def _preview_points(path: Path, averaged: Mapping[str, nn.Module], *, data: torch.Tensor) -> None:
-    """Samples over the data."""
-    save_image(scatter(sample_points(averaged["ema"]), reference=shown_part(data)), path)

@@ -167,8 +167,8 @@ def build(options: TrajectoryOptions, dataset: ImageDataset, device: torch.devic
     net.compute_dtype = DTYPES[options.precision]
     net.V.eval()
     net.C.train()
-    points = is_points(dataset.image_shape)
-    disc = (_point_discriminator if points else _discriminator)(options, dataset).to(device).train()
+    make = _point_discriminator if is_points(dataset.image_shape) else _discriminator
+    disc = make(options, dataset).to(device).train()
     losses = _Losses(net, disc, options, torch.tensor(net.schedule, dtype=torch.float64, device=device))
     phase = functools.partial(common.adam_phase, options=options, betas=(0.0, 0.99), whole_first_step=True)
     phases = [
@@ -183,9 +183,7 @@ def build(options: TrajectoryOptions, dataset: ImageDataset, device: torch.devic
         phases=tuple(p for p in phases if wanted[p.name]),
         averages=common.averages(options),
         save=common.save,
-        preview=functools.partial(trajectory_pictures.write_points, data=dataset.images())
-        if points
-        else trajectory_pictures.write,
+        preview=trajectory_pictures.preview_of(dataset),
         summary=_summary(net, disc, costs, options, dataset),
     )
 

@@ -5,20 +5,35 @@ The same seeds at every snapshot, so that the pictures of a run show one set of 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from samplers.solvers.churn import edm_sampler
-from torch_utils.images import make_grid, to_uint8
+from torch_utils.images import make_grid, save_image, to_uint8
+from torch_utils.report.scatter import is_points, scatter
 from torch_utils.rng import PerSampleRNG
 
-__all__ = ["POINTS", "fixed_starts", "sample_grid", "sample_points", "shown_part"]
+__all__ = ["POINTS", "fixed_starts", "preview_of", "sample_grid", "sample_points", "shown_part"]
 
 MAX_ROWS = 10
 MIN_WIDTH = 512  # pixels
 POINTS = 2048  # samples in a picture of points in the plane
+
+
+def preview_of(dataset: Any) -> Callable[[Path, Mapping[str, nn.Module]], None]:
+    """What writes the picture of a snapshot: a grid of images, or points over those of the data."""
+
+    def grid(path: Path, averaged: Mapping[str, nn.Module]) -> None:
+        save_image(sample_grid(averaged["ema"]), path)
+
+    def points(path: Path, averaged: Mapping[str, nn.Module]) -> None:
+        save_image(scatter(sample_points(averaged["ema"]), reference=shown_part(dataset.images())), path)
+
+    return points if is_points(dataset.image_shape) else grid
 
 
 @torch.inference_mode()

@@ -12,9 +12,11 @@ trajectories-NNNNNN.png          the way of some points along the ordinary and t
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,13 +25,18 @@ from networks.models.mac import MACNetwork
 from samplers.solvers.elementwise import sample_mac
 from torch_utils.images import make_grid, save_image, to_uint8
 from torch_utils.report.plot import colour, figure
-from torch_utils.report.scatter import scatter
+from torch_utils.report.scatter import is_points, scatter
 from training.pictures.preview import POINTS, fixed_starts, shown_part
 
-__all__ = ["draw_trajectories", "level_picture", "states", "write", "write_points"]
+__all__ = ["draw_trajectories", "level_picture", "preview_of", "states", "write", "write_points"]
 
 COLUMNS, MAX_ROWS = 6, 10
 TRAJECTORIES = 24  # shown
+
+
+def preview_of(dataset: Any) -> Callable[[Path, Mapping[str, nn.Module]], None]:
+    """What writes the pictures of a snapshot: those of images, or of points over the data."""
+    return functools.partial(write_points, data=dataset.images()) if is_points(dataset.image_shape) else write
 
 
 @torch.inference_mode()

@@ -112,6 +112,24 @@ def test_whole_command(pairs):
         assert picture.size == (32, 8)
 
 
+def test_averages_that_are_asked_for_are_kept(pairs):
+    """Of the last steps, and of a share of all: --ema, --ema-rampup and --phema are heard."""
+    args = ["distill", f"--data={pairs}", f"--network={pairs / 'teacher.pkl'}", "--nosubdir", "--duration=0.001"]
+    args += ["--batch=100", "--lr=5e-3", "--seed=0", "--device=cpu", "--phema=0.1"]
+    found = {}
+    for name, more in (("none", []), ("ema", ["--ema=1"]), ("ramp", ["--ema=1", "--ema-rampup=0.05"])):
+        out = pairs / name
+        result = CliRunner().invoke(train.main, [*args, *more, f"--outdir={out}"], catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+        files = [out / f"{kind}-000001.pkl" for kind in ("network-snapshot", "phema-0.100")]
+        found[name] = [torch.cat([p.flatten() for p in networks.load_network(f).parameters()]) for f in files]
+    teacher = torch.cat([p.flatten() for p in networks.load_network(pairs / "teacher.pkl").parameters()])
+    moved = {name: float((ema - teacher).norm()) for name, (ema, _) in found.items()}
+    assert 0 < moved["ema"] < 0.1 * moved["none"]
+    assert moved["ema"] < moved["ramp"] < moved["none"]
+    assert 0 < float((found["none"][1] - teacher).norm()) < moved["none"]
+
+
 def test_pairs_of_generate_are_what_distill_reads_and_fid_measures_one_step(tmp_path):
     """Without a step of training the student is the teacher: its one-step images are the teacher's with --N=1."""
     networks.save_network(tmp_path / "teacher.pkl", flow(gaussian_noise=True))
