@@ -179,6 +179,8 @@ def _read(path: Path, config: Config | None = None, classifier: Path | None = No
             return read_parts(path, checkpoint.unwrapped(path, value), config, classifier)
         with naming(path):
             contents = checkpoint.from_value(value)
+        if contents.kind != "snapshot":
+            raise ValueError(f"{path} is a {contents.kind}, but a snapshot is needed here")
     elif view[0] == 0x80:
         contents = None
     else:
