@@ -74,7 +74,6 @@ def opt(
     type: click.ParamType | None = None,
     bare: Any = None,
     may_change: bool = False,
-    family: str | None = None,
 ) -> Any:
     """A dataclass field that is also a command line option.
 
@@ -84,12 +83,11 @@ def opt(
         names: further spellings of the option itself; `aliases` mean a value of it.
         bare: the option may be given without a value and then has this one: `--afs` as well as `--afs=True`.
         may_change: a run that is continued may have another value than it began with.
-        family: of options that apply together, for whoever sorts them.
     """
     extra = {
         "help": help, "metavar": metavar, "choices": choices, "at_least": at_least, "above": above, "at_most": at_most,
         "finite": finite, "flag": flag, "names": names, "aliases": aliases, "required": required, "type": type,
-        "bare": bare, "may_change": may_change, "family": family,
+        "bare": bare, "may_change": may_change,
     }  # fmt: skip
     return dataclasses.field(default=default, metadata=extra)
 

@@ -47,7 +47,7 @@ class Cell(NamedTuple):
     why: str | None
 
 
-class _Teacher:
+class _Reference:
     """A fine solver that keeps both of its ends: the state at the lowest level, and the clean estimate there."""
 
     def __init__(self, solver: str, sigmas: Tensor) -> None:
@@ -91,8 +91,8 @@ class Measure:
     num_fid: int | None = None
     batch: int = 256
 
-    def teacher(self, net: Field | Callable[..., Tensor]) -> _Teacher:
-        return _Teacher(
+    def teacher(self, net: Field | Callable[..., Tensor]) -> _Reference:
+        return _Reference(
             solver_named(self.teacher_solver).name, get_schedule(self.teacher_steps + 1, None, None, net=net)
         )
 

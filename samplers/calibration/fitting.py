@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from samplers.calibration.student import State, advance, gram, look
+from samplers.calibration.student import StudentState, advance, gram, look
 from samplers.solvers.weights import EQUAL_STEPS
 from samplers.start import Chunk
 from torch_utils import distributed as dist
@@ -66,7 +66,7 @@ def fit_coefficients(
     if ridge < 0:
         raise ValueError(f"ridge={ridge:g} must not be negative")
     levels = [float(s) for s in sigmas]
-    states = [State(path[0], ()) for path in teacher]
+    states = [StudentState(path[0], ()) for path in teacher]
     device = chunks[0].noise.device if chunks else torch.device("cpu")
     rows, errors = [], []
     for n, (s, after) in enumerate(pairwise(levels)):

@@ -26,7 +26,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from samplers.calibration.student import State, advance, gram, look
+from samplers.calibration.student import StudentState, advance, gram, look
 from samplers.start import Chunk
 from torch_utils import distributed as dist
 
@@ -59,13 +59,19 @@ class _Student(NamedTuple):
 
     sigmas: list[float]
     rows: list[list[float]]
-    states: list[list[State]]  # [chunk][step]
+    states: list[list[StudentState]]  # [chunk][step]
     ends: list[Tensor]  # [chunk] [b, ...]
 
 
 def _finish(
-    chunk: Chunk, state: State, n: int, sigmas: Sequence[float], rows: Sequence[Sequence[float]], order: int, afs: bool
-) -> tuple[Tensor, list[State]]:
+    chunk: Chunk,
+    state: StudentState,
+    n: int,
+    sigmas: Sequence[float],
+    rows: Sequence[Sequence[float]],
+    order: int,
+    afs: bool,
+) -> tuple[Tensor, list[StudentState]]:
     """Take the steps from `n` on from a state not yet looked at: the end, and the states looked at on the way."""
     seen = []
     for i in range(n, len(rows)):
@@ -79,7 +85,9 @@ def _run(
     chunks: Sequence[Chunk], teacher: Sequence[Tensor], sigmas: list[float], rows: list[list[float]], afs: bool
 ) -> _Student:
     order = max(map(len, rows))
-    done = [_finish(c, State(x[0], ()), 0, sigmas, rows, order, afs) for c, x in zip(chunks, teacher, strict=True)]
+    done = [
+        _finish(c, StudentState(x[0], ()), 0, sigmas, rows, order, afs) for c, x in zip(chunks, teacher, strict=True)
+    ]
     return _Student(sigmas, rows, [seen for _, seen in done], [end for end, _ in done])
 
 

@@ -25,14 +25,14 @@ from torch_utils import distributed as dist
 from torch_utils.misc import split_evenly
 from torch_utils.rng import PerSampleRNG, fold_seed
 
-__all__ = ["TEACHERS", "Teacher", "Trajectory", "run_teacher", "warmup_chunks"]
+__all__ = ["TEACHERS", "Teacher", "TeacherRun", "run_teacher", "warmup_chunks"]
 
 # Solvers that evaluate the network at every state they pass through; unipc does so at its predictions only.
 TEACHERS = ("euler", "heun", "dpm", "ipndm", "ipndm_v", "ab", "deis", "dpmpp")
 _STREAM = 0x6717  # keeps warm-up seeds apart from every other use of a user's seed
 
 
-class Trajectory(NamedTuple):
+class TeacherRun(NamedTuple):
     """States `[T, b, ...]` (one more with denoise_to_zero) and the drifts `[T-1, b, ...]` first used in each step."""
 
     states: Tensor
@@ -110,7 +110,7 @@ class Teacher:
             class_idx=self.class_idx, rows=rows, device=self.device,
         )  # fmt: skip
 
-    def run(self, chunk: Chunk, grid: Tensor, *, afs: bool = False, **options: Any) -> Trajectory:
+    def run(self, chunk: Chunk, grid: Tensor, *, afs: bool = False, **options: Any) -> TeacherRun:
         """The teacher's trajectories on some samples, see `run_teacher`."""
         return run_teacher(chunk, grid, self.solver_tea, afs=afs, **options)
 
@@ -206,7 +206,7 @@ def run_teacher(
     afs: bool = False,
     denoise_to_zero: bool = False,
     **options: Any,
-) -> Trajectory:
+) -> TeacherRun:
     """Sample a chunk over `grid [T]` and keep every state and direction: 2 T D numbers per sample."""
     T, x = len(grid), chunk.noise
     states, directions = (x.new_empty(n, *x.shape) for n in (T + denoise_to_zero, T - 1))
@@ -219,4 +219,4 @@ def run_teacher(
     states[-1] = sample(
         chunk.field, x, grid, solver=solver, afs=afs, denoise_to_zero=denoise_to_zero, trace=keep, **options
     )
-    return Trajectory(states, directions)
+    return TeacherRun(states, directions)

@@ -6,7 +6,7 @@ The general form, its ablation sampler, is planned where a solver, discretizatio
 from __future__ import annotations
 
 from samplers.planning.base import Plan, Request, count_of, said, shown_levels
-from samplers.planning.options import ChurnOptions, EDMOptions, flag
+from samplers.planning.options import ChurnOptions, EDMSamplerOptions, flag
 from samplers.schedules.edm import general_levels
 from samplers.solvers.churn import ablation_sampler, edm_sampler
 
@@ -25,7 +25,7 @@ def plan_edm(request: Request) -> Plan:
     given, churn = request.given, request.of(ChurnOptions)
     solver = given.get("solver", "heun")
     if solver not in ("euler", "heun"):
-        name = next(n for n in given if n in ("form", *request.of(EDMOptions, ChurnOptions)))
+        name = next(n for n in given if n in ("form", *request.of(EDMSamplerOptions, ChurnOptions)))
         instead = "say --num-steps" if name == "steps" else "leave it out"
         raise ValueError(
             f"{flag(name)} belongs to EDM's samplers, which know the solvers euler and heun: "

@@ -21,7 +21,7 @@ __all__ = [
     "FAMILY",
     "CalibrationOptions",
     "ChurnOptions",
-    "EDMOptions",
+    "EDMSamplerOptions",
     "EndOptions",
     "GuidanceOptions",
     "LevelOptions",
@@ -73,7 +73,7 @@ def _switch(text: str) -> Any:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EDMOptions:
+class EDMSamplerOptions:
     group: ClassVar = EDM
     whose: ClassVar = "EDM's samplers"
 
@@ -251,7 +251,7 @@ class GuidanceOptions:
 @dataclass(frozen=True, kw_only=True)
 class SamplerOptions(
     GuidanceOptions, StartOptions, PriorOptions, NativeOptions, CalibrationOptions, SearchOptions, MethodOptions,
-    EndOptions, RangeOptions, LevelOptions, SolverOptions, ChurnOptions, EDMOptions,
+    EndOptions, RangeOptions, LevelOptions, SolverOptions, ChurnOptions, EDMSamplerOptions,
 ):  # fmt: skip
     """What can be asked of a sampler; None = not asked. Options that do not go together are refused by `build_plan`."""
 
@@ -265,7 +265,7 @@ class SamplerOptions(
 # The family that each option belongs to. "form" is what `schedule` means to EDM's general sampler.
 FAMILY: dict[str, type] = {
     f.name: family for family in reversed(SamplerOptions.__mro__[1:-1]) for f in dataclasses.fields(family)
-} | {"form": EDMOptions}
+} | {"form": EDMSamplerOptions}
 
 
 def flag(name: str) -> str:

@@ -28,7 +28,7 @@ from samplers.planning.options import (
     FAMILY,
     CalibrationOptions,
     ChurnOptions,
-    EDMOptions,
+    EDMSamplerOptions,
     EndOptions,
     GuidanceOptions,
     LevelOptions,
@@ -58,7 +58,7 @@ class Kind(NamedTuple):
 
 KINDS: dict[str, Kind] = {
     "edm": Kind(
-        (SolverOptions, RangeOptions, EDMOptions, ChurnOptions, StartOptions),
+        (SolverOptions, RangeOptions, EDMSamplerOptions, ChurnOptions, StartOptions),
         plan_edm,
         "{because} belongs to EDM's samplers and {flag} to {whose}: leave one of them out",
     ),
@@ -168,7 +168,7 @@ def _kind(field: Field, given: dict[str, Any]) -> tuple[str, str]:
         given["form"] = given.pop("schedule")
     solver = given.get("solver")
     own = SOLVERS[solver].options if solver else {}
-    edm = [n for n in given if FAMILY[n] in (EDMOptions, ChurnOptions) and n not in own]
+    edm = [n for n in given if FAMILY[n] in (EDMSamplerOptions, ChurnOptions) and n not in own]
     grid = [n for n in given if FAMILY[n] not in (*KINDS["edm"].reads, NativeOptions)]
     if "steps" in given and "num_steps" in given:
         raise ValueError(

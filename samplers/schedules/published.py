@@ -24,11 +24,11 @@ from torch import Tensor
 
 from torch_utils.noise_table import NoiseTable, scaled_linear_alphas
 
-__all__ = ["PUBLISHED", "Published"]
+__all__ = ["PUBLISHED", "PublishedSchedule"]
 
 
 @dataclass(frozen=True)
-class Published:
+class PublishedSchedule:
     """A family of lists: one per number of steps.
 
     Attributes:
@@ -66,16 +66,16 @@ def _gits_sd15(inner: Sequence[Sequence[int]]) -> dict[int, list[float]]:
     return {len(index) + 1: grid[[0, *index, 100]].tolist() for index in inner}
 
 
-def _load() -> dict[str, Published]:
+def _load() -> dict[str, PublishedSchedule]:
     data = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
     found = {
-        name: Published(entry["about"], {len(row) - 1: row for row in entry["lists"]}, entry.get("stretch_from"))
+        name: PublishedSchedule(entry["about"], {len(row) - 1: row for row in entry["lists"]}, entry.get("stretch"))
         for name, entry in data["lists"].items()
     }
     for coeff, inner in data["gits_sd15_indices"].items():
         about = f"GITS for Stable Diffusion 1.5, coefficient {coeff}"
-        found[f"gits_sd15_{coeff}"] = Published(about, partial(_gits_sd15, inner), 20, 21)
+        found[f"gits_sd15_{coeff}"] = PublishedSchedule(about, partial(_gits_sd15, inner), 20, 21)
     return {"gits_sd15": found["gits_sd15_1.20"], **found}
 
 
-PUBLISHED: dict[str, Published] = _load()
+PUBLISHED: dict[str, PublishedSchedule] = _load()

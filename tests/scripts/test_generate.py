@@ -355,6 +355,12 @@ def test_help_teaches_every_option():
     for name in ("--network", "--seeds", "--class", "--steps", "--S-churn", "--num-steps", "--t-steps", "torchrun"):
         assert name in output
     assert all(p.help for p in generate.main.params)
+    titles = ["Network", "What to make", "EDM sampler", "Solver and time stamps", "Search and calibration"]
+    titles += ["Flow models", "Guidance", "Device"]
+    places = [output.index(f"\n{title}:\n  ") for title in titles]
+    assert places == sorted(places)
+    others = output[output.index("\nOther options:") :].split("\nExamples")[0]
+    assert others.count("--") == 1  # --help alone has no group
 
 
 def toy_network(path):
