@@ -39,6 +39,7 @@ from torch_utils.misc import split_evenly
 from torch_utils.npz_images import NpzImages
 from torch_utils.options import OptionGroup, opt, options_of
 from training.data.image_dataset import ImageDataset, decoded, subset_indices
+from training.data.label_pool import give_labels, refuse_labels
 
 NUM = 50_000  # images, where neither --num nor --seeds says otherwise
 
@@ -87,6 +88,9 @@ class Sampled:
     seeds: tuple[int, ...] | None = opt(None, "Seeds of its images [default: 0 to num-1]", metavar="LIST")
     class_idx: int | None = opt(
         None, "One class for all images [default: random]", metavar="INT", at_least=0, names=("--class",)
+    )
+    labels: str | None = opt(
+        None, "Draw labels per seed from a data set or file, for networks of label vectors", metavar="DATA|NPY|NPZ|JSON"
     )
 
 
@@ -175,7 +179,8 @@ def _source(
         raise ValueError(f"give either --{name} or --network: {'both are given' if path else 'neither is given'}")
     if options.network is not None:
         return _samples(options, device)
-    of_network = [k for k in ("seeds", "class_idx") if getattr(options, k) is not None] + list(options.given())
+    of_network = [k for k in ("seeds", "class_idx", "labels") if getattr(options, k) is not None]
+    of_network += options.given()
     if of_network:
         raise ValueError(
             f"--{of_network[0].replace('_', '-')} says how a network is sampled: it goes with --network only"
@@ -205,11 +210,15 @@ def _samples(options: CalcOptions | RefOptions, device: torch.device) -> Source:
     if note := unfinished_note(net):
         dist.print0(note, file=sys.stderr)
     net = prepare(net, device)
-    plan = build_plan(net, options)
+    conditional = options.guidance_type != "uncond"
+    refuse_labels(options.labels, options.class_idx, conditional)
+    give_labels(net, options.labels)
+    plan = build_plan(net, options, class_idx=options.class_idx)
     dist.print0(plan, file=sys.stderr)
     samples = generate(
-        net, seeds, plan, batch=options.batch, device=device, class_idx=options.class_idx, prior=plan.prior
-    )
+        net, seeds, plan, batch=options.batch, device=device, class_idx=options.class_idx, prior=plan.prior,
+        conditional=conditional,
+    )  # fmt: skip
     return Source(len(seeds), image_shape(net), (to_uint8(s.images) for s in samples))
 
 
@@ -262,6 +271,7 @@ def _report(options: CalcOptions, distance: float, moments: Moments, reference: 
         "network": options.network,
         "seeds": f"{first}-{last}" if contiguous else ",".join(map(str, seeds)),
         "class": options.class_idx,
+        "labels": options.labels,
         "sampler": options.given(),
     }
 

@@ -24,16 +24,18 @@ from tqdm import tqdm
 
 import networks
 from networks.load import unfinished_note
+from samplers.conditions import check_class
 from samplers.field import Facts
 from samplers.outputs import Targets
 from samplers.planning.levels import schedule_file
 from samplers.planning.plan import Plan, SamplerOptions, build_plan
-from samplers.run import PRECISIONS, Recorder, check_class, generate, image_shape, prepare
+from samplers.run import PRECISIONS, Recorder, generate, image_shape, prepare
 from torch_utils import distributed as dist
 from torch_utils.cli import Command
 from torch_utils.misc import format_count, format_time
 from torch_utils.options import OptionGroup, opt, options_of
 from torch_utils.report.scatter import is_points
+from training.data.label_pool import give_labels, refuse_labels
 
 # The checkpoint that the GITS command line means by a data set's name.
 DATASETS = {
@@ -94,6 +96,9 @@ class OutputOptions:
     class_idx: int | None = opt(
         None, "One class for all images; default: drawn per seed", metavar="INT", names=("--class",)
     )
+    labels: str | None = opt(
+        None, "Draw labels per seed from a data set or file, for networks of label vectors", metavar="DATA|NPY|NPZ|JSON"
+    )
     npz: str | None = opt(None, "All images in one array file: images [N,H,W,C] uint8, seeds, labels", metavar="FILE")
     subdirs: bool | None = opt(None, "A sub-folder for every 1000 seeds", metavar="BOOL", bare=True)
     overwrite: bool = opt(False, "Also make images whose files exist", flag=True)
@@ -136,7 +141,11 @@ def main(options: Options) -> None:
     """
     with dist.process_group(options.device) as device:
         net, name = load(options, device)
-        check_class(net, options.class_idx)
+        conditional = options.guidance_type != "uncond"
+        refuse_labels(options.labels, options.class_idx, conditional)
+        give_labels(net, options.labels)
+        if conditional:
+            check_class(Facts.of(net), options.class_idx)
         plan = plan_with_progress(net, options)
         targets = choose_targets(options, name, plan, points=is_points(image_shape(net)))
         targets.prepare()
@@ -173,8 +182,8 @@ def load(options: Options, device: torch.device) -> tuple[torch.nn.Module, str]:
 
 def describe(net: torch.nn.Module) -> str:
     facts = Facts.of(net)
-    condition = f"{facts.label_dim} classes" if facts.conditioning == "classes" else facts.conditioning
-    condition = "unconditional" if condition == "none" else condition
+    kinds = {"none": "unconditional", "classes": f"{facts.label_dim} classes", "text": "text"}
+    condition = kinds.get(facts.conditioning, f"{facts.conditioning} labels of {facts.label_dim} numbers")
     size, count = "x".join(map(str, image_shape(net))), format_count(sum(p.numel() for p in net.parameters()))
     return f"{type(net).__name__} {size}, {condition}, {count} parameters"
 
@@ -240,6 +249,7 @@ def make(
     batches = generate(
         net, seeds, sampler, batch=options.batch, device=device, rng_device=options.rng_device,
         class_idx=options.class_idx, prior=plan.prior,
+        conditional=options.guidance_type != "uncond",
     )  # fmt: skip
     with tqdm(total=len(seeds), unit="img", disable=dist.get_rank() > 0 or not seeds, dynamic_ncols=True) as bar:
         targets.write(batches, sampler, functools.partial(_advance, bar))

@@ -17,6 +17,7 @@ class SyntheticDataset:
     num_channels: int
     label_dim: int
     name: str = "synthetic"
+    label_kind: str = "classes"
 
     @property
     def image_shape(self) -> list[int]:

@@ -39,7 +39,9 @@ MAX_NUMBER = 1 << 20  # largest integer in a constructor argument
 MAX_LIST = 256
 
 # Attributes that samplers read and that the arguments do not determine to the last digit, or that a user may have set.
-_FACTS: dict[str, Any] = {"path": str, "predicts": str, "sigma_min": int | float, "sigma_max": int | float}
+_FACTS: dict[str, Any] = {
+    "path": str, "predicts": str, "sigma_min": int | float, "sigma_max": int | float, "conditioning": str,
+}  # fmt: skip
 
 
 def save_network(
@@ -109,7 +111,8 @@ def load_network(
     with naming(path):
         net = _build(kwargs, state)
     for name, kind in _FACTS.items():
-        if isinstance(info.get(name), kind) and getattr(net, name, None) != info[name]:
+        fixed = isinstance(getattr(type(net), name, None), property)  # a class that knows it better than its file
+        if isinstance(info.get(name), kind) and getattr(net, name, None) != info[name] and not fixed:
             setattr(net, name, info[name])
     net.info = info
     _warn_if_not_finite(path, net)

@@ -42,6 +42,7 @@ class Facts:
         shape: of one sample, any length, for example `(C, H, W)`; None: unknown.
         pixels: samples are images of 1 or 3 channels in pixel space, so that their values have a range.
         conditioning: "none", "classes", "multi-hot", "vector" or "text".
+        conditions: `[n, label_dim]` of data, to be drawn from; None: not known, classes are drawn at equal rates.
         label_dim: length of one condition; 0: unconditional; None: unknown.
         label_dropout: share of the conditions left out in training; None: unknown.
         sigma_min, sigma_max: range of VE noise levels that the model was trained on.
@@ -65,6 +66,7 @@ class Facts:
     shape: tuple[int, ...] | None = None
     pixels: bool = False
     conditioning: str = "none"
+    conditions: Tensor | None = None
     label_dim: int | None = None
     label_dropout: float | None = None
     sigma_min: float = 0.0
@@ -104,6 +106,7 @@ class Facts:
             shape=None if shape is None else tuple(shape),
             pixels=channels in (1, 3) and not said("latent", False),
             conditioning=said("conditioning", "classes" if label_dim else "none"),
+            conditions=said("conditions"),
             label_dim=label_dim,
             label_dropout=said("label_dropout"),
             sigma_min=float(said("sigma_min", 0)),

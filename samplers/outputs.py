@@ -145,7 +145,7 @@ def _arrays(batch: Samples, images: Tensor, recorder: Recorder | None) -> dict[s
     else:
         arrays["images"] = images.permute(0, 2, 3, 1).numpy()
     if batch.labels is not None:
-        arrays["labels"] = batch.labels.argmax(1).cpu().numpy()
+        arrays["labels"] = (batch.labels.argmax(1) if batch.classes else batch.labels).cpu().numpy()
     if recorder is not None:
         arrays |= {"x": recorder.x.numpy(), "drift": recorder.drift.numpy(), "sigmas": recorder.sigmas.numpy()}
     return arrays

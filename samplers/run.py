@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from samplers.conditions import check_class, draw_conditions
 from samplers.field import Facts, Field, as_field
 from samplers.solvers.base import Step
 from samplers.start import start_noise
@@ -26,7 +27,6 @@ __all__ = [
     "PRECISIONS",
     "Recorder",
     "Samples",
-    "check_class",
     "generate",
     "image_shape",
     "prepare",
@@ -37,13 +37,14 @@ PRECISIONS = {"auto": None, "fp32": torch.float32, "fp16": torch.float16, "bf16"
 
 
 class Samples(NamedTuple):
-    """One batch: seeds, floating point images `[B, ...]` on the sampling device, labels `[B, label_dim]` or None, and
-    the noise `[B, ...]` float64 that the sampler started from."""
+    """One batch: seeds, floating point images `[B, ...]` on the sampling device, labels `[B, label_dim]` or None, the
+    noise `[B, ...]` float64 that the sampler started from, and whether the labels are classes, one-hot."""
 
     seeds: list[int]
     images: Tensor
     labels: Tensor | None
     noise: Tensor | None = None
+    classes: bool = True
 
 
 def seed_batches(seeds: Sequence[int], max_batch: int, rank: int = 0, world: int = 1) -> list[list[int]]:
@@ -64,15 +65,6 @@ def image_shape(net: Any) -> tuple[int, ...]:
     return shape
 
 
-def check_class(net: Any, class_idx: int | None) -> None:
-    """A ValueError for a class that the network does not have; None is always fine."""
-    label_dim = Facts.of(net).label_dim or 0
-    if class_idx is not None and not label_dim:
-        raise ValueError(f"class {class_idx} was asked for, but the network is unconditional: leave the class out")
-    if class_idx is not None and not 0 <= class_idx < label_dim:
-        raise ValueError(f"class {class_idx} does not exist: the network has classes 0 to {label_dim - 1}")
-
-
 def generate(
     net: Field | Callable[..., Tensor],
     seeds: Sequence[int],
@@ -81,6 +73,7 @@ def generate(
     batch: int = 64,
     device: torch.device | str = "cpu",
     class_idx: int | None = None,
+    conditional: bool = True,
     rng_device: torch.device | str | None = None,
     prior: str | None = None,
     rank: int | None = None,
@@ -93,7 +86,8 @@ def generate(
         seeds: any integers, used modulo 2^32; an image is made for each, duplicates included.
         sampler: `sampler(field, noise, class_labels, rng=...)` -> images, for example a `Plan` or `edm_sampler`.
         batch: the most images at once on one process.
-        class_idx: one class for all images; None: drawn per image.
+        class_idx: one class for all images; None: drawn per image, see `samplers/conditions.py`.
+        conditional: False for a sampler that hides the conditions: samples then have no labels.
         rng_device: where random numbers are drawn. Default: `device`; "cpu" gives the same images on any device.
         prior: start distribution, of models that have several (`Facts.priors`); None: the recommended one.
         rank, world: default: those of the process group.
@@ -102,13 +96,14 @@ def generate(
         `Samples`; nothing when there are fewer seeds than processes.
 
     Raises:
-        ValueError: at once, for a class the network does not have.
+        ValueError: at once, for a class the network does not have, or labels that cannot be drawn.
     """
-    check_class(net, class_idx)
+    if conditional:
+        check_class(Facts.of(net), class_idx)
     rank = dist.get_rank() if rank is None else rank
     world = dist.get_world_size() if world is None else world
     batches = seed_batches(seeds, batch, rank, world)
-    return _generate(as_field(net), batches, sampler, class_idx, device, rng_device or device, prior)
+    return _generate(as_field(net), batches, sampler, class_idx, conditional, device, rng_device or device, prior)
 
 
 @torch.inference_mode()
@@ -117,19 +112,19 @@ def _generate(
     batches: list[list[int]],
     sampler: Callable[..., Tensor],
     class_idx: int | None,
+    conditional: bool,
     device: torch.device | str,
     rng_device: torch.device | str,
     prior: str | None,
 ) -> Iterator[Samples]:
-    shape, label_dim = image_shape(field), field.facts.label_dim or 0
+    shape, facts = image_shape(field), field.facts
     for seeds in batches:
         rng = PerSampleRNG(seeds, rng_device)
-        noise, labels = start_noise(field, rng.randn([len(seeds), *shape]).to(device).double(), prior), None
-        if label_dim:
-            index = rng.randint(label_dim, [len(seeds)]).to(device)
-            index = index if class_idx is None else torch.full_like(index, class_idx)
-            labels = torch.nn.functional.one_hot(index, label_dim).to(torch.float32)
-        yield Samples(seeds, sampler(field, noise, labels, rng=rng), labels, noise)
+        noise = start_noise(field, rng.randn([len(seeds), *shape]).to(device).double(), prior)
+        labels = draw_conditions(facts, rng, len(seeds), class_idx)
+        labels = None if labels is None or not conditional else labels.to(device)
+        images = sampler(field, noise, labels, rng=rng)
+        yield Samples(seeds, images, labels, noise, classes=facts.conditioning == "classes")
 
 
 class Recorder:

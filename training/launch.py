@@ -65,6 +65,7 @@ def _train(
 ) -> None:
     torch.manual_seed(options.seed)  # the same initial weights on every process, whatever their number
     method = method_entry(method_name).build(options, dataset, device)
+    _tell_conditions(method, dataset)
     dist.print0(_report(method_name, options, method))
     dist.print0(f"Run directory: {place.run_dir}")
     if place.state is None and options.transfer:
@@ -82,7 +83,13 @@ def _train(
     info = {
         "method": method_name,
         "options": dataclasses.asdict(options),
-        "dataset": {"name": dataset.name, "resolution": dataset.resolution, "channels": dataset.num_channels},
+        "dataset": {
+            "name": dataset.name,
+            "resolution": dataset.resolution,
+            "channels": dataset.num_channels,
+            "label_kind": dataset.label_kind,
+            "class_names": dataset.class_names,
+        },
     }
     session = Session(
         Loop(method, batches, options, device),
@@ -101,6 +108,13 @@ def _train(
         batches.close()
 
 
+def _tell_conditions(method: Method, dataset: Any) -> None:
+    """Let networks know of what kind their labels are; snapshots keep that, pictures and FID draw from the labels."""
+    for module in method.modules.values():
+        if getattr(module, "label_dim", 0) and dataset.label_kind not in (None, "classes"):
+            module.conditioning, module.conditions = dataset.label_kind, dataset.targets()
+
+
 def _fid_meter(options: CommonOptions, dataset: Any, device: torch.device, method: Method) -> FidMeter | None:
     if not options.fid_every:
         return None
@@ -113,7 +127,13 @@ def _transfer(method: Method, source: str) -> None:
     """Start every network and average from the weights of a snapshot, an encoder from the encoder in it."""
     import networks
 
-    donors = dict.fromkeys(method.modules, networks.load_network(source).state_dict())
+    donor = networks.load_network(source)
+    kind = getattr(donor, "conditioning", "classes")
+    for name, module in method.modules.items():
+        wanted = getattr(module, "conditioning", "classes")
+        if getattr(donor, "label_dim", 0) and getattr(module, "label_dim", 0) and kind != wanted:
+            raise ValueError(f"--transfer={source} was trained on {kind} labels, '{name}' takes {wanted} labels")
+    donors = dict.fromkeys(method.modules, donor.state_dict())
     if "encoder" in donors:
         try:
             donors["encoder"] = networks.load_encoder(source).state_dict()

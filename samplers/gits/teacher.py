@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from samplers.conditions import check_class, draw_conditions
 from samplers.field import Field
 from samplers.gits.costs import METRICS
 from samplers.schedules.formulas import get_schedule
@@ -155,18 +156,18 @@ def warmup_chunks(
         )
     if batch < 1:
         raise ValueError(f"the batch size is {batch}: give 1 or more")
-    label_dim = (field.facts.label_dim or 0) if field.class_labels is None else 0
-    if class_idx is not None and not 0 <= class_idx < label_dim:
-        known = f"it has classes 0 to {label_dim - 1}" if label_dim else "it takes none"
-        raise ValueError(f"class {class_idx} cannot be given to this network: {known}")
+    if field.class_labels is None:
+        check_class(field.facts, class_idx)
+    elif class_idx is not None:
+        raise ValueError(f"class {class_idx} cannot be given to this network: it takes none, its labels are bound")
     rows = range(num_warmup) if rows is None else rows
     part = split_evenly(len(rows), dist.get_world_size())[dist.get_rank()]
     share = rows[part.start : part.stop]
-    return _chunks(field, num_warmup, tuple(img_shape), share, batch, seed, label_dim, class_idx, device, dtype)
+    return _chunks(field, num_warmup, tuple(img_shape), share, batch, seed, class_idx, device, dtype)
 
 
 def _chunks(
-    field: Field, total: int, shape: tuple[int, ...], share: range, batch: int, seed: int, label_dim: int,
+    field: Field, total: int, shape: tuple[int, ...], share: range, batch: int, seed: int,
     class_idx: int | None, device: torch.device | str, dtype: torch.dtype,
 ) -> Iterator[Chunk]:  # fmt: skip
     for start in range(share.start, share.stop, batch):
@@ -178,10 +179,9 @@ def _chunks(
             class_labels=_rows(field.class_labels, rows, total),
             cond={key: _rows(value, rows, total) for key, value in field.cond.items()},
         )
-        if label_dim:
-            index = rng.randint(label_dim, [len(rows)])
-            index = index if class_idx is None else torch.full_like(index, class_idx)
-            bound = replace(bound, class_labels=torch.nn.functional.one_hot(index, label_dim).float().to(device))
+        drawn = draw_conditions(field.facts, rng, len(rows), class_idx) if field.class_labels is None else None
+        if drawn is not None:
+            bound = replace(bound, class_labels=drawn.to(device))
         yield Chunk(bound.ve(), start_noise(bound, noise))
 
 

@@ -101,7 +101,8 @@ def build_plan(
     """The sampler that `options` describe for this network; with `dp` its levels are searched now.
 
     Args:
-        batch, class_idx: of the samples that a search measures on: most at once on one process, one class for all.
+        batch: the most samples at once on one process that a search measures on.
+        class_idx: one class for all samples, in a search as well.
         progress: called by a search with the number of samples done, again and again.
 
     Raises:
@@ -113,6 +114,8 @@ def build_plan(
         raise ValueError(
             f"{flag(next(iter(guidance)))} does not go with a network that chooses its noise levels: leave it out"
         )
+    if class_idx is not None and guidance.get("guidance_type") == "uncond":
+        raise ValueError("--guidance-type=uncond samples without a condition: leave --class out")
     prior = _prior(field, given.pop("prior", None))
     field = guide(field, **guidance)
     _check(field, given)

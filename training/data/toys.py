@@ -191,6 +191,15 @@ class ToyDataset:
     def has_labels(self) -> bool:
         return self.label_dim > 0
 
+    @property
+    def label_kind(self) -> str | None:
+        """`classes`; None without labels."""
+        return "classes" if self.has_labels else None
+
+    @property
+    def class_names(self) -> None:
+        """Classes of a toy have no names."""
+
 
 def _options(text: str, given: list[str]) -> dict[str, int]:
     values = {"size": SIZE, "seed": 0}

@@ -224,7 +224,7 @@ def _summary(
 ) -> tuple[tuple[str, str], ...]:
     return (
         ("Network", f"{options.model} of {net.model.grid**2} tokens, {common.size(net)}"),
-        ("Data", f"{len(dataset)} samples {dataset.image_shape}, {net.label_dim} classes"),
+        ("Data", common.data(dataset, net)),
         ("Times", f"{options.split or 'one a sample'}, from {interval[0]:g} (noise) to {interval[1]:g} (data)"),
         ("FLOPs per image", f"{format_count(cost.flops)} forward, {format_count(3 * cost.flops)} per training step"),
         common.steps(options),

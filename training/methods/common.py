@@ -24,7 +24,7 @@ from training.method import Average, Batch, LossOut, Phase
 from training.runs import phema
 from training.schedules import lr_rampup
 
-__all__ = ["LearningOptions", "adam_phase", "averages", "example", "save", "size", "steps", "training_cost"]
+__all__ = ["LearningOptions", "adam_phase", "averages", "data", "example", "save", "size", "steps", "training_cost"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +102,12 @@ def training_cost(net: nn.Module) -> Cost:
 def size(module: nn.Module) -> str:
     """`55.7M parameters`."""
     return f"{format_count(sum(p.numel() for p in module.parameters()))} parameters"
+
+
+def data(dataset: Any, net: nn.Module) -> str:
+    """`1797 samples [1, 8, 8], 10 classes`, for the summary."""
+    kind = "classes" if dataset.label_kind in (None, "classes") else f"numbers in {dataset.label_kind} labels"
+    return f"{len(dataset)} samples {list(dataset.image_shape)}, {net.label_dim} {kind}"
 
 
 def steps(options: LoopOptions) -> tuple[str, str]:

@@ -37,6 +37,7 @@ from training.methods.curvature_options import CurvatureOptions
 from training.methods.prior import measure_prior, with_prior
 from training.performance import prepare
 from training.pictures.plane import LINES, draw_planes, look
+from training.pictures.preview import example_conditions
 from training.runs import phema
 from training.schedules import lr_rampup
 
@@ -240,10 +241,8 @@ class _Shown:
         return sample_native(net, start, times, class_labels=self._labels(net, len(start)), **more)
 
     def _labels(self, net: nn.Module, count: int) -> Tensor | None:
-        """The classes in turn, one-hot."""
-        if not net.label_dim:
-            return None
-        return torch.eye(net.label_dim, device=self.device)[torch.arange(count) % net.label_dim]
+        """The conditions in turn."""
+        return example_conditions(net, count)
 
     def with_prior(self, averaged: Mapping[str, nn.Module]) -> nn.Module:
         """The averaged network with the moments of the noise that the averaged encoder makes."""

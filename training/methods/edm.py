@@ -207,7 +207,7 @@ def _summary(net: nn.Module, cost: Any, options: EDMOptions, dataset: ImageDatas
     fixed, per_image = 20 * parameters, cost.activation_bytes
     return (
         ("Network", f"{type(net).__name__} ({net.model.__class__.__name__}), {common.size(net)}"),
-        ("Data", f"{len(dataset)} images {dataset.image_shape}, {net.label_dim} classes"),
+        ("Data", common.data(dataset, net)),
         ("FLOPs per image", f"{format_count(cost.flops)} forward, {format_count(3 * cost.flops)} per training step"),
         (
             "Memory",

@@ -232,6 +232,9 @@ def _check_network(v: nn.Module, options: TrajectoryOptions, dataset: ImageDatas
         raise ValueError(f"{what} has {v.label_dim} classes: give --cond=1 and the data it was trained on")
     if options.cond and v.label_dim != dataset.label_dim:
         raise ValueError(f"{what} has {v.label_dim} classes, {options.data} has {dataset.label_dim}")
+    kind = getattr(v, "conditioning", "classes")
+    if options.cond and kind != dataset.label_kind:
+        raise ValueError(f"{what} was trained on {kind} labels, {options.data} has {dataset.label_kind} labels")
     takes = getattr(v, "takes_gamma", False)
     if options.coefficient_conditioning not in (None, takes):
         made_for = "is told the level of every element" if takes else "is told one level per image"
@@ -307,6 +310,6 @@ def _summary(
         ("Network D", f"{common.size(disc.discriminators)} to train, {common.size(disc.feature_networks)} frozen"),
         ("Sampler", f"euler, levels {levels}, 0"),
         ("Cost of a sample", f"{len(net.schedule)} network evaluations + {c / v:.2f} for the coefficients"),
-        ("Data", f"{len(dataset)} images {dataset.image_shape}, {net.label_dim} classes"),
+        ("Data", common.data(dataset, net)),
         common.steps(options),
     )

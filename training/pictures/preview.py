@@ -17,7 +17,9 @@ from torch_utils.images import make_grid, save_image, to_uint8
 from torch_utils.report.scatter import is_points, scatter
 from torch_utils.rng import PerSampleRNG
 
-__all__ = ["POINTS", "fixed_starts", "preview_of", "sample_grid", "sample_points", "shown_part"]
+__all__ = [
+    "POINTS", "example_conditions", "fixed_starts", "preview_of", "sample_grid", "sample_points", "shown_part",
+]  # fmt: skip
 
 MAX_ROWS = 10
 MIN_WIDTH = 512  # pixels
@@ -39,7 +41,7 @@ def preview_of(dataset: Any) -> Callable[[Path, Mapping[str, nn.Module]], None]:
 @torch.inference_mode()
 def sample_grid(net: Any, columns: int = 8, num_steps: int = 18) -> Tensor:
     """`[C, H', W']` uint8: rows of `columns` samples by the EDM sampler, 2 * num_steps - 1 evaluations."""
-    rows = min(net.label_dim or columns, MAX_ROWS)
+    rows = min(net.label_dim or columns, MAX_ROWS) if getattr(net, "conditions", None) is None else columns
     noise, labels = fixed_starts(net, rows * columns, repeat=columns)
     images = to_uint8(edm_sampler(net, noise, labels, num_steps=num_steps))
     grid = make_grid(torch.nn.functional.pad(images, (1, 1, 1, 1)), columns=columns)
@@ -60,10 +62,18 @@ def shown_part(data: Tensor, count: int = POINTS) -> Tensor:
 
 
 def fixed_starts(net: Any, count: int, repeat: int = 1) -> tuple[Tensor, Tensor | None]:
-    """Noise `[count, C, H, W]` from fixed seeds, and one-hot classes in turn, each `repeat` times, or None."""
+    """Noise `[count, C, H, W]` from fixed seeds, and conditions in turn, each `repeat` times, or None."""
     device = next(net.parameters()).device
     rng = PerSampleRNG(range(count), "cpu")  # drawn on the CPU: the same images on any device
     noise = rng.randn([count, net.img_channels, net.img_resolution, net.img_resolution]).to(device)
+    return noise, example_conditions(net, count, repeat)
+
+
+def example_conditions(net: Any, count: int, repeat: int = 1) -> Tensor | None:
+    """Conditions `[count, label_dim]` in turn, each `repeat` times: one-hot classes, or those of its data where they
+    are no classes, which the network has as its attribute `conditions`."""
     if not net.label_dim:
-        return noise, None
-    return noise, torch.eye(net.label_dim, device=device)[torch.arange(count) // repeat % net.label_dim]
+        return None
+    device, known = next(net.parameters()).device, getattr(net, "conditions", None)
+    rows = torch.eye(net.label_dim, device=device) if known is None else shown_part(known, MAX_ROWS).to(device)
+    return rows[torch.arange(count) // repeat % len(rows)]
