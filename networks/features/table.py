@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from networks.features.inception import FEATURES as INCEPTION_DIM
-from networks.features.inception import Inception2015
+from networks.features.inception import BasicConv2d, Inception2015
 from torch_utils.downloads import download
 from torch_utils.files import cache_directory
 from torch_utils.images import from_uint8
@@ -98,6 +98,9 @@ def _inception(weights: str | Path | None, device: torch.device) -> FeatureExtra
 def inception_extractor(net: Inception2015, device: torch.device) -> FeatureExtractor:
     """The network, changed in place for speed, as an extractor on `device`."""
     net = net.eval().requires_grad_(False).to(device)
+    for module in net.modules():
+        if isinstance(module, BasicConv2d):
+            module.fold()
     if device.type == "cpu":
         net = net.to(memory_format=torch.channels_last)  # convolutions took a third of the time on one core
 
