@@ -16,7 +16,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import click
 import torch
@@ -26,7 +26,7 @@ import networks
 from networks.load import unfinished_note
 from samplers.conditions import check_class
 from samplers.field import Facts
-from samplers.outputs import Targets
+from samplers.outputs import Targets, network_record
 from samplers.planning.levels import schedule_file
 from samplers.planning.plan import Plan, SamplerOptions, build_plan
 from samplers.run import PRECISIONS, Recorder, generate, image_shape, prepare
@@ -34,6 +34,7 @@ from torch_utils import distributed as dist
 from torch_utils.cli import Command
 from torch_utils.misc import format_count, format_time
 from torch_utils.options import OptionGroup, opt, options_of
+from torch_utils.provenance import digest
 from torch_utils.report.scatter import is_points
 from training.data.label_pool import give_labels, refuse_labels
 
@@ -58,7 +59,8 @@ Examples:
   # 50000 images on 4 GPUs, in folders of 1000
   torchrun --standalone --nproc_per_node=4 generate.py --network=net.pkl --outdir=out --seeds=0-49999 --subdirs
 
-The same command again makes only what is missing (--overwrite to redo)."""
+The same command again makes only what is missing (--overwrite to redo); another network, sampler or class is refused
+where its images would be mixed with those that are there."""
 
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 120}
 
@@ -87,7 +89,8 @@ class OutputOptions:
     seeds: tuple[int, ...] | None = opt(None, "One image per seed, e.g. 1,2,5-10 [default: 0-63]", metavar="LIST")
     outdir: str | None = opt(
         None,
-        "Folder of SEED.png; default without --grid=FILE or --npz: samples/NETWORK/SOLVER_nfeNFE[_GUIDANCE]",
+        "Folder of SEED.png; default without --grid=FILE or --npz: samples/NETWORK/SOLVER_nfeNFE[_GUIDANCE]-HASH, "
+        "HASH of all that decides an image",
         metavar="DIR",
     )
     grid: str | None = opt(
@@ -147,11 +150,11 @@ def main(options: Options) -> None:
         if conditional:
             check_class(Facts.of(net), options.class_idx)
         plan = plan_with_progress(net, options)
-        targets = choose_targets(options, name, plan, points=is_points(image_shape(net)))
-        targets.prepare()
+        wanted = range(64) if options.seeds is None else options.seeds
+        targets = choose_targets(options, name, plan, record_of(net, plan, options, device))
+        targets.prepare(wanted, options.overwrite)
         dist.print0(f"Network:  {describe(net)}\n{plan}")
         save_schedule(options, plan, net)
-        wanted = range(64) if options.seeds is None else options.seeds
         seeds = list(wanted) if options.overwrite else targets.missing(wanted)
         if len(seeds) < len(wanted):
             done = f"{len(wanted) - len(seeds)} of {len(wanted)}"
@@ -201,8 +204,24 @@ def _advance(bar: tqdm, n: int) -> None:
     bar.update(n if bar.total is None else min(n, bar.total - bar.n))
 
 
-def choose_targets(options: Options, name: str, plan: Plan, points: bool = False) -> Targets:
-    """What the options ask to be written; points in the plane have no image each, so OUTDIR gets two joint files."""
+def record_of(net: torch.nn.Module, plan: Plan, options: Options, device: torch.device) -> dict[str, Any]:
+    """Everything that decides an image beside its seed."""
+    return {
+        "network": network_record(net),
+        "sampler": plan.record(),
+        "class": options.class_idx,
+        "precision": str(getattr(net, "compute_dtype", options.precision)).removeprefix("torch."),
+        "tf32": options.tf32,
+        "rng_device": torch.device(options.rng_device or device).type,
+    }
+
+
+def choose_targets(options: Options, name: str, plan: Plan, record: dict[str, Any]) -> Targets:
+    """What the options ask to be written; points in the plane have no image each, so OUTDIR gets two joint files.
+
+    A folder of the default name is that of one record: its last part changes with it.
+    """
+    points = is_points(tuple(record["network"]["shape"]))
     grid = (options.grid or "").strip()
     in_outdir = grid.lower() in ("true", "1", "yes")
     grid = "" if grid.lower() in ("false", "0", "no") else grid
@@ -211,14 +230,16 @@ def choose_targets(options: Options, name: str, plan: Plan, points: bool = False
     if outdir is None and (in_outdir or not (grid or options.npz or options.save_traj)):
         rate = "" if options.guidance_rate is None else f"{options.guidance_rate:g}"
         guided = f"_{options.guidance_type}{rate}" if options.guidance_type else ""
-        outdir = Path("samples", *(["grids"] if in_outdir else []), name, f"{plan.solver}_{steps}{guided}")
+        parts = [*(["grids"] if in_outdir else []), name, f"{plan.solver}_{steps}{guided}-{digest(record)}"]
+        outdir = Path("samples", *parts)
     if points and outdir is not None and not in_outdir:
         return Targets(
             grid=Path(grid or Path(outdir, "points.png")), npz=Path(options.npz or Path(outdir, "points.npz")),
             traj=Path(options.save_traj) if options.save_traj else None,
-            latents=Path(options.save_latents) if options.save_latents else None,
+            latents=Path(options.save_latents) if options.save_latents else None, record=record,
         )  # fmt: skip
     return Targets(
+        record=record,
         latents=Path(options.save_latents) if options.save_latents else None,
         outdir=Path(outdir) if outdir is not None and not in_outdir else None,
         grid=Path(outdir, "grid.png") if in_outdir else Path(grid) if grid else None,

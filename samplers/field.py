@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from samplers.path import PATHS, VE, Kind, Path
+from torch_utils.checkpoint import tensor_hash
 from torch_utils.misc import expand_to
 
 __all__ = ["Facts", "Field", "as_field"]
@@ -181,6 +182,16 @@ class Field:
         """This model in the coordinates it was trained in: what a view (`ve`) was made from, else itself."""
         own = self.facts.native
         return self if own is None else own.bind(self.class_labels, **self.cond)
+
+    def weights_hash(self) -> str | None:
+        """SHA-256 of the network's tensors; None of a plain callable."""
+        model = self.facts.model
+        return tensor_hash(model.state_dict()) if hasattr(model, "state_dict") else None
+
+    @property
+    def defined_at_zero(self) -> bool:
+        """Whether the drift exists at level 0: of velocities in a time of their own."""
+        return self.predicts == "velocity" and not isinstance(self.path, VE)
 
     def prediction(self, x: Tensor, level: Tensor) -> Tensor:
         """What the network returns, in the dtype that it returns: it may be a tensor that others hold."""

@@ -1,14 +1,16 @@
 """Where samples go: one PNG per seed, all of them in one picture, or in array files.
 
 Every file appears whole or not at all. Single files are written in background threads while sampling goes on; joint
-files when all processes are done, by rank 0, in the order of the seeds.
+files when all processes are done, by rank 0, in the order of the seeds. Folders of single files are continued when they
+are found again, so they carry a record of what made them (`torch_utils.provenance`).
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from dataclasses import field as dataclass_field
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +18,28 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from samplers.field import Field, as_field
 from samplers.run import Recorder, Samples
 from torch_utils import distributed as dist
 from torch_utils.files import atomic_write
 from torch_utils.images import ImageWriter, image_format, make_grid, save_image, to_uint8
+from torch_utils.provenance import differences, read_record, write_record
 from torch_utils.report.scatter import is_points, scatter
 
-__all__ = ["Targets"]
+__all__ = ["Targets", "network_record"]
+
+
+def network_record(net: Field | Callable[..., Tensor]) -> dict[str, Any]:
+    """What of a network decides its images, plain JSON."""
+    field = as_field(net)
+    facts = field.facts
+    return {
+        "weights": field.weights_hash(),
+        "path": repr(facts.path),
+        "predicts": facts.predicts,
+        "shape": None if facts.shape is None else list(facts.shape),
+        "sigma_range": [str(facts.sigma_min), str(facts.sigma_max)],
+    }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +53,7 @@ class Targets:
             where there are classes.
         traj: `x [N, T, ...]`, `drift [N, T-1, ...]`, `sigmas [N, T]`, `seeds`; the sampler must be a `Recorder`.
         latents: folder of the noise that each image was made from, SEED.npy float32 `[C, H, W]`.
+        record: what makes these images, plain JSON.
     """
 
     outdir: Path | None = None
@@ -44,6 +62,7 @@ class Targets:
     npz: Path | None = None
     traj: Path | None = None
     latents: Path | None = None
+    record: Mapping[str, Any] = dataclass_field(default_factory=dict)
 
     @property
     def joint(self) -> list[Path]:
@@ -62,15 +81,47 @@ class Targets:
     def _complete(self, seed: int) -> bool:
         return self.image(seed).exists() and (self.latents is None or self.latent(seed).exists())
 
-    def prepare(self) -> None:
-        """Make the folders, so that a wrong path fails before the work."""
+    @property
+    def folders(self) -> list[Path]:
+        return [p for p in (self.outdir, self.latents) if p is not None]
+
+    def prepare(self, seeds: Sequence[int], overwrite: bool = False) -> None:
+        """Make the folders, so that a wrong path fails before the work, and see to it that they hold nothing else.
+
+        Args:
+            seeds: of the images that are wanted.
+            overwrite: make the images of these seeds anew.
+
+        Raises:
+            ValueError: a folder holds files of another network or sampler that would stay.
+            OSError: a folder cannot be made.
+        """
         if self.subdirs and self.outdir is None:
             raise ValueError("--subdirs sorts the images of --outdir into folders: give --outdir as well")
         if self.grid is not None:
             image_format(self.grid)
-        folders = [p for p in (self.outdir, self.latents) if p is not None]
-        for folder in (*folders, *(p.parent for p in self.joint)):
+        for folder in (*self.folders, *(p.parent for p in self.joint)):
             folder.mkdir(parents=True, exist_ok=True)
+        dist.from_rank0(lambda: self._claim(seeds, overwrite))
+
+    def _claim(self, seeds: Sequence[int], overwrite: bool) -> None:
+        """Check the record of every folder, and leave this one."""
+        for folder, suffix in ((self.outdir, ".png"), (self.latents, ".npy")):
+            if folder is None:
+                continue
+            found = read_record(folder)
+            differ = ["no record of what made them"] if found is None else differences(found, self.record)
+            there = {p.stem for p in folder.rglob(f"*{suffix}") if p.stem.isdigit()} if differ else set()
+            stay = there - {f"{seed:06d}" for seed in seeds} if overwrite else there
+            if stay:
+                why = differ[0] if found is None else f"other {', '.join(differ)}"
+                raise ValueError(
+                    f"{folder} holds {len(stay)} files of another network or sampler ({why}), which would be mixed "
+                    "with these: give another folder, "
+                    + ("or remove them" if overwrite else "remove them, or --overwrite to make them anew")
+                )
+            if differ:
+                write_record(folder, self.record)
 
     def missing(self, seeds: Sequence[int]) -> list[int]:
         """Seeds that have no file yet; all of them where a joint file is wanted. Rank 0 looks for every process."""

@@ -25,7 +25,6 @@ from samplers.schedules.explicit import validate_t_steps
 from samplers.schedules.formulas import FORMULAS, get_schedule
 from samplers.solvers.table import SOLVERS
 from torch_utils import distributed as dist
-from torch_utils.checkpoint import tensor_hash
 
 __all__ = ["DEFAULT_SOLVER", "choose_levels", "schedule_file"]
 
@@ -91,7 +90,7 @@ def _from_file(field: Field, given: Mapping[str, Any], options: Mapping[str, Any
     path = given["schedule"]
     _refuse(given, ("schedule_rho", "sigma_min", "sigma_max"), "a schedule file")
     file = ScheduleFile.load(path)
-    note = file.check_model(field.path, None if file.model_hash is None else _model_hash(field))
+    note = file.check_model(field.path, None if file.model_hash is None else field.weights_hash())
     coeff = given.get("coeff", (None,))
     if len(coeff) > 1:
         raise ValueError("of a schedule file one coefficient is used: give one number as --coeff")
@@ -181,19 +180,13 @@ def schedule_file(chosen: ChosenLevels, net: Field | Callable[..., Tensor]) -> S
     """A schedule file that brings these levels and this solver back; of a search, everything it found."""
     field = as_field(net)
     if chosen.found is not None:
-        return chosen.found.schedule_file(_model_hash(field))
+        return chosen.found.schedule_file(field.weights_hash())
     options = {k: v for k, v in SOLVERS[chosen.solver].resolve(chosen.options).items() if k != "coefficients"}
     entry = Entry(sigmas=tuple(chosen.sigmas.tolist()), afs=chosen.afs, coefficients=chosen.options.get("coefficients"))
     return ScheduleFile(
         solver=chosen.solver, entries=(entry,), options=options, path=path_name(field.path),
-        model_hash=_model_hash(field), provenance={"levels": chosen.about},
+        model_hash=field.weights_hash(), provenance={"levels": chosen.about},
     )  # fmt: skip
-
-
-def _model_hash(field: Field) -> str | None:
-    """Hash of the network's weights, None for a plain callable."""
-    model = field.facts.model
-    return tensor_hash(model.state_dict()) if hasattr(model, "state_dict") else None
 
 
 def _refuse(given: Mapping[str, Any], names: tuple[str, ...], what: str) -> None:

@@ -6,12 +6,20 @@ import functools
 
 from samplers.planning.base import Plan, Request, count_of, said
 from samplers.planning.options import MethodOptions
-from samplers.solvers.native import DRIFT_SOLVERS, sample_native, uniform_times
+from samplers.solvers.native import DRIFT_SOLVERS, last_step_cost, sample_native, uniform_times
 from samplers.solvers.table import SOLVERS
 
 __all__ = ["plan_native"]
 
 DEFAULT_EVALUATIONS = 20
+
+
+def _default(solver: str, defined_at_zero: bool) -> int:
+    """The most evaluations up to the default that the solver can make; of Euler's successors in whole steps."""
+    if solver not in DRIFT_SOLVERS or not SOLVERS[solver].reaches_zero:
+        return DEFAULT_EVALUATIONS
+    last, each = last_step_cost(solver, defined_at_zero), SOLVERS[solver].evaluations
+    return last + (DEFAULT_EVALUATIONS - last) // each * each
 
 
 def plan_native(request: Request) -> Plan:
@@ -25,13 +33,15 @@ def plan_native(request: Request) -> Plan:
     adaptive = solver in DRIFT_SOLVERS and SOLVERS[solver].adaptive
     if adaptive and "N" in given:
         raise ValueError(f"solver '{solver}' chooses its steps itself: leave out --N, or give tolerances")
-    times = uniform_times(given.get("N", DEFAULT_EVALUATIONS), solver)
+    at_zero = request.field.native().defined_at_zero
+    evaluations = given["N"] if "N" in given else _default(solver, at_zero)
+    times = uniform_times(evaluations, solver, defined_at_zero=at_zero)
     entry, steps = SOLVERS[solver], len(times) - 1
     options = request.of(MethodOptions)
     used = {name: value for name, value in entry.resolve(options).items() if value is not None}
-    evaluations: list[int] = []
+    made: list[int] = []
     calls = request.field.facts.calls
-    counted = {"count": lambda made: evaluations.extend(calls * n for n in made)} if adaptive else {}
+    counted = {"count": lambda new: made.extend(calls * n for n in new)} if adaptive else {}
     own, equal = "chosen by the solver, from t = 1 to 0", f"{count_of(steps, 'equal step')} from t = 1 to 0"
     return Plan(
         kind="native",
@@ -43,6 +53,6 @@ def plan_native(request: Request) -> Plan:
         options=options,
         steps=None if adaptive else steps,
         each=entry.evaluations,
-        extra=0 if adaptive else entry.nfe(steps + 1, ends_at_zero=True) - steps * entry.evaluations,
-        evaluations=evaluations,
+        extra=0 if adaptive else last_step_cost(solver, at_zero) - entry.evaluations,
+        evaluations=made,
     )

@@ -73,6 +73,7 @@ class Solver:
         allowed: the values an option may take, where they can be listed; `max_order` always can.
         evaluations: network evaluations per step.
         adaptive: it chooses its steps; of the levels it is given only the ends count.
+        reaches_zero: where a velocity in its own time is defined at 0, the step that ends there is as any other.
     """
 
     name: str
@@ -80,6 +81,7 @@ class Solver:
     allowed: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     evaluations: int = 1
     adaptive: bool = False
+    reaches_zero: bool = False
 
     @cached_property
     def fn(self) -> Callable[..., Tensor]:

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from samplers.field import Field
-from samplers.path import VE
 from samplers.solvers.base import Step, combine, evaluate, network_levels, read_levels
 from torch_utils.rng import TorchRNG
 
@@ -68,14 +67,13 @@ def srid2(
     grid = read_levels(levels, x)
     if grid.is_map:
         raise ValueError("solver 'srid2' steps over single times, and the levels given differ between elements")
-    defined_at_zero = field.predicts == "velocity" and not isinstance(field.path, VE)
     rng = TorchRNG(x.device) if rng is None else rng
     for i, step in enumerate(grid.h):
         h, start = -step, grid.s[i]
         data, drift = evaluate(field, x, grid.label[i])
         if trace is not None:
             trace(Step(i, grid.label[i], x, data, drift))
-        if grid.stops_at_zero(i) and not defined_at_zero:
+        if grid.stops_at_zero(i) and not field.defined_at_zero:
             return combine(x, 1, [step], [drift])
         one = None
         if diffusion is not None:

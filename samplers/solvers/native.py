@@ -1,8 +1,9 @@
 """Sampling a flow model in its own time, as it is published: equal steps from t = 1 (noise) to t = 0 (data).
 
 N counts network evaluations. Euler takes N steps; Heun (N + 1) / 2, of which the last is an Euler step, so that no
-network is evaluated at t = 0 and N is odd (Lee, Kim, Ye 2023, arXiv 2301.12003). Euler's result is that of DDIM on
-sigma_i = (N - i) / i; all other solvers depend on the coordinates. Adaptive solvers need no N.
+network is evaluated at t = 0 and N is odd (Lee, Kim, Ye 2023, arXiv 2301.12003). The other Runge-Kutta solvers do
+evaluate velocities there. Euler's result is that of DDIM on sigma_i = (N - i) / i; all other solvers depend on the
+coordinates. Adaptive solvers need no N.
 """
 
 from __future__ import annotations
@@ -21,28 +22,42 @@ from samplers.solvers.table import SOLVERS
 __all__ = ["DRIFT_SOLVERS", "sample_native", "uniform_times"]
 
 # Solvers whose formulas hold on any path.
-DRIFT_SOLVERS = ("euler", "heun", "ipndm", "ab", *(name for name, entry in SOLVERS.items() if entry.adaptive))
+DRIFT_SOLVERS = (
+    "euler", "heun", "ipndm", "ab", *(name for name, entry in SOLVERS.items() if entry.adaptive or entry.reaches_zero)
+)  # fmt: skip
 
 
-def uniform_times(evaluations: int, solver: str = "euler") -> Tensor:
+def uniform_times(evaluations: int, solver: str = "euler", *, defined_at_zero: bool = True) -> Tensor:
     """`[K+1]` float64 times of K equal steps from 1 to 0 that cost `evaluations`; of an adaptive solver, the two ends.
 
+    Args:
+        defined_at_zero: of the field; else the last step is an Euler step, whatever the solver.
+
     Raises:
-        ValueError: fewer than one evaluation, an even number for Heun.
+        ValueError: fewer than one evaluation, or a number that no count of steps makes.
     """
     _check_solver(solver)
-    if SOLVERS[solver].adaptive:
+    entry = SOLVERS[solver]
+    if entry.adaptive:
         return torch.tensor([1.0, 0.0], dtype=torch.float64)
     if evaluations < 1:
         raise ValueError(f"N={evaluations} leaves no step to take: give 1 or more network evaluations")
-    each = SOLVERS[solver].evaluations
-    if each == 2 and evaluations % 2 == 0:
+    each, last = entry.evaluations, last_step_cost(solver, defined_at_zero)
+    before, rest = divmod(evaluations - last, each)
+    if rest:
+        fits = [n for n in (evaluations - rest, evaluations - rest + each) if n >= last]
         raise ValueError(
-            f"N={evaluations} does not suit solver '{solver}': every step costs two evaluations but the last, which is "
-            f"an Euler step, so N is odd; give {evaluations - 1} or {evaluations + 1}"
+            f"N={evaluations} does not suit solver '{solver}': every step costs {each} evaluations"
+            + (" but the last, which is an Euler step" if last == 1 else "")
+            + f"; give {' or '.join(map(str, fits))}"
         )
-    steps = (evaluations + 1) // 2 if each == 2 else evaluations
-    return torch.arange(steps, -1, -1, dtype=torch.float64) / steps
+    return torch.arange(before + 1, -1, -1, dtype=torch.float64) / (before + 1)
+
+
+def last_step_cost(solver: str, defined_at_zero: bool) -> int:
+    """Evaluations of the step that ends at t = 0."""
+    entry = SOLVERS[solver]
+    return entry.evaluations if entry.reaches_zero and defined_at_zero else 1
 
 
 def sample_native(

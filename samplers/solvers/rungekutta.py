@@ -11,13 +11,13 @@ time is evaluated there.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from samplers.field import Field
-from samplers.path import VE
 from samplers.solvers.base import Step, combine, evaluate, network_levels, read_levels
 
 __all__ = ["heun2", "heun3", "midpoint", "rk4", "ssprk3"]
@@ -42,17 +42,18 @@ def _runge_kutta(
     field: Field,
     x: Tensor,
     levels: Tensor | Sequence[float | Tensor],
+    *,
     tableau: _Tableau,
-    first: Tensor | None,
-    trace: Callable[[Step], Any] | None,
+    first: Tensor | None = None,
+    trace: Callable[[Step], Any] | None = None,
 ) -> Tensor:
+    """As every solver (`samplers.solvers.base`); one evaluation per stage."""
     grid = read_levels(levels, x)
-    defined_at_zero = field.predicts == "velocity" and not isinstance(field.path, VE)
     for i, h in enumerate(grid.h):
         data, drift = evaluate(field, x, grid.label[i], first if i == 0 else None)
         if trace is not None:
             trace(Step(i, grid.label[i], x, data, drift))
-        if grid.stops_at_zero(i) and not defined_at_zero:
+        if grid.stops_at_zero(i) and not field.defined_at_zero:
             return combine(x, 1, [h], [drift])
         raw, drifts = grid.raw, [drift]
         nodes = network_levels([raw[i] + c * (raw[i + 1] - raw[i]) if c < 1 else raw[i + 1] for c in tableau.nodes], x)
@@ -62,61 +63,8 @@ def _runge_kutta(
     return x
 
 
-def midpoint(
-    field: Field,
-    x: Tensor,
-    levels: Tensor | Sequence[float | Tensor],
-    *,
-    first: Tensor | None = None,
-    trace: Callable[[Step], Any] | None = None,
-) -> Tensor:
-    """Order 2, two evaluations per step."""
-    return _runge_kutta(field, x, levels, _MIDPOINT, first, trace)
-
-
-def heun2(
-    field: Field,
-    x: Tensor,
-    levels: Tensor | Sequence[float | Tensor],
-    *,
-    first: Tensor | None = None,
-    trace: Callable[[Step], Any] | None = None,
-) -> Tensor:
-    """Order 2, two evaluations per step, the second at its end: `heun` where a field is defined at level 0."""
-    return _runge_kutta(field, x, levels, _HEUN2, first, trace)
-
-
-def heun3(
-    field: Field,
-    x: Tensor,
-    levels: Tensor | Sequence[float | Tensor],
-    *,
-    first: Tensor | None = None,
-    trace: Callable[[Step], Any] | None = None,
-) -> Tensor:
-    """Order 3, three evaluations per step."""
-    return _runge_kutta(field, x, levels, _HEUN3, first, trace)
-
-
-def ssprk3(
-    field: Field,
-    x: Tensor,
-    levels: Tensor | Sequence[float | Tensor],
-    *,
-    first: Tensor | None = None,
-    trace: Callable[[Step], Any] | None = None,
-) -> Tensor:
-    """Order 3, three evaluations per step."""
-    return _runge_kutta(field, x, levels, _SSPRK3, first, trace)
-
-
-def rk4(
-    field: Field,
-    x: Tensor,
-    levels: Tensor | Sequence[float | Tensor],
-    *,
-    first: Tensor | None = None,
-    trace: Callable[[Step], Any] | None = None,
-) -> Tensor:
-    """Order 4, four evaluations per step."""
-    return _runge_kutta(field, x, levels, _RK4, first, trace)
+midpoint = functools.partial(_runge_kutta, tableau=_MIDPOINT)
+heun2 = functools.partial(_runge_kutta, tableau=_HEUN2)
+heun3 = functools.partial(_runge_kutta, tableau=_HEUN3)
+ssprk3 = functools.partial(_runge_kutta, tableau=_SSPRK3)
+rk4 = functools.partial(_runge_kutta, tableau=_RK4)

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -19,6 +20,7 @@ import networks
 from networks.published.table import PUBLISHED
 from samplers.solvers.churn import edm_sampler
 from torch_utils.images import to_uint8
+from torch_utils.provenance import MADE_BY
 from torch_utils.rng import PerSampleRNG
 
 ROOT = Path(__file__).parents[2]
@@ -63,7 +65,13 @@ def pixels(path):
 
 
 def files(folder):
-    return sorted(str(p.relative_to(folder)) for p in Path(folder).rglob("*") if p.is_file())
+    """Without the record of what made them."""
+    return sorted(str(p.relative_to(folder)) for p in Path(folder).rglob("*") if p.is_file() and p.name != MADE_BY)
+
+
+def bare(name):
+    """The name of a default folder's file without the hash."""
+    return re.sub(r"-[0-9a-f]{8}/", "/", name)
 
 
 def test_images_are_those_of_the_published_sampler(run, snapshots):
@@ -132,6 +140,63 @@ def test_present_seeds_are_skipped_unless_overwritten(run):
     assert Path("out/000000.png").stat().st_mtime_ns > before["000000.png"]
 
 
+# what decides an image, beside its seed: each alone changes the record and the default folder
+OTHERS = ["--steps=3", "--steps=2 --S_churn=1", "--solver=euler --num-steps=3", "--solver=ipndm --num-steps=3",
+          "--solver=euler --num-steps=3 --schedule-type=logsnr", "--steps=2 --class=1", "--steps=2 --precision=bf16",
+          "--steps=2 --sigma-max=40", "--steps=2 --rho=5", "--solver=euler --num-steps=3 --dp --num-warmup=8",
+          "--steps=2 --guidance-type=uncond", "--steps=2 --tf32=1"]  # fmt: skip
+
+
+@pytest.mark.parametrize("other", OTHERS)
+def test_images_of_another_sampler_are_not_taken_for_these(run, other):
+    ok(run("--outdir=out --seeds=0-2 --steps=2"))
+    before = {name: Path("out", name).read_bytes() for name in [*files("out"), MADE_BY]}
+    check_refused(run(f"--outdir=out --seeds=0-3 {other}"), "out holds 3 files of another network or sampler (other ")
+    assert {name: Path("out", name).read_bytes() for name in [*files("out"), MADE_BY]} == before
+    check_refused(run(f"--outdir=out --seeds=0-1 --overwrite {other}"), "give another folder, or remove them")
+    ok(run(f"--outdir=out --seeds=0-2 --overwrite {other}"))
+    assert files("out") == ["000000.png", "000001.png", "000002.png"]
+    assert "0 images" in ok(run(f"--outdir=out --seeds=0-2 {other}"))
+
+
+def test_images_of_another_network_are_not_taken_for_these(run, snapshots, tmp_path):
+    net = networks.load_network(snapshots / "cond.pkl")
+    with torch.no_grad():
+        next(net.parameters()).add_(1e-3)
+    (tmp_path / "other").mkdir()
+    networks.save_network(tmp_path / "other" / "cond.pkl", net)
+    ok(run("--outdir=out --seeds=0 --steps=1"))
+    options = f"--seeds=0 --steps=1 --network={tmp_path / 'other' / 'cond.pkl'}"
+    check_refused(run(f"--outdir=out {options}"), "other network.weights")
+    ok(run("--seeds=0 --steps=1"))
+    ok(run(options))  # the same name of file, another default folder
+    assert len(files("samples/cond")) == 2
+
+
+def test_default_folders_do_not_collide(run):
+    for other in OTHERS:
+        ok(run(f"--seeds=0 {other}"))
+    assert len(files("samples")) == len(OTHERS)
+
+
+def test_files_without_a_record_are_left_alone(run):
+    Path("out").mkdir()
+    Path("out/000007.png").write_bytes(b"mine")
+    check_refused(run("--outdir=out --seeds=0-8 --steps=1"), "no record of what made them")
+    assert files("out") == ["000007.png"]
+    Path("out/000007.png").rename("out/holiday.png")  # not a seed: nobody's business
+    ok(run("--outdir=out --seeds=0 --steps=1"))
+    assert files("out") == ["000000.png", "holiday.png"]
+
+
+def test_latents_have_a_record_of_their_own(run):
+    ok(run("--outdir=a/samples --save-latents=a/zs --seeds=0-1 --steps=1"))
+    check_refused(
+        run("--outdir=b/samples --save-latents=a/zs --seeds=0-1 --steps=2"),
+        "a/zs holds 2 files of another network or sampler (other sampler.levels",
+    )
+
+
 def test_nothing_to_do_is_fine(run):
     ok(run("--outdir=out --seeds=0 --steps=1"))
     assert "0 images" in ok(run("--outdir=out --seeds=0 --steps=1"))
@@ -151,11 +216,12 @@ def test_grey_images(run):
 
 def test_grid_and_default_folders(run):
     ok(run("--solver=euler --num_steps=4 --seeds=0-8 --grid=True"))
-    assert files(".") == ["samples/grids/cond/euler_nfe3/grid.png"]
+    (in_default,) = files(".")
+    assert re.fullmatch(r"samples/grids/cond/euler_nfe3-[0-9a-f]{8}/grid.png", in_default)
     ok(run("--solver=euler --num_steps=4 --seeds=0-8 --npz=all.npz"))
     ok(run("--solver=euler --num_steps=4 --seeds=4 --grid=False"))
-    assert files(".") == ["all.npz", "samples/cond/euler_nfe3/000004.png", "samples/grids/cond/euler_nfe3/grid.png"]
-    grid = pixels("samples/grids/cond/euler_nfe3/grid.png")
+    assert files(".") == ["all.npz", in_default.replace("grids/", "").replace("grid.png", "000004.png"), in_default]
+    grid = pixels(in_default)
     assert grid.shape == (24, 24, 3)
     images = np.load("all.npz")["images"]
     np.testing.assert_array_equal(grid[8:16, 16:24], images[5])
@@ -215,7 +281,7 @@ def test_guidance(run):
     ok(run("--npz=b.npz --seeds=0-2 --steps=2"))
     assert (np.load("a.npz")["images"] != np.load("b.npz")["images"]).any()
     ok(run("--seeds=0 --steps=2 --guidance_type=cfg --guidance_rate=1.5"))  # not taken for unguided images later
-    assert files("samples") == ["cond/edm_nfe6_cfg1.5/000000.png"]
+    assert list(map(bare, files("samples"))) == ["cond/edm_nfe6_cfg1.5/000000.png"]
     check_refused(run("--guidance_type=cfg --guidance_rate=3", network="grey"), "no classes")
     check_refused(run("--guidance_rate=3"), "guidance type")
 
@@ -303,7 +369,7 @@ def test_a_data_sets_name_is_a_published_checkpoint(run, snapshots, monkeypatch)
     monkeypatch.setattr(networks, "load_network", lambda name, **_: asked.append(name) or load(snapshots / "grey.pkl"))
     ok(run("--dataset_name=cifar10 --grid=True --seeds=0 --num_steps=3", network=None))
     assert asked == [generate.DATASETS["cifar10"]]
-    assert files("samples") == ["grids/cifar10/ipndm_nfe2/grid.png"]
+    assert list(map(bare, files("samples"))) == ["grids/cifar10/ipndm_nfe2/grid.png"]
     assert set(generate.DATASETS.values()) <= set(PUBLISHED)
 
 
@@ -392,7 +458,7 @@ def test_latents_are_the_noise_that_images_were_made_of(tmp_path):
     args += [f"--save_latents={tmp_path}/zs"]
     result = CliRunner().invoke(generate.main, args, catch_exceptions=False)
     assert result.exit_code == 0, result.output
-    assert sorted(p.name for p in (tmp_path / "zs").iterdir()) == [f"{i:06d}.npy" for i in range(3, 9)]
+    assert files(tmp_path / "zs") == [f"{i:06d}.npy" for i in range(3, 9)]
     z = torch.from_numpy(np.stack([np.load(tmp_path / "zs" / f"{i:06d}.npy") for i in range(3, 9)]))
     assert z.shape == (6, 2, 1, 1)
     with np.load(tmp_path / "p.npz") as arrays:

@@ -95,7 +95,7 @@ def test_gradients_reach_the_levels(solver, options, shape):
 @pytest.mark.parametrize(
     ("kwargs", "words"),
     [
-        ({"solver": "rk4"}, "no solver 'rk4'.*euler, heun"),
+        ({"solver": "rk9"}, "no solver 'rk9'.*euler, heun"),
         ({"solver": "euler", "max_order": 2}, "'euler' has no option max_order: it takes none"),
         ({"solver": "ipndm", "variant": "bh1"}, "'ipndm' has no option variant: it takes max_order"),
         ({"solver": "ipndm", "max_order": 5}, "max_order=5.*'ipndm'.*1, 2, 3, 4"),
