@@ -18,6 +18,7 @@ import samplers
 from bench.presets import PRESETS
 from torch_utils import distributed as dist
 from torch_utils.cli import Command
+from torch_utils.layout import memory_format
 from torch_utils.profile import forward_cost, measured_peak, peak_flops, time_it
 from training.methods.edm import build_network
 from training.performance import DTYPES
@@ -40,7 +41,7 @@ def main(
         torch.backends.cudnn.benchmark = True
         entry = PRESETS[preset]
         net = build_network(dataclasses.replace(entry.options, precision=precision), entry.dataset())
-        net = net.eval().requires_grad_(False).to(dev, memory_format=torch.channels_last)
+        net = net.eval().requires_grad_(False).to(dev, memory_format=memory_format(net, dev))
         net.compute_dtype = DTYPES[precision]
         shape = [batch, *entry.dataset().image_shape]
         cost = forward_cost(net, lambda twin: _one(twin, shape))

@@ -20,6 +20,7 @@ from samplers.field import Facts, Field, as_field
 from samplers.solvers.base import Step
 from samplers.start import start_noise
 from torch_utils import distributed as dist
+from torch_utils.layout import memory_format
 from torch_utils.misc import split_evenly
 from torch_utils.rng import PerSampleRNG
 
@@ -181,9 +182,8 @@ def prepare(
         raise ValueError(f"precision is {precision!r}: choose from {', '.join(PRECISIONS)}")
     if precision == "fp16" and device.type != "cuda":
         raise ValueError(f"precision fp16 needs a GPU, the network runs on {device.type}: use bf16 or fp32")
-    net = net.to(device).eval().requires_grad_(False)
+    net = net.to(device, memory_format=memory_format(net, device)).eval().requires_grad_(False)
     if device.type == "cuda":
-        net = net.to(memory_format=torch.channels_last)
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
     if precision != "auto":
         dtype = PRECISIONS[precision]

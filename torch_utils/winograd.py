@@ -22,11 +22,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["convolve", "matrices", "pays"]
+__all__ = ["CHANNELS", "convolve", "matrices", "pays"]
 
 TILE = 4  # pixels of the output per axis and tile
 POINTS = (0.0, 0.625, -0.625, 1.5, -1.5)
-_CHANNELS, _SIZE = 128, 16  # fewer channels or pixels do not repay the transforms
+CHANNELS, _SIZE = 128, 16  # fewer channels or pixels do not repay the transforms
 _CHUNK = 256  # tiles at a time, so that their transforms stay in the cache
 
 
@@ -42,7 +42,7 @@ def pays(x: Tensor, weight: Tensor) -> bool:
         and torch.backends.cpu.get_cpu_capability() == "AVX2"
         and x.dtype == weight.dtype == torch.float32
         and weight.shape[2:] == (3, 3)
-        and min(weight.shape[:2]) >= _CHANNELS
+        and min(weight.shape[:2]) >= CHANNELS
         and min(x.shape[2:]) >= _SIZE
         and not torch.is_autocast_enabled("cpu")
         and not torch._C._are_functorch_transforms_active()

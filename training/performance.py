@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import nn
 
+from torch_utils.layout import memory_format
 from torch_utils.options import Alias, OptionGroup, opt
 
 __all__ = ["DTYPES", "PerformanceOptions", "prepare", "set_backends"]
@@ -43,6 +44,6 @@ def set_backends(options: PerformanceOptions) -> None:
 
 def prepare(net: nn.Module, options: PerformanceOptions, device: torch.device) -> nn.Module:
     """Move a network to the device for training; returns what to call, which `--compile` wraps."""
-    net.to(device, memory_format=torch.channels_last).train().requires_grad_(True)
+    net.to(device, memory_format=memory_format(net, device)).train().requires_grad_(True)
     net.compute_dtype = DTYPES[options.precision]
     return torch.compile(net) if options.compile else net

@@ -215,7 +215,15 @@ def attention(qkv: Tensor, num_heads: int) -> Tensor:
         `[N, C, H, W]`.
     """
     n, c3, height, width = qkv.shape
-    heads = qkv.reshape(n, num_heads, c3 // (3 * num_heads), 3, height * width)  # [N, heads, c, 3, L]
+    c = c3 // (3 * num_heads)
+    pixels = qkv.permute(0, 2, 3, 1)
+    if pixels.is_contiguous():  # channels_last stays so: what is added to the result has that layout
+        q, k, v = pixels.view(n, height * width, num_heads, c, 3).permute(4, 0, 2, 1, 3).contiguous()
+        out = F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+        return out.reshape(n, height, width, c3 // 3).permute(0, 3, 1, 2)
+    heads = qkv.reshape(n, num_heads, c, 3, height * width)  # [N, heads, c, 3, L]
     q, k, v = heads.permute(3, 0, 1, 4, 2).contiguous()  # fused kernels want c innermost
     out = F.scaled_dot_product_attention(q, k, v).transpose(2, 3)
-    return out.reshape(n, c3 // 3, height, width)
+    return out.reshape(
+        n, c3 // 3, height, width
+    ).contiguous()  # of one head, the reshape alone is a view: channels_last

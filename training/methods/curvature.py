@@ -22,6 +22,7 @@ from samplers.analysis.straightness import trajectory_curvature
 from samplers.path import PATHS
 from samplers.solvers.native import sample_native, uniform_times
 from torch_utils.images import from_uint8, make_grid, save_image, to_uint8
+from torch_utils.layout import memory_format
 from torch_utils.misc import format_count
 from torch_utils.pickles.foreign import naming
 from torch_utils.profile import forward_cost
@@ -76,7 +77,7 @@ def build(options: CurvatureOptions, dataset: ImageDataset, device: torch.device
     modules = {"net": net} if encoder is None else {"encoder": encoder, "net": net}
     call = prepare(net, options, device)
     if encoder is not None:
-        encoder.to(device, memory_format=torch.channels_last).train().requires_grad_(True)
+        encoder.to(device, memory_format=memory_format(encoder, device)).train().requires_grad_(True)
     prior_std = 1.0 if net.prior_std is None else torch.tensor(net.prior_std, device=device)[:, None, None]
 
     def loss(batch: Batch) -> LossOut:

@@ -32,6 +32,7 @@ from samplers.field import Field
 from samplers.schedules.edm import general_levels
 from samplers.solvers.elementwise import coefficient_cost, sample_mac
 from torch_utils import distributed as dist
+from torch_utils.layout import memory_format
 from torch_utils.misc import format_count
 from torch_utils.options import refuse
 from torch_utils.report.scatter import is_points
@@ -163,7 +164,7 @@ def build(options: TrajectoryOptions, dataset: ImageDataset, device: torch.devic
     net = networks.build("MACNetwork", **_network_config(v, options))
     net.V.load_state_dict(v.state_dict())
     costs = coefficient_cost(net)
-    net.to(device, memory_format=torch.channels_last).requires_grad_(False)
+    net.to(device, memory_format=memory_format(net, device)).requires_grad_(False)
     net.compute_dtype = DTYPES[options.precision]
     net.V.eval()
     net.C.train()

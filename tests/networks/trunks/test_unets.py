@@ -10,7 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from networks.table import build
 from networks.trunks.dhariwal_unet import DhariwalUNet
-from networks.trunks.layers import Conv2d, Init, Linear
+from networks.trunks.layers import Conv2d, GroupNorm, Init, Linear
 from networks.trunks.song_unet import SongUNet
 from networks.trunks.unet_block import UNetBlock
 
@@ -161,6 +161,24 @@ def test_channels_last_gives_the_same_image(name):
     out = net(x.to(memory_format=torch.channels_last), c_noise)
     assert out.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(out, expected, rtol=0, atol=1e-4 * expected.abs().max().item())
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("name", ["ddpmpp", "ncsnpp", "adm"])
+def test_no_block_turns_the_layout(name, layout):
+    net = awaken(make(name)).to(memory_format=layout)
+    turned = []
+
+    def check(module, inputs, output):
+        if not (output.is_contiguous(memory_format=layout) and inputs[0].is_contiguous(memory_format=layout)):
+            turned.append(module)
+
+    blocks = [m for m in net.modules() if isinstance(m, (UNetBlock, GroupNorm)) or getattr(m, "weight_pad", 0)]
+    for block in blocks:
+        block.register_forward_hook(check)
+    net(torch.randn(2, 3, 8, 8).to(memory_format=layout), torch.tensor([0.1, 0.7]))
+    assert len(blocks) > 20
+    assert turned == []
 
 
 @pytest.mark.parametrize("name", ["ddpmpp", "ncsnpp", "adm"])
