@@ -11,6 +11,7 @@ from torch_utils import process
 if __name__ == "__main__":
     process.tune()  # before torch starts its threads
 
+import dataclasses
 import functools
 import sys
 import time
@@ -24,11 +25,16 @@ from tqdm import tqdm
 
 import networks
 from networks.load import unfinished_note
+from networks.models.clip_text import TOKENIZER
+from networks.published.table import DATASETS, PUBLISHED
 from samplers.conditions import check_class
-from samplers.field import Facts
+from samplers.field import Facts, Field, as_field
+from samplers.gits.teacher import Teacher
+from samplers.guidance import autoguidance
 from samplers.outputs import Targets, network_record
 from samplers.planning.levels import schedule_file
 from samplers.planning.plan import Plan, SamplerOptions, build_plan
+from samplers.prompts import Prompts
 from samplers.run import PRECISIONS, Recorder, generate, image_shape, prepare
 from torch_utils import distributed as dist
 from torch_utils.cli import Command
@@ -38,13 +44,18 @@ from torch_utils.provenance import digest
 from torch_utils.report.scatter import is_points
 from training.data.label_pool import give_labels, refuse_labels
 
-# The checkpoint that the GITS command line means by a data set's name.
-DATASETS = {
-    "cifar10": "edm-cifar10-32x32-uncond-vp",
-    "ffhq": "edm-ffhq-64x64-uncond-vp",
-    "afhqv2": "edm-afhqv2-64x64-uncond-vp",
-    "imagenet64": "edm-imagenet-64x64-cond-adm",
-}
+# What published settings decide, and the options that say it instead.
+SETTLED = {
+    "schedule_type": (
+        "steps", "rho", "disc", "scaling", "schedule", "t_steps", "schedule_type", "schedule_rho", "calibrate",
+    ),
+    "solver": ("steps", "rho", "disc", "scaling", "schedule", "solver", "calibrate"),
+    "guidance_type": ("guidance_type", "guidance_rate", "guidance_network"),
+}  # fmt: skip
+GROUPS = {
+    "schedule_rho": "schedule_type", "max_order": "solver", "predict_x0": "solver", "lower_order_final": "solver",
+    "guidance_rate": "guidance_type",
+}  # fmt: skip
 
 EXAMPLES = """\b
 Examples:
@@ -74,11 +85,25 @@ class NetworkOptions:
         names=("--model-path",),
     )  # fmt: skip
     dataset_name: str | None = opt(
-        None, f"A published checkpoint by its data set: {', '.join(DATASETS)}", metavar="NAME"
-    )
+        None, "A published checkpoint by its data set, with the settings its published figures were measured with "
+        f"where no others are given: {', '.join(DATASETS)}", metavar="NAME",
+    )  # fmt: skip
     config_de: str | None = opt(
-        None, "Of a file that holds tensors alone (flow_model_*.pth): a JSON file, or the name of a preset of "
-        "train.py curvature [default: found by its shapes]", metavar="JSON|NAME",
+        None, "Of a file that holds tensors alone (.pt, .pth, .ckpt): what they do not show, as a JSON file, the "
+        "original's YAML file, or the name of a preset of train.py curvature [default: known by their shapes]",
+        metavar="FILE|NAME", names=("--config",),
+    )  # fmt: skip
+    classifier: str | None = opt(
+        None, "Classifier of noisy images for --guidance-type=cg [default: the published one of a published name]",
+        metavar="FILE|URL",
+    )  # fmt: skip
+    guidance_network: str | None = opt(
+        None, "A weaker network of the same data, away from which --guidance-rate guides (autoguidance)",
+        metavar="FILE|URL|NAME",
+    )  # fmt: skip
+    tokenizer: str | None = opt(
+        None, "Of models of text: folder with CLIP's tokenizer.json, or vocab.json and merges.txt, or its name on the "
+        f"hub [default: {TOKENIZER}]", metavar="DIR|NAME",
     )  # fmt: skip
 
 
@@ -102,6 +127,10 @@ class OutputOptions:
     labels: str | None = opt(
         None, "Draw labels per seed from a data set or file, for networks of label vectors", metavar="DATA|NPY|NPZ|JSON"
     )
+    prompt: str | None = opt(None, "Models of text: one text for all images; may be empty", metavar="TEXT")
+    prompts: str | None = opt(
+        None, "Models of text: a CSV file whose column `text` has the text of seed i in row i", metavar="FILE.csv"
+    )
     npz: str | None = opt(None, "All images in one array file: images [N,H,W,C] uint8, seeds, labels", metavar="FILE")
     subdirs: bool | None = opt(None, "A sub-folder for every 1000 seeds", metavar="BOOL", bare=True)
     overwrite: bool = opt(False, "Also make images whose files exist", flag=True)
@@ -119,6 +148,7 @@ class DeviceOptions:
     group: ClassVar = OptionGroup("Device", "Where and how fast; --batch changes no image.", rank=7)
 
     batch: int = opt(64, "Most images at once on one process", metavar="INT", at_least=1)
+    decode_batch: int = opt(8, "Most latents that become images at once on one process", metavar="INT", at_least=1)
     device: str = opt("auto", "cpu, cuda or auto (a GPU when there is one)", metavar="DEVICE")
     precision: str = opt("auto", "Precision of the network's trunk; auto: as it was saved", choices=list(PRECISIONS))
     compile: bool = opt(False, "Compile the network with torch.compile", flag=True)
@@ -143,15 +173,22 @@ def main(options: Options) -> None:
     between N time stamps. Options that do not belong to the chosen sampler are errors.
     """
     with dist.process_group(options.device) as device:
+        options = with_settings(options)
         net, name = load(options, device)
         conditional = options.guidance_type != "uncond"
         refuse_labels(options.labels, options.class_idx, conditional)
         give_labels(net, options.labels)
         if conditional:
             check_class(Facts.of(net), options.class_idx)
-        plan = plan_with_progress(net, options)
+        model, options, weaker = guided_by_network(net, options, device)
+        prompts = Prompts.of(model, options.prompt, options.prompts, conditional)
         wanted = range(64) if options.seeds is None else options.seeds
-        targets = choose_targets(options, name, plan, record_of(net, plan, options, device))
+        if prompts is not None:
+            prompts.check(wanted)
+        plan = plan_with_progress(model, options, prompts)
+        record = record_of(net, plan, options, device) | weaker
+        record |= {} if prompts is None else {"texts": prompts.digest}
+        targets = choose_targets(options, name, plan, record)
         targets.prepare(wanted, options.overwrite)
         dist.print0(f"Network:  {describe(net)}\n{plan}")
         save_schedule(options, plan, net)
@@ -159,7 +196,9 @@ def main(options: Options) -> None:
         if len(seeds) < len(wanted):
             done = f"{len(wanted) - len(seeds)} of {len(wanted)}"
             dist.print0(f"Skipping: {done} images are in {targets.outdir} already (--overwrite to redo them)")
-        make(net, plan, targets, seeds, options, device)
+        make(model, plan, targets, seeds, options, device, prompts)
+        if calls := getattr(net, "classifier_calls", 0):
+            dist.print0(f"Classifier: {calls / max(len(seeds), 1):g} calls per image on this process")
 
 
 def load(options: Options, device: torch.device) -> tuple[torch.nn.Module, str]:
@@ -175,12 +214,49 @@ def load(options: Options, device: torch.device) -> tuple[torch.nn.Module, str]:
         )
     source = options.network or DATASETS[options.dataset_name]
     net = dist.rank0_first(
-        lambda: networks.load_network(source, verbose=dist.get_rank() == 0, config=options.config_de)
+        lambda: networks.load_network(
+            source, verbose=dist.get_rank() == 0, config=options.config_de, classifier=options.classifier
+        )
     )
     if note := unfinished_note(net):
         dist.print0(note, file=sys.stderr)
+    if options.tokenizer is not None:
+        if Facts.of(net).encode_text is None:
+            raise ValueError("--tokenizer belongs to models of text, and this network takes none: leave it out")
+        net.tokenizer = options.tokenizer
     net = prepare(net, device, precision=options.precision, tf32=options.tf32, compile=options.compile)
     return net, options.dataset_name or Path(source).stem
+
+
+def with_settings(options: Options) -> Options:
+    """The options, with what published figures of --dataset-name were measured with where nothing else is asked."""
+    if options.network is not None or options.dataset_name not in DATASETS:
+        return options
+    said = {name for name in (f.name for f in dataclasses.fields(options)) if getattr(options, name) is not None}
+    settings = PUBLISHED[DATASETS[options.dataset_name]].settings
+    free = {name for name, others in SETTLED.items() if not said & set(others)}
+    used = {k: v for k, v in settings.items() if GROUPS.get(k, k) in free and getattr(options, k) is None}
+    if used:
+        dist.print0(f"Settings: {', '.join(f'{k}={v}' for k, v in used.items())} (of the published figures)")
+    return dataclasses.replace(options, **used)
+
+
+def guided_by_network(
+    net: torch.nn.Module, options: Options, device: torch.device
+) -> tuple[Field, Options, dict[str, Any]]:  # fmt: skip
+    """The model, guided away from --guidance-network where there is one, the options that are left, and a record."""
+    if options.guidance_network is None:
+        return as_field(net), options, {}
+    if options.guidance_type is not None or options.guidance_rate is None:
+        raise ValueError(
+            "--guidance-network is a guidance of its own: give --guidance-rate with it and no --guidance-type"
+        )
+    weak = dist.rank0_first(lambda: networks.load_network(options.guidance_network, verbose=dist.get_rank() == 0))
+    weak = prepare(weak, device, precision=options.precision, tf32=options.tf32, compile=options.compile)
+    rate = options.guidance_rate
+    dist.print0(f"Guidance: away from {options.guidance_network}, rate {rate:g}")
+    guided = autoguidance(net, weak, rate)
+    return guided, dataclasses.replace(options, guidance_rate=None), {"weaker": network_record(weak), "rate": rate}
 
 
 def describe(net: torch.nn.Module) -> str:
@@ -191,11 +267,13 @@ def describe(net: torch.nn.Module) -> str:
     return f"{type(net).__name__} {size}, {condition}, {count} parameters"
 
 
-def plan_with_progress(net: torch.nn.Module, options: Options) -> Plan:
+def plan_with_progress(model: Field, options: Options, prompts: Prompts | None = None) -> Plan:
     """The sampler; a schedule search shows how far it is."""
+    if prompts is not None and (options.dp or options.calibrate is not None):
+        model = model.bind(prompts.warm_up(options.num_warmup or Teacher.num_warmup))
     with tqdm(desc="Schedule search", unit="sample", disable=dist.get_rank() > 0 or not options.dp, delay=1) as bar:
         progress = functools.partial(_advance, bar)
-        return build_plan(net, options, batch=options.batch, class_idx=options.class_idx, progress=progress)
+        return build_plan(model, options, batch=options.batch, class_idx=options.class_idx, progress=progress)
 
 
 def _advance(bar: tqdm, n: int) -> None:
@@ -262,14 +340,15 @@ def save_schedule(options: Options, plan: Plan, net: torch.nn.Module) -> None:
 
 
 def make(
-    net: torch.nn.Module, plan: Plan, targets: Targets, seeds: list[int], options: Options, device: torch.device
-) -> None:
+    model: Field, plan: Plan, targets: Targets, seeds: list[int], options: Options, device: torch.device,
+    prompts: Prompts | None = None,
+) -> None:  # fmt: skip
     """Sample the seeds and write what is wanted."""
     start = time.time()
     sampler = Recorder(plan) if targets.traj is not None else plan
     batches = generate(
-        net, seeds, sampler, batch=options.batch, device=device, rng_device=options.rng_device,
-        class_idx=options.class_idx, prior=plan.prior,
+        model, seeds, sampler, batch=options.batch, device=device, rng_device=options.rng_device,
+        class_idx=options.class_idx, prior=plan.prior, texts=prompts, decode_batch=options.decode_batch,
         conditional=options.guidance_type != "uncond",
     )  # fmt: skip
     with tqdm(total=len(seeds), unit="img", disable=dist.get_rank() > 0 or not seeds, dynamic_ncols=True) as bar:

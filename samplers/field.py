@@ -17,7 +17,7 @@ seen without reading the tensor back from the device; solvers never evaluate the
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -55,6 +55,8 @@ class Facts:
         start_noise: `(unit noise, prior or None) -> noise` that the model starts from; None: unit noise.
         gaussian_noise: noise was Gaussian and independent of the data in training, so that the model has a score.
         decode: samples -> images, for models of latents; None: samples are what is wanted.
+        encode_text: texts -> conditions `[B, ...]`, of models with text; None: they take none.
+        empty_condition: () -> the condition that guidance moves away from, where it is not zeros.
         with_classifier: rate -> the network guided by a classifier that it comes with; None: it has none.
         chooses_levels: `model` has `coefficients`, `family` and `schedule`, see `samplers.solvers.elementwise`.
         takes_gamma: calls take element-wise levels as the keyword `gamma`.
@@ -80,6 +82,8 @@ class Facts:
     start_noise: Callable[[Tensor, str | None], Tensor] | None = None
     gaussian_noise: bool = True
     decode: Callable[[Tensor], Tensor] | None = None
+    encode_text: Callable[[Sequence[str]], Tensor] | None = None
+    empty_condition: Callable[[], Tensor] | None = None
     with_classifier: Callable[[float], Callable[..., Tensor]] | None = None
     chooses_levels: bool = False
     takes_gamma: bool = False
@@ -120,6 +124,8 @@ class Facts:
             start_noise=said("start_noise"),
             gaussian_noise=said("gaussian_noise", True),
             decode=said("decode"),
+            encode_text=said("encode_text"),
+            empty_condition=said("empty_condition"),
             with_classifier=said("with_classifier"),
             chooses_levels=callable(said("coefficients")),
             takes_gamma=said("takes_gamma", False),

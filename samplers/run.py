@@ -28,6 +28,7 @@ __all__ = [
     "PRECISIONS",
     "Recorder",
     "Samples",
+    "decoded",
     "generate",
     "image_shape",
     "prepare",
@@ -77,6 +78,8 @@ def generate(
     conditional: bool = True,
     rng_device: torch.device | str | None = None,
     prior: str | None = None,
+    texts: Callable[[list[int]], Tensor] | None = None,
+    decode_batch: int = 8,
     rank: int | None = None,
     world: int | None = None,
 ) -> Iterator[Samples]:
@@ -91,6 +94,8 @@ def generate(
         conditional: False for a sampler that hides the conditions: samples then have no labels.
         rng_device: where random numbers are drawn. Default: `device`; "cpu" gives the same images on any device.
         prior: start distribution, of models that have several (`Facts.priors`); None: the recommended one.
+        texts: seeds -> conditions `[B, ...]` of models of text.
+        decode_batch: most latents that are decoded at once, of models of latents.
         rank, world: default: those of the process group.
 
     Yields:
@@ -104,7 +109,18 @@ def generate(
     rank = dist.get_rank() if rank is None else rank
     world = dist.get_world_size() if world is None else world
     batches = seed_batches(seeds, batch, rank, world)
-    return _generate(as_field(net), batches, sampler, class_idx, conditional, device, rng_device or device, prior)
+    field = as_field(net)
+    if conditional and texts is None and field.facts.conditioning == "text" and field.class_labels is None:
+        raise ValueError("this network makes images of a text, and none was given: give a prompt, which may be empty")
+    samples = _generate(field, batches, sampler, class_idx, conditional, device, rng_device or device, prior, texts)
+    return (s._replace(images=decoded(field, s.images, decode_batch)) for s in samples)
+
+
+@torch.inference_mode()
+def decoded(field: Field, x: Tensor, batch: int = 8) -> Tensor:
+    """Samples as images, at most `batch` at a time through the decoder of a model of latents; float32 then."""
+    decode = field.facts.decode
+    return x if decode is None else torch.cat([decode(part) for part in x.split(max(batch, 1))])
 
 
 @torch.inference_mode()
@@ -117,6 +133,7 @@ def _generate(
     device: torch.device | str,
     rng_device: torch.device | str,
     prior: str | None,
+    texts: Callable[[list[int]], Tensor] | None,
 ) -> Iterator[Samples]:
     shape, facts = image_shape(field), field.facts
     for seeds in batches:
@@ -124,7 +141,8 @@ def _generate(
         noise = start_noise(field, rng.randn([len(seeds), *shape]).to(device).double(), prior)
         labels = draw_conditions(facts, rng, len(seeds), class_idx)
         labels = None if labels is None or not conditional else labels.to(device)
-        images = sampler(field, noise, labels, rng=rng)
+        condition = labels if texts is None or not conditional else texts(seeds)
+        images = sampler(field, noise, condition, rng=rng)
         yield Samples(seeds, images, labels, noise, classes=facts.conditioning == "classes")
 
 

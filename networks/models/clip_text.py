@@ -47,7 +47,7 @@ class CLIPText(nn.Module):
         except ImportError:
             raise ValueError(_MISSING) from None
         super().__init__()
-        self.length, self.width = max_position_embeddings, hidden_size
+        self.length, self.vocab_size = max_position_embeddings, vocab_size
         model = CLIPTextModel(
             CLIPTextConfig(
                 hidden_size=hidden_size, intermediate_size=intermediate_size, num_hidden_layers=num_hidden_layers,
@@ -64,7 +64,16 @@ class CLIPText(nn.Module):
         return self.text_model(input_ids=tokens, position_ids=positions).last_hidden_state
 
     def encode(self, prompts: Sequence[str], tokenizer: Any) -> Tensor:
-        """Texts -> `[B, max_position_embeddings, hidden_size]`; long ones are cut, short ones filled."""
+        """Texts -> `[B, max_position_embeddings, hidden_size]`; long ones are cut, short ones filled.
+
+        Raises:
+            ValueError: a tokenizer of another vocabulary.
+        """
+        if len(tokenizer) != self.vocab_size:  # transformers makes an empty one where it finds no files
+            raise ValueError(
+                f"the tokenizer '{tokenizer.name_or_path}' knows {len(tokenizer)} words and this model "
+                f"{self.vocab_size}: give the folder of the right one with --tokenizer"
+            )
         ids = tokenizer(list(prompts), padding="max_length", truncation=True, max_length=self.length)["input_ids"]
         tokens = torch.tensor(ids, dtype=torch.int64, device=self.text_model.final_layer_norm.weight.device)
         return self(tokens)

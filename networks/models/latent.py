@@ -6,7 +6,7 @@ levels are those of the table it was trained on. Nothing is clamped: latents hav
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +63,8 @@ class LatentDenoiser(NoisePrecond):
         self.image_resolution = img_resolution * self.first_stage.factor
         self.class_embedding = nn.Embedding(label_dim + 1, width) if label_dim else None
         self.text_encoder = None if text is None else CLIPText(**text)
-        self.tokenizer: str | Path = TOKENIZER
+        self.tokenizer: Any = TOKENIZER
+        self._empty: Tensor | None = None
 
     @property
     def conditioning(self) -> str:
@@ -91,14 +92,27 @@ class LatentDenoiser(NoisePrecond):
             index = torch.where(rows.sum(1) == 0, self.label_dim, index)
         return {"context": F.embedding(index, self.class_embedding.weight)[:, None]}
 
+    @property
+    def encode_text(self) -> Callable[[Sequence[str]], Tensor] | None:
+        """Texts -> conditions `[B, T, C]`; None of a network without text."""
+        return None if self.text_encoder is None else self._encode_text
+
+    @property
+    def empty_condition(self) -> Callable[[], Tensor] | None:
+        """() -> the condition `[1, T, C]` of the empty text, from which guidance moves away."""
+        return None if self.text_encoder is None else self._empty_text
+
     @torch.no_grad()
-    def encode_text(self, prompts: Sequence[str]) -> Tensor:
-        """Conditions `[B, T, C]` of texts; the empty text is the empty condition of guidance."""
-        if self.text_encoder is None:
-            raise ValueError("this network takes no text: leave the prompt out")
+    def _encode_text(self, prompts: Sequence[str]) -> Tensor:
         if isinstance(self.tokenizer, str | Path):
             self.tokenizer = load_tokenizer(self.tokenizer)
         return self.text_encoder.encode(prompts, self.tokenizer)
+
+    def _empty_text(self) -> Tensor:
+        device = self.first_stage.post_quant_conv.weight.device
+        if self._empty is None or self._empty.device != device:
+            self._empty = self._encode_text([""])
+        return self._empty
 
     def decode(self, latent: Tensor) -> Tensor:
         """Latents `[B, C, h, w]` -> images in about [-1, 1], float32, not clamped."""

@@ -161,7 +161,10 @@ class Plan:
             rows.append(("Prior", self.prior))
         if self.guidance:
             rate = self.guidance.get("guidance_rate")
-            rows.append(("Guidance", self.guidance["guidance_type"] + ("" if rate is None else f", rate {rate:g}")))
+            between = self.guidance.get("guidance_interval")
+            text = self.guidance["guidance_type"] + ("" if rate is None else f", rate {rate:g}")
+            text += "" if between is None else f", for noise levels from {between[0]:g} to {between[1]:g}"
+            rows.append(("Guidance", text + (", in two calls" if self.guidance.get("cfg_batch") == "split" else "")))
         return tuple(rows)
 
     def _cost(self) -> str:
@@ -169,7 +172,8 @@ class Plan:
             return "known after sampling"
         half = self.nfe // self.calls
         kinds = f" ({half} conditional, {half} unconditional)" if self.calls == 2 else ""
-        return f"{count_of(self.nfe, 'network evaluation')} per image{kinds}"
+        most = "at most " if self.guidance.get("guidance_interval") else ""
+        return f"{most}{count_of(self.nfe, 'network evaluation')} per image{kinds}"
 
     def __str__(self) -> str:
         width = max(len(name) for name, _ in self.summary)

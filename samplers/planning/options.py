@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from samplers.gits.costs import METRICS
-from samplers.guidance import GUIDANCE
+from samplers.guidance import BATCHES, GUIDANCE
 from samplers.schedules.edm import DISCRETIZATIONS, SCALINGS
 from samplers.solvers.table import SOLVERS
 from samplers.start import STARTS
@@ -246,6 +246,13 @@ class GuidanceOptions:
         "Strength: 1 is the conditional model, more is closer to the condition and less varied; cfg other than 0 or 1 "
         "doubles the network evaluations"
     )
+    guidance_interval: tuple[float, ...] | None = opt(
+        None, "cfg: only between these noise levels, e.g. 0.3,5; outside of them one evaluation", metavar="LOW,HIGH"
+    )
+    cfg_batch: str | None = opt(
+        None, "cfg: both predictions in one call of twice the batch, or in two of half the memory [default: joint]",
+        choices=list(BATCHES),
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -359,7 +359,7 @@ def test_networks_that_cannot_be_read(run, snapshots):
     for name in ("short.pkl", "noise.pkl", "absent.pkl"):
         check_refused(run(f"--network={name} --outdir=out", network=None), name)
     check_refused(run("--outdir=out", network=None), "which network?")
-    check_refused(run("--dataset_name=ms_coco --outdir=out", network=None), "choose from cifar10")
+    check_refused(run("--dataset_name=cifar100 --outdir=out", network=None), "choose from cifar10")
     assert not Path("out").exists()
 
 
