@@ -7,6 +7,11 @@ Random weights: speed does not depend on them. Warm-up is excluded; the median o
 
 from __future__ import annotations
 
+from torch_utils import process
+
+if __name__ == "__main__":
+    process.tune()  # before torch starts its threads
+
 import dataclasses
 import json
 import statistics

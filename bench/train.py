@@ -8,6 +8,11 @@ The first steps (compilation, algorithm choice) are excluded; the median of the 
 
 from __future__ import annotations
 
+from torch_utils import process
+
+if __name__ == "__main__":
+    process.tune()  # before torch starts its threads
+
 import dataclasses
 import json
 import statistics
