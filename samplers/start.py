@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from samplers.field import Field
-from samplers.path import Linear, Trig
+from samplers.path import BrownianBridge, Linear, Trig
 from torch_utils.misc import expand_to
 
 __all__ = [
@@ -57,9 +57,9 @@ def starts_exactly(field: Field, start: str | None = None) -> bool:
     if (start or field.facts.start) != "exact":
         return False
     path = field.native().path
-    if not isinstance(path, Linear | Trig):
+    if not isinstance(path, Linear | Trig | BrownianBridge):
         raise ValueError(
-            "start='exact' needs a model whose path ends in noise alone (linear or trig), and this one lives on "
+            "start='exact' needs a model whose path ends in noise alone (linear, trig, bridge), and this one lives on "
             f"{type(path).__name__}: use start='scaled'"
         )
     return True
@@ -101,6 +101,7 @@ def refuse_score(field: Field, what: str) -> None:
     """Raise a ValueError where `what` needs noise that is Gaussian and independent of the data, and it was not."""
     if not field.facts.gaussian_noise:
         raise ValueError(
-            f"{what} needs a model whose noise is Gaussian and independent of the data; this one was trained on a "
-            "learned coupling, so it has no score and no fixed range: leave it out, or train with --independent"
+            f"{what} needs a model whose noise is Gaussian and independent of the data; this one was trained on "
+            "noise coupled to the data, so it has no score and no fixed range: leave it out, or train with an "
+            "independent coupling"
         )

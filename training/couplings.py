@@ -6,13 +6,14 @@ labels stay with their data. The batch is what one process sees in one pass: wit
 assignment is over fewer rows.
 
 Plans other than a permutation (entropic, unbalanced, partial; by POT, Flamary et al. 2021, JMLR 22(78)) say how much of
-each noise goes to each data. `draw_pairs` draws from one: with replacement, as published programs do, some rows come
-twice and others not at all.
+each noise goes to each data. `Coupling` draws from one: a noise for each data, or, as published programs do, pairs with
+replacement, where some rows come twice and others not at all.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
@@ -20,8 +21,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["COUPLINGS", "PLANS", "draw_pairs", "independent", "minibatch_ot", "same_label_ot", "squared_distances",
-           "transport_plan"]  # fmt: skip
+from torch_utils.rng import TorchRNG
+
+__all__ = ["COUPLINGS", "PLANS", "Coupling", "draw_pairs", "independent", "minibatch_ot", "same_label_ot",
+           "squared_distances", "transport_plan"]  # fmt: skip
 
 Array = np.ndarray[Any, Any]
 
@@ -43,12 +46,16 @@ def minibatch_ot(data: Tensor, noise: Tensor) -> Tensor:
     Raises:
         ValueError: a batch of one, which leaves nothing to choose.
     """
+    _refuse_one(data)
+    return noise[_assignment(squared_distances(data, noise)).to(noise.device)]
+
+
+def _refuse_one(data: Tensor) -> None:
     if len(data) < 2:
         raise ValueError(
             "optimal transport pairs the samples of a batch, and this batch has one: use a larger batch (per process "
             "and pass, see --batch-gpu), or the independent coupling"
         )
-    return noise[_assignment(squared_distances(data, noise)).to(noise.device)]
 
 
 def _assignment(cost: Tensor) -> Tensor:
@@ -67,6 +74,7 @@ def same_label_ot(data: Tensor, noise: Tensor, source_labels: Tensor, labels: Te
     Raises:
         ValueError: labels that do not match up.
     """
+    _refuse_one(data)
     own, target = (v.reshape(len(v), -1) for v in (source_labels, labels))
     apart = (target[:, None] != own[None]).any(2)
     cost = squared_distances(data, noise)
@@ -131,3 +139,59 @@ def draw_pairs(plan: Array, size: int, rng: np.random.RandomState, replace: bool
     """`size` pairs (row, column) of a plan, each with a probability in proportion to its entry."""
     index = rng.choice(plan.size, p=plan.ravel() / plan.sum(), size=size, replace=replace)
     return np.divmod(index, plan.shape[1])
+
+
+def _pairs_at(plan: Array, u: Array) -> tuple[Array, Array]:
+    """The pairs that `draw_pairs` finds with replacement at uniform numbers `u`."""
+    share = np.cumsum(plan.ravel())
+    return np.divmod(np.searchsorted(share, u * share[-1], side="right").clip(max=plan.size - 1), plan.shape[1])
+
+
+def _columns_at(plan: Array, u: Array) -> Array:
+    """For each row a column, with a probability in proportion to its entry in the row, at uniform numbers `u`."""
+    share = np.cumsum(plan, axis=1)
+    if not (share[:, -1] > 0).all():
+        raise ValueError("the plan leaves out some data of the batch: raise reg, or draw pairs with replacement")
+    return (share <= u[:, None] * share[:, -1:]).sum(1).clip(max=plan.shape[1] - 1)
+
+
+@dataclass(frozen=True)
+class Coupling:
+    """Which noise goes with which data, and with which labels: `coupling(data, noise, labels, rng)` gives all three.
+
+    Attributes:
+        kind: "independent", "ot", or "ot-labels": among samples of one label, so that each label keeps Gaussian noise.
+        method: of "ot", key of PLANS.
+        reg, reg_m: see `transport_plan`.
+        replacement: draw pairs from the plan with replacement, else each data keeps its place and gets a noise.
+    """
+
+    kind: str = "independent"
+    method: str = "exact"
+    reg: float = 0.05
+    reg_m: float = 1.0
+    replacement: bool = False
+
+    def __call__(
+        self, data: Tensor, noise: Tensor, labels: Tensor | None, rng: TorchRNG
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Data, noise `[B, ...]` and labels `[B, label_dim]` as pairs; plans take one uniform number a row of `rng`.
+
+        Raises:
+            ValueError: a batch of one, no labels where they are needed, a plan that is none.
+        """
+        if self.kind == "independent":
+            return data, noise, labels
+        if self.kind == "ot-labels":
+            if labels is None or not labels.shape[1]:
+                raise ValueError("the coupling among equal labels needs labels, and there are none")
+            return data, same_label_ot(data, noise, labels, labels), labels
+        if self.method == "exact" and not self.replacement:
+            return data, minibatch_ot(data, noise), labels
+        _refuse_one(data)
+        plan = transport_plan(squared_distances(data, noise).cpu().numpy(), self.method, reg=self.reg, reg_m=self.reg_m)
+        u = rng.rand([len(data)]).double().cpu().numpy()
+        if not self.replacement:
+            return data, noise[torch.from_numpy(_columns_at(plan, u)).to(noise.device)], labels
+        rows, columns = (torch.from_numpy(index).to(data.device) for index in _pairs_at(plan, u))
+        return data[rows], noise[columns], None if labels is None else labels[rows]

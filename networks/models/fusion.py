@@ -17,8 +17,11 @@ from networks.models.precond import per_sample_level
 from networks.trunks.adm_unet import ADMUNet
 from networks.trunks.mlp import SELUMLP
 
-__all__ = ["TRUNKS", "FusionNetwork"]
+__all__ = ["SCORE_TARGETS", "TRUNKS", "FusionNetwork"]
 
+# what a second head may be: sigma^2 / 2 times the score, a share of the noise at the end of the path, the score itself,
+# or a log density, which programs of 2025 took for it
+SCORE_TARGETS = ("eps", "noise", "score", "log_density", "none")
 TRUNKS: dict[str, type[nn.Module]] = {"ADMUNet": ADMUNet, "SELUMLP": SELUMLP}
 
 
@@ -31,7 +34,7 @@ class FusionNetwork(nn.Module):
         model_type: key of TRUNKS; `model_kwargs` are its further arguments.
         sigma: path noise of training.
         heads: 2, or 1 without a score head.
-        score_target: what the second head was trained on: "eps", then it is sigma^2 / 2 times the score, or "noise".
+        score_target: key of SCORE_TARGETS, what the second head was trained on; "none" of one head.
         gaussian_noise: the noise of training was Gaussian and independent of the data, so that scores can be had.
 
     Attributes:
@@ -65,13 +68,13 @@ class FusionNetwork(nn.Module):
             raise ValueError(f"model_type '{model_type}' is unknown: choose one of {', '.join(TRUNKS)}")
         if heads not in (1, 2):
             raise ValueError(f"heads={heads}: give 2, clean data and score, or 1, clean data alone")
-        if score_target not in ("eps", "noise"):
-            raise ValueError(f"score target '{score_target}' is unknown: choose from eps, noise")
+        if score_target not in SCORE_TARGETS:
+            raise ValueError(f"score target '{score_target}' is unknown: choose from {', '.join(SCORE_TARGETS)}")
         if not 0 <= sigma < math.inf:
             raise ValueError(f"sigma={sigma:g} is the noise of the path: give 0 or more")
         super().__init__()
         self.img_resolution, self.img_channels, self.label_dim = img_resolution, img_channels, label_dim
-        self.bridge, self.num_heads, self.score_target = sigma, heads, score_target
+        self.bridge, self.num_heads, self.score_target = sigma, heads, score_target if heads == 2 else "none"
         self.gaussian_noise = gaussian_noise
         self.compute_dtype = torch.float32
         channels = img_channels * heads

@@ -129,8 +129,8 @@ def test_options_that_are_refused(tmp_path, data, more, words):
         (["--N=5", "--num-steps=5"], "--num-steps belongs to sampling in sigma"),
         (["--solver=dopri5", "--N=5"], "chooses its steps itself"),
         (["--solver=unipc", "--N=5"], "native time"),
-        (["--steps=4", "--S_churn=5"], "learned coupling"),
-        (["--solver=dpmpp", "--thresholding=dynamic"], "learned coupling"),
+        (["--steps=4", "--S_churn=5"], "coupled to the data"),
+        (["--solver=dpmpp", "--thresholding=dynamic"], "coupled to the data"),
         (["--num-steps=5", "--afs"], "leave out afs"),
     ],
 )

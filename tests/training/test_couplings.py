@@ -1,6 +1,7 @@
 """Minibatch couplings against brute force, and in the flow loss."""
 
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -8,10 +9,11 @@ import torch
 from golden_cases import cases
 
 from samplers.path import Linear
-from torch_utils.rng import TorchRNG
+from torch_utils.rng import BatchRNG, TorchRNG
 from torch_utils.wasserstein import wasserstein
 from training.couplings import (
     COUPLINGS,
+    Coupling,
     draw_pairs,
     independent,
     minibatch_ot,
@@ -114,6 +116,39 @@ def test_wasserstein(case):
     case.check("distance", wasserstein(case.input("x0"), case.input("x1"), case.spec["params"]["power"]))
 
 
+class _Told:
+    """Uniform numbers that are known."""
+
+    def __init__(self, u):
+        self.u = u
+
+    def rand(self, shape):
+        return torch.from_numpy(self.u)
+
+
+def test_pairs_in_training_are_drawn_alike():
+    """The same uniform numbers give the pairs of the published draws."""
+    random = np.random.RandomState(0)
+    data, noise = (torch.from_numpy(random.standard_normal((7, 2))) for _ in range(2))
+    plan = transport_plan(squared_distances(data, noise).numpy(), "sinkhorn", reg=1.0)
+    rows, columns = draw_pairs(plan, 7, np.random.RandomState(3))
+    told = _Told(np.random.RandomState(3).random_sample(7))
+    x, z, _ = Coupling("ot", "sinkhorn", 1.0, replacement=True)(data, noise, None, told)
+    assert torch.equal(x, data[rows])
+    assert torch.equal(z, noise[columns])
+
+
+def test_noise_is_drawn_by_the_row_of_the_plan():
+    random = np.random.RandomState(0)
+    data, noise = (torch.from_numpy(random.standard_normal((3, 2))) for _ in range(2))
+    plan = transport_plan(squared_distances(data, noise).numpy(), "sinkhorn", reg=2.0)
+    rng, count, n = TorchRNG(generator=torch.Generator().manual_seed(0)), np.zeros((3, 3)), 2000
+    for _ in range(n):
+        _, z, _ = Coupling("ot", "sinkhorn", 2.0)(data, noise, None, rng)
+        count[np.arange(3), (z[:, None] == noise).all(2).int().argmax(1).numpy()] += 1
+    np.testing.assert_allclose(count / n, 3 * plan, atol=4 * 0.5 / math.sqrt(n))
+
+
 # --- labels, bad input ------------------------------------------------------------------------------------------------
 
 
@@ -151,3 +186,17 @@ def test_entropic_plans_have_the_weights_they_should():
     np.testing.assert_allclose(plan.sum(1), 1 / 5, atol=1e-8)
     np.testing.assert_allclose(plan.sum(0), 1 / 7, atol=1e-6)  # POT stops at 1e-9 of the other margin
     assert transport_plan(cost, "partial", reg=0.1).sum() <= 1 + 1e-6
+
+
+def test_labels_go_with_their_data():
+    """Pairs drawn with replacement keep label and data together."""
+    labels = torch.eye(6)
+    data = torch.arange(6.0).reshape(6, 1) * torch.ones(6, 2)
+    noise = torch.randn(6, 2, generator=torch.Generator().manual_seed(0))
+    for kind, method in (("ot", "exact"), ("ot", "sinkhorn")):
+        for replacement in (False, True):
+            coupling = Coupling(kind, method, 5.0, replacement=replacement)
+            x, z, y = coupling(data, noise, labels, BatchRNG(0, 0, 0, 6))
+            assert torch.equal(x[:, 0], y.argmax(1).float())
+            assert set(map(tuple, z.tolist())) <= set(map(tuple, noise.tolist()))
+            assert np.array_equal(np.sort(x[:, 0]), np.arange(6)) or replacement

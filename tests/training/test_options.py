@@ -22,6 +22,7 @@ from training.methods.table import METHODS, STAGES, method_entry
 COMMON = "--outdir={o} --nosubdir --seed=0 --tick=0.1"  # a run has at least 1000 images
 FID = "--fid-every=1 --fid-features=pixels --fid-num=2"
 UNET = "--cbase=8 --cres=1 --num-blocks=1 --attn-resolutions=4 --batch=334 --duration=0.001"
+UNET_IDFF = "--cbase=32 --cres=1 --num-blocks=1 --head-channels=32 --attn-resolutions=8 --batch=334 --duration=0.001"
 COEFFICIENTS = "--coef-channels=8 --coef-mult=1 --coef-blocks=1 --basis-num=2 --num-steps=2 --kimg=0.012"
 STEPS = "--batch=334 --iterations=3"
 TRANSFORMER = "--width=16 --depth=1 --num-heads=2 --batch=334 --duration=0.001"
@@ -42,6 +43,11 @@ RUNS = {
         f"{TRANSFORMER} --data={{images}} --model=ComboStoc-S/4 --prediction=noise --combostoc-type=UNSYNC_VEC",
     ],
     "sit": [f"{TRANSFORMER} {FID} --fid-steps=2 --data={{images}} --cond=1 --model=SiT-S/4 --prediction=score"],
+    "idff": [
+        f"{UNET_IDFF} {FID} --fid-steps=2 --data={{images}} --cond=1 --coupling=ot-labels",
+        "--data=toy:moons:size=32 --batch=334 --duration=0.001 --ot-method=unbalanced --ot-reg=5 --lr-rampup=1",
+        "--data=toy:moons:size=32 --batch=334 --duration=0.001 --heads=1 --sigma=0 --time-weight=late",
+    ],
     "distill": [f"{FID} --batch=334 --duration=0.001 --data={{pairs}} --network={{flow}} --test-data={{pairs}}"],
     "trajectory": [
         f"{COEFFICIENTS} {FID} --data={{images}} --network={{denoiser}} --backbones=light --batch=4 --batch-edm=4 "

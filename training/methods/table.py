@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from training.methods import combostoc, curvature, distill, edm, trajectory
+from training.methods import combostoc, curvature, distill, edm, idff, trajectory
 
 __all__ = ["METHODS", "STAGES", "MethodEntry", "method_entry"]
 
@@ -33,6 +33,7 @@ METHODS: dict[str, MethodEntry] = {
     "sit": MethodEntry(
         "Diffusion transformers on interpolants, one time a sample.", combostoc.SiTOptions, combostoc.build
     ),
+    "idff": MethodEntry("Clean data and score from one network, on a bridge.", idff.IDFFOptions, idff.build),
     "distill": MethodEntry(
         "A flow model in one step, from pairs of noise and image that it made.",
         distill.DistillOptions,

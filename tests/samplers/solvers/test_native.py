@@ -341,7 +341,7 @@ def test_native_solvers_converge(solver):
 )
 def test_score_needs_independent_noise(call):
     net, z = coupled_pair()
-    with pytest.raises(ValueError, match="learned coupling"):
+    with pytest.raises(ValueError, match="coupled to the data"):
         call(net, z)
     call(*coupled_pair(gaussian=True))
 

@@ -1,0 +1,228 @@
+"""Options of `train.py idff`, and what each preset gives to those that are left out.
+
+Presets are the published recipes of IDFF (arXiv 2409.14599), in images instead of steps: AdamW, 5000 steps of warm-up,
+gradients clipped to 1, averages with the factor 0.9999 per step. Published programs drew their pairs with replacement
+(--ot-replacement=1); by default each data keeps its place and is assigned a noise, which wastes none.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch_utils.options import OptionGroup, opt, refuse
+from training.couplings import PLANS
+from training.data.toys import is_toy
+from training.losses.idff import TIME_WEIGHTS
+from training.methods.common import LearningOptions
+from training.options import CommonOptions
+
+__all__ = ["PRESETS", "SCORE_TARGETS", "IDFFOptions"]
+
+# as written -> as stored (`networks.models.fusion.SCORE_TARGETS`)
+SCORE_TARGETS = {"eps": "eps", "x0": "noise", "score": "score", "log-density": "log_density"}
+COUPLING_KINDS = ("independent", "ot", "ot-labels")
+WARM_UP, DECAY = 5000, 0.9999  # steps, factor per step
+
+_IMAGES: dict[str, Any] = {
+    "cbase": 128, "cres": (1, 2, 2, 2), "num_blocks": 2, "attn_resolutions": (16,), "head_channels": 64, "dropout": 0.1,
+    "batch": 128, "iterations": 500_001, "lr": 2e-4, "warm_up": WARM_UP, "decay": DECAY, "grad_clip": 1.0,
+    "optimizer": "adamw", "xflip": False, "sigma": 0.2, "flow_weight": 2.0, "time_weight": "none",
+    "score_target": "eps", "coupling": "ot",
+}  # fmt: skip
+_SIX_LEVELS = {"cres": (1, 1, 2, 2, 4, 4), "lr": 1e-5, "time_weight": "early"}
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "cifar10": {"cres": (1, 2, 2, 4), "iterations": 5_000_001, "xflip": True, "score_target": "x0"},
+    "celeba64": {"cres": (1, 2, 2, 4, 4), "lr": 1e-5, "score_target": "x0"},
+    "celebahq256": {**_SIX_LEVELS, "batch": 8},
+    "lsun_bed": {**_SIX_LEVELS, "batch": 16},
+    "lsun_church": {**_SIX_LEVELS, "batch": 16},
+    "imagenet64": {"cres": (1, 2, 2, 4, 4), "lr": 1e-5},
+    "digits": {
+        "cbase": 32, "cres": (1, 2), "num_blocks": 1, "attn_resolutions": (4,), "head_channels": 32, "dropout": 0.0,
+        "iterations": 3000, "lr": 1e-3, "warm_up": 100, "decay": 0.999,
+    },
+    "toys": {
+        "cbase": 64, "batch": 256, "iterations": 8000, "lr": 1e-3, "warm_up": 0, "decay": 0.0, "grad_clip": None,
+        "optimizer": "adam", "flow_weight": 5.0,
+    },
+}  # fmt: skip
+_OF_UNETS = ("cres", "num_blocks", "attn_resolutions", "head_channels", "dropout")
+_RATES = ("iterations", "warm_up", "decay")  # which other options say in images
+
+
+def _default(name: str) -> str:
+    return f" [default: the preset's, else {_IMAGES[name]}]".replace("(", "").replace(")", "")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Network:
+    group: ClassVar = OptionGroup("Network", "Of images an ADM U-Net, of points an MLP with SELU.", rank=3)
+
+    preset: str | None = opt(
+        None, "A published recipe: network, loss and learning [default: toys for points, else CIFAR-10's with 1,2,2,2]",
+        choices=list(PRESETS),
+    )  # fmt: skip
+    cbase: int | None = opt(
+        None, "Base channels; of points the width" + _default("cbase") + ", of points 64", metavar="INT", at_least=1
+    )
+    cres: tuple[int, ...] | None = opt(None, "Channel multiplier per resolution" + _default("cres"), metavar="LIST")
+    num_blocks: int | None = opt(
+        None, "Residual blocks per resolution" + _default("num_blocks"), metavar="INT", at_least=1
+    )
+    attn_resolutions: tuple[int, ...] | None = opt(
+        None, "Resolutions with self-attention" + _default("attn_resolutions"), metavar="LIST"
+    )
+    head_channels: int | None = opt(
+        None, "Channels of an attention head" + _default("head_channels"), metavar="INT", at_least=1
+    )
+    dropout: float | None = opt(None, "Dropout probability" + _default("dropout"), metavar="P", at_least=0, at_most=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Path:
+    group: ClassVar = OptionGroup("Path and loss", "The bridge between data and noise, and what the heads learn.", 3)
+
+    sigma: float | None = opt(None, "Noise of the Brownian bridge" + _default("sigma"), metavar="FLOAT", at_least=0)
+    heads: int = opt(
+        2, "2: clean data and score; 1: clean data, from which samplers make the score", metavar="1|2", at_least=1,
+        at_most=2,
+    )  # fmt: skip
+    score_target: str | None = opt(
+        None, "What the second head learns: the path's noise or, as published for CIFAR-10 and CelebA, the noise it "
+        "starts from, which is no score; the score itself; or the log density that programs of 2025 had in its place"
+        + _default("score_target"), choices=list(SCORE_TARGETS),
+    )  # fmt: skip
+    flow_weight: float | None = opt(
+        None, "Weight of the first head's error" + _default("flow_weight") + ", of points 5", metavar="FLOAT", above=0
+    )
+    time_weight: str | None = opt(
+        None, "Where the first head's error counts more: near the noise (early), near the data (late)"
+        + _default("time_weight"), choices=list(TIME_WEIGHTS),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Pairs:
+    group: ClassVar = OptionGroup(
+        "Coupling", "Which noise goes with which data, among the samples of one process and pass.", 3
+    )
+
+    coupling: str | None = opt(
+        None, "As drawn, by optimal transport, or by that among samples of one label" + _default("coupling"),
+        choices=list(COUPLING_KINDS),
+    )  # fmt: skip
+    ot_method: str | None = opt(None, "With ot: the plan; all but the first need POT", choices=list(PLANS))
+    ot_replacement: bool = opt(
+        False, "With ot: draw pairs from the plan with replacement, as published", metavar="BOOL"
+    )
+    ot_reg: float | None = opt(
+        None, "Entropic regularisation of other plans than the exact one [default: 0.05]", metavar="FLOAT", above=0
+    )
+    ot_reg_m: float | None = opt(
+        None, "Of the unbalanced plan: what leaving out weight costs [default: 1]", metavar="FLOAT", above=0
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class IDFFOptions(_Pairs, _Path, _Network, CommonOptions):
+    """Options of `train.py idff`, with the values of a preset filled in."""
+
+    group: ClassVar = LearningOptions.group
+
+    batch: int | None = opt(
+        None, "Total batch size over all processes" + _default("batch") + ", of points 256", metavar="INT", at_least=1
+    )
+    duration: float | None = opt(
+        None, "Training duration in million images [default: the preset's]", metavar="MIMG", above=0
+    )
+    xflip: bool | None = opt(
+        None, "Double the data set with mirrored copies [default: the preset's, else off]", metavar="BOOL"
+    )
+    grad_clip: float | None = opt(
+        None, "Clip the gradient to this L2 norm [default: 1, of points never]", metavar="NORM", above=0
+    )
+    lr: float | None = opt(None, "Learning rate" + _default("lr") + ", of points 1e-3", metavar="FLOAT", above=0)
+    lr_rampup: float | None = opt(
+        None, "Linear learning-rate ramp-up in million images [default: 5000 steps, of points 0]", metavar="MIMG",
+        at_least=0,
+    )  # fmt: skip
+    ema: float | None = opt(
+        None, "EMA half-life in million images [default: that of the factor 0.9999 per step, of points 0]",
+        metavar="MIMG", at_least=0,
+    )  # fmt: skip
+    ema_rampup: float | None = opt(
+        0.0, "EMA half-life is at most this share of the images seen; 0 = no ramp-up", metavar="RATIO", at_least=0
+    )
+    optimizer: str | None = opt(
+        None, "AdamW has a weight decay of 0.01" + _default("optimizer") + ", of points adam",
+        choices=["adamw", "adam"],
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        self._check()
+        values = self._published()
+        batch = values["batch"] if self.batch is None else self.batch
+        decay = values.pop("decay")
+        values |= {
+            "duration": values.pop("iterations") * batch / 1e6,
+            "lr_rampup": values.pop("warm_up") * batch / 1e6,
+            "ema": math.log(0.5) / math.log(decay) * batch / 1e6 if decay else 0.0,
+        }
+        for name, value in values.items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
+        if self.coupling == "ot":
+            self._fill_plan()
+
+    def _published(self) -> dict[str, Any]:
+        """Values of the preset by name, over those of all images."""
+        preset = self.preset or ("toys" if is_toy(self.data) else None)
+        values = _IMAGES | PRESETS.get(preset or "", {})
+        for name, used in (("score_target", self.heads == 2), *((name, not is_toy(self.data)) for name in _OF_UNETS)):
+            if not used:
+                del values[name]
+        return values
+
+    def _fill_plan(self) -> None:
+        given = {"ot_method": self.ot_method or "exact"}
+        if given["ot_method"] != "exact":
+            given["ot_reg"] = self.ot_reg or 0.05
+        if given["ot_method"] == "unbalanced":
+            given["ot_reg_m"] = self.ot_reg_m or 1.0
+        for name, value in given.items():
+            object.__setattr__(self, name, value)
+
+    def _check(self) -> None:
+        if is_toy(self.data):
+            refuse(self, _OF_UNETS, f"belongs to U-Nets, and {self.data} holds points")
+        if self.heads == 1:
+            refuse(self, ["score_target"], "says what a second head learns, and --heads=1 has none")
+        coupling = self.coupling or self._published()["coupling"]
+        if coupling != "ot":
+            names = ("ot_method", "ot_replacement", "ot_reg", "ot_reg_m")
+            refuse(self, names, f"belongs to --coupling=ot, and this one is {coupling}")
+        if self.ot_method in (None, "exact"):
+            refuse(self, ["ot_reg"], "belongs to other plans than the exact one, see --ot-method")
+        if self.ot_method != "unbalanced":
+            refuse(self, ["ot_reg_m"], "belongs to --ot-method=unbalanced")
+        if coupling == "ot-labels" and not self.cond:
+            raise ValueError("--coupling=ot-labels assigns noise among samples of one label: add --cond=1")
+        sigma = self._published()["sigma"] if self.sigma is None else self.sigma
+        target = self.score_target or self._published().get("score_target")
+        if sigma == 0 and self.heads == 2 and target != "log-density":
+            raise ValueError(
+                f"--sigma=0 leaves the second head nothing to learn from --score-target={target}: give --heads=1, or a "
+                "sigma above 0"
+            )
+        if sigma and target == "log-density":
+            raise ValueError(
+                f"--score-target=log-density is of paths without noise, and --sigma={sigma:g} has some: give "
+                "--sigma=0, or --score-target=score, which is what was meant"
+            )
+
+    def name_parts(self) -> list[str]:
+        """What tells a run from others."""
+        return ["idff", *([self.preset] if self.preset else []), f"sigma{self.sigma:g}", self.coupling]
