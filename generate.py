@@ -37,6 +37,7 @@ from samplers.planning.plan import Plan, SamplerOptions, build_plan
 from samplers.prompts import Prompts
 from samplers.run import PRECISIONS, Recorder, generate, image_shape, prepare
 from torch_utils import distributed as dist
+from torch_utils.checkpoint import tensor_hash
 from torch_utils.cli import Command
 from torch_utils.misc import format_count, format_time
 from torch_utils.options import OptionGroup, opt, options_of
@@ -288,6 +289,7 @@ def record_of(net: torch.nn.Module, plan: Plan, options: Options, device: torch.
         "network": network_record(net),
         "sampler": plan.record(),
         "class": options.class_idx,
+        "labels": None if (drawn := Facts.of(net).conditions) is None else tensor_hash({"labels": drawn})[:16],
         "precision": str(getattr(net, "compute_dtype", options.precision)).removeprefix("torch."),
         "tf32": options.tf32,
         "rng_device": torch.device(options.rng_device or device).type,

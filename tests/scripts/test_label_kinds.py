@@ -167,3 +167,12 @@ def test_weights_of_another_kind_are_not_transferred(runs):
                       f"--transfer={runs / 'multi-hot.pkl'}", *TINY)  # fmt: skip
         assert result.exit_code == code, result.output
     assert "trained on multi-hot labels, 'net' takes vector labels" in result.output.replace("\n", " ")
+
+
+def test_a_folder_of_other_labels_is_not_continued(runs, tmp_path):
+    np.save(tmp_path / "one.npy", np.array(VALUES["vector"][:1]))
+    outdir = f"--outdir={tmp_path / 'out'}"
+    assert sample(runs, "vector", outdir, f"--labels={runs / 'vector.zip'}").exit_code == 0
+    result = sample(runs, "vector", outdir, f"--labels={tmp_path / 'one.npy'}")
+    assert result.exit_code == 1, result.output
+    assert "labels" in result.output
