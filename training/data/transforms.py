@@ -14,6 +14,8 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image
 
+from training.data.lanczos import resize
+
 __all__ = ["FILTERS", "TRANSFORMS", "keep", "make_transform", "to_gray_or_rgb"]
 
 Transform = Callable[[Image.Image], "Image.Image | None"]
@@ -80,12 +82,20 @@ def _solid(image: Image.Image) -> Image.Image:
     )
 
 
+def _rgb(image: Image.Image) -> Image.Image:
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _crop(image: Image.Image, box: tuple[int, int, int, int]) -> Image.Image:
+    return image if box == (0, 0, *image.size) else image.crop(box)
+
+
 def center_crop(image: Image.Image, width: int, height: int, resample: int) -> Image.Image:
     """The largest centred square, as RGB, resized to `width` x `height`."""
     w, h = image.size
     side = min(w, h)
     left, top = (w - side) // 2, (h - side) // 2
-    return image.convert("RGB").crop((left, top, left + side, top + side)).resize((width, height), resample)
+    return resize(_crop(_rgb(image), (left, top, left + side, top + side)), (width, height), resample)
 
 
 def center_crop_wide(image: Image.Image, width: int, height: int, resample: int) -> Image.Image | None:
@@ -95,7 +105,7 @@ def center_crop_wide(image: Image.Image, width: int, height: int, resample: int)
     if w < width or rows < height:
         return None
     top = (h - rows) // 2
-    strip = image.convert("RGB").crop((0, top, w, top + rows)).resize((width, height), resample)
+    strip = resize(_crop(_rgb(image), (0, top, w, top + rows)), (width, height), resample)
     canvas = Image.new("RGB", (width, width))
     canvas.paste(strip, (0, (width - height) // 2))
     return canvas
@@ -103,7 +113,7 @@ def center_crop_wide(image: Image.Image, width: int, height: int, resample: int)
 
 def center_crop_adm(image: Image.Image, width: int, height: int, resample: int) -> Image.Image:
     """Halve with a box filter while twice too large, bicubic to the shorter side, centred square."""
-    image = image.convert("RGB")
+    image = _rgb(image)
     while min(image.size) >= 2 * width:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
     scale = width / min(image.size)
@@ -116,7 +126,7 @@ def resize_center_crop(image: Image.Image, width: int, height: int, resample: in
     """Shorter side to `width` (longer side rounded down), then the centred square (offset rounded half to even)."""
     w, h = image.size
     scaled = (width, int(width * h / w)) if w <= h else (int(width * w / h), width)
-    image = image.convert("RGB").resize(scaled, resample)
+    image = resize(_rgb(image), scaled, resample)
     left, top = round((scaled[0] - width) / 2), round((scaled[1] - width) / 2)
     return image.crop((left, top, left + width, top + width))
 
@@ -147,7 +157,7 @@ def make_transform(name: str | None, size: tuple[int, int] | None, resize_filter
     """
     resample = FILTERS[resize_filter or "lanczos"]
     if name is None:
-        return keep if size is None else lambda image: image if size == image.size else image.resize(size, resample)
+        return keep if size is None else lambda image: image if size == image.size else resize(image, size, resample)
     if size is None:
         raise ValueError(f"--transform={name} needs a target size: add --resolution=WxH, for example 64x64")
     width, height = size

@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from torch_utils.files import atomic_write
@@ -153,7 +154,8 @@ def convert(
 
     pause = 0.2 if sys.stderr.isatty() else 10  # seconds between progress lines; log files stay short
     bar = tqdm(total=count, unit="img", dynamic_ncols=True, desc=dest.name, mininterval=pause)
-    with _sink(dest) as put, bar as progress, closing(_ordered(prepare, count, workers)) as results:
+    one_each = threadpool_limits(1, user_api="blas")  # the threads of the pool are enough
+    with one_each, _sink(dest) as put, bar as progress, closing(_ordered(prepare, count, workers)) as results:
         for index, encoded in enumerate(results):
             progress.update()
             if isinstance(encoded, Exception):
