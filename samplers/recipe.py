@@ -11,9 +11,9 @@ levels are VE noise levels whatever the path of the model; `path` and `model_has
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from samplers.path import PATHS
 from samplers.path import Path as FlowPath
 from samplers.schedules.explicit import validate_t_steps
 from samplers.solvers.table import SOLVERS, solver_named
-from torch_utils.files import write_json
+from torch_utils.files import read_json, write_json
 
 __all__ = ["Entry", "ScheduleFile", "path_name"]
 
@@ -171,8 +171,7 @@ class ScheduleFile:
         wrong = sorted(set(obj) - known) or sorted({"solver", "entries"} - set(obj))
         if wrong:
             raise ValueError(f"{wrong[0]!r} is {'unknown' if wrong[0] in obj else 'missing'}")
-        if not isinstance(obj["entries"], list):
-            raise ValueError("'entries' is not a list")
+        _check_types(obj, _FILE_TYPES)
         return cls(**{**obj, "entries": tuple(_entry(e) for e in obj["entries"])})
 
     @classmethod
@@ -182,10 +181,7 @@ class ScheduleFile:
         Raises:
             ValueError: not a schedule file, of a later version, or with bad content; names the file.
         """
-        try:
-            obj = json.loads(Path(path).read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"{path} is not a schedule file: it is not JSON ({error})") from error
+        obj = read_json(path, "a schedule file")
         if not isinstance(obj, dict) or obj.pop("format", None) != FORMAT:
             raise ValueError(f'{path} is not a schedule file: its JSON does not say "format": "{FORMAT}"')
         version = obj.pop("version", None)
@@ -195,14 +191,53 @@ class ScheduleFile:
             )
         try:
             return cls.from_dict(obj)
-        except (ValueError, TypeError) as error:
+        except ValueError as error:
             raise ValueError(f"{path} is not a valid schedule file: {error}") from error
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+
+
+def _is_count(value: Any) -> bool:
+    return _is_number(value) and isinstance(value, int)
+
+
+def _list_of(check: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, list) and all(map(check, value))
+
+
+# key -> (check of its value, what it should be); null is as good as absent where the default is None
+_FILE_TYPES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "solver": (lambda v: isinstance(v, str), "text"),
+    "entries": (lambda v: isinstance(v, list), "a list"),
+    "options": (lambda v: isinstance(v, dict), "an object"),
+    "path": (lambda v: isinstance(v, str), "text"),
+    "model_hash": (lambda v: v is None or isinstance(v, str), "text"),
+    "provenance": (lambda v: isinstance(v, dict), "an object"),
+}
+_ENTRY_TYPES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "sigmas": (_list_of(_is_number), "a list of numbers"),
+    "coeff": (lambda v: v is None or _is_number(v), "a number"),
+    "indices": (lambda v: v is None or _list_of(_is_count)(v), "a list of whole numbers"),
+    "cost": (lambda v: v is None or _is_number(v), "a number"),
+    "afs": (lambda v: isinstance(v, bool), "true or false"),
+    "coefficients": (lambda v: v is None or _list_of(_list_of(_is_number))(v), "lists of numbers, one a step"),
+    "num_steps": (_is_count, "a whole number"),
+}
+
+
+def _check_types(obj: Mapping[str, Any], types: Mapping[str, tuple[Callable[[Any], bool], str]]) -> None:
+    for key, (check, what) in types.items():
+        if key in obj and not check(obj[key]):
+            raise ValueError(f"'{key}' must be {what}")
 
 
 def _entry(obj: Any) -> Entry:
     known = {f.name for f in fields(Entry)} | {"num_steps"}
     if not isinstance(obj, dict) or "sigmas" not in obj or set(obj) - known:
         raise ValueError(f"an entry needs 'sigmas' and may have {', '.join(sorted(known - {'sigmas'}))}")
+    _check_types(obj, _ENTRY_TYPES)
     entry = Entry(**{k: v for k, v in obj.items() if k != "num_steps"})
     if obj.get("num_steps", entry.num_steps) != entry.num_steps:
         raise ValueError(f"an entry says num_steps={obj['num_steps']} but has {entry.num_steps} sigmas")

@@ -20,7 +20,15 @@ from typing import IO, Any
 
 from torch_utils.temporaries import temporary_beside
 
-__all__ = ["atomic_write", "cache_directory", "map_file", "numbered", "retain", "write_json"]
+__all__ = [
+    "atomic_write",
+    "cache_directory",
+    "map_file",
+    "numbered",
+    "read_json",
+    "retain",
+    "write_json",
+]
 
 
 @contextmanager
@@ -68,6 +76,25 @@ def write_json(path: str | Path, obj: Any) -> None:
     text = json.dumps(obj, indent=2)
     with atomic_write(path, "w") as file:
         file.write(text + "\n")
+
+
+def read_json(path: str | Path, what: str) -> Any:
+    """The content of a JSON file, with or without a byte order mark.
+
+    Args:
+        what: the kind of file that is expected, for the message: "a schedule file".
+
+    Raises:
+        ValueError: not JSON, not text, or nested deeper than any such file.
+        OSError: it cannot be read.
+    """
+    raw = Path(path).read_bytes()
+    try:
+        return json.loads(raw.decode("utf-8-sig"))
+    except RecursionError:
+        raise ValueError(f"{path} is not {what}: it is nested too deeply") from None
+    except ValueError as error:
+        raise ValueError(f"{path} is not {what}: it is not JSON ({error})") from error
 
 
 def map_file(path: str | Path) -> memoryview:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from networks.models.velocity import TRUNKS
-from torch_utils.pickles.foreign import naming
+from torch_utils.files import read_json
 
 __all__ = ["PRESETS", "read_config", "to_kwargs"]
 
@@ -60,13 +60,9 @@ _RENAMED = {"image_size": "img_resolution"}  # the ADM network's name
 
 def read_config(path: str | Path) -> dict[str, Any]:
     """The object in a JSON file; ValueError if the file holds something else, OSError if it cannot be read."""
-    with naming(path):
-        try:
-            config = json.loads(Path(path).read_text())
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(f"it is not a JSON file ({error})") from None
-        if not isinstance(config, dict):
-            raise ValueError("it does not hold a JSON object of network arguments, such as cifar10_de.json does")
+    config = read_json(path, "a configuration of a network")
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} does not hold a JSON object of network arguments, such as cifar10_de.json does")
     return config
 
 

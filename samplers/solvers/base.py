@@ -125,6 +125,8 @@ class Solver:
             if key not in self.options:
                 takes = f"it takes {', '.join(self.options)}" if self.options else "it takes none"
                 raise ValueError(f"solver '{self.name}' has no option {key}: {takes}")
+            if isinstance(self.options[key], int | float) and not isinstance(value, int | float):
+                raise ValueError(f"{key}={value!r} is not possible with solver '{self.name}': give a number")
             allowed = self.allowed.get(key)
             if allowed is not None and value not in allowed:
                 raise ValueError(

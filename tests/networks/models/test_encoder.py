@@ -195,7 +195,7 @@ def test_bad_configuration(change, words):
 def test_bad_config_file(tmp_path):
     path = tmp_path / "config.json"
     path.write_text("{")
-    with pytest.raises(ValueError, match="not a JSON"):
+    with pytest.raises(ValueError, match="it is not JSON"):
         read_config(path)
     path.write_text("[1]")
     with pytest.raises(ValueError, match="object"):
