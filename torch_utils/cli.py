@@ -25,7 +25,7 @@ import cloup
 from torch_utils.misc import parse_int_list
 from torch_utils.signals import SignalExit, ending_as_exit
 
-__all__ = ["Choice", "Command", "Group", "IntList", "NumberList", "Option", "sentence"]
+__all__ = ["Choice", "Command", "CountList", "Group", "IntList", "NumberList", "Option", "sentence"]
 
 
 def sentence(error: BaseException) -> str:
@@ -165,6 +165,18 @@ class IntList(click.ParamType):
             self.fail(str(error), param, ctx)
         if not found:
             self.fail(f"'{value}' names no number: write for example 1,2,5-10", param, ctx)
+        return found
+
+
+class CountList(IntList):
+    """As `IntList`, of numbers from 1 on; `auto`, what the bare option means, is the empty list."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[int]:
+        if value == "auto":
+            return []
+        found = super().convert(value, param, ctx)
+        if min(found) < 1:
+            self.fail(f"'{value}' holds {min(found)}: give numbers from 1 on, or none for the default", param, ctx)
         return found
 
 

@@ -48,7 +48,7 @@ def choose_levels(field: Field, given: Mapping[str, Any], options: Mapping[str, 
         ValueError: options that contradict each other or that the chosen source does not use, a bad file.
     """
     if given.get("solver") == CALIBRATED and "dp" in given:  # a search for this solver is a calibration
-        given = {"calibrate": (0,), **{name: value for name, value in given.items() if name != "dp"}}
+        given = {"calibrate": (), **{name: value for name, value in given.items() if name != "dp"}}
     sources = [n for n in ("t_steps", "schedule", "schedule_type", "dp", "calibrate") if n in given]
     if len(sources) > 1 and ("schedule" in given or {"dp", "calibrate"} <= set(given)):
         raise ValueError(f"{' and '.join(map(flag, sources))} both say which time stamps: leave one of them out")
@@ -143,12 +143,12 @@ def _calibrated(
     SOLVERS[CALIBRATED].resolve(options)
     asked = _search_arguments(given)
     num_steps, nfe = asked.pop("num_steps", None), given["calibrate"]
-    if num_steps is not None and nfe not in ((0,), (num_steps - 1,)):
+    if num_steps is not None and nfe not in ((), (num_steps - 1,)):
         raise ValueError(
             f"--calibrate={','.join(map(str, nfe))} and --num-steps={num_steps} are different numbers of steps: "
             "give one of them"
         )
-    if nfe == (0,):
+    if not nfe:
         nfe = ((num_steps or DEFAULT_NUM_STEPS) - 1,)
     if len(asked.get("coeff", ())) > 1:
         raise ValueError("a calibration starts from one coefficient: give one number as --coeff")

@@ -15,6 +15,7 @@ from samplers.guidance import BATCHES, GUIDANCE
 from samplers.schedules.edm import DISCRETIZATIONS, SCALINGS
 from samplers.solvers.table import SOLVERS
 from samplers.start import STARTS
+from torch_utils.cli import CountList
 from torch_utils.options import OptionGroup, opt
 
 __all__ = [
@@ -193,7 +194,7 @@ class CalibrationOptions:
         "Fit a solver of NFE network evaluations to this network, time stamps and all; without a number: one less "
         "than --num-steps. The options of the search hold. Of several, e.g. 3,5,8, the last makes the images, and "
         "--save-schedule keeps all",
-        metavar="NFE", bare="0",
+        metavar="NFE", type=CountList(), bare="auto",
     )  # fmt: skip
 
 

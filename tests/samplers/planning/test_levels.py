@@ -148,7 +148,7 @@ FIT = {"num_steps_tea": 13, "num_warmup": 6}
     ("asked", "fit"),
     [
         ({"calibrate": (3,)}, {"nfe": 3}),
-        ({"calibrate": (0,), "num_steps": 3}, {"nfe": 2}),
+        ({"calibrate": (), "num_steps": 3}, {"nfe": 2}),
         ({"solver": "calibrated", "dp": True, "num_steps": 4}, {"nfe": 3}),
         ({"calibrate": (3,), "afs": False, "max_order": 2}, {"nfe": 3, "afs": False, "max_order": 2}),
         ({"calibrate": (3,), "afs": True, "coeff": (1.3,)}, {"nfe": 3, "afs": True, "coeff": 1.3}),
