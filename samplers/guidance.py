@@ -28,9 +28,10 @@ from samplers.field import Field, as_field
 from samplers.path import VE, Path
 from torch_utils.misc import expand_to
 
-__all__ = ["GUIDANCE", "autoguidance", "cfg", "classifier_guidance", "guide", "unconditional"]
+__all__ = ["CHANNELS", "GUIDANCE", "autoguidance", "cfg", "classifier_guidance", "guide", "unconditional"]
 
 BATCHES = ("joint", "split")
+CHANNELS: dict[str, int | None] = {"all": None, "3": 3}  # which are guided -> how many
 
 
 class _Guided:
@@ -43,8 +44,10 @@ class _Guided:
         uncond: Tensor | None,
         split: bool = False,
         inside: Callable[[Tensor], Tensor] | None = None,
+        channels: int | None = None,
     ) -> None:
         self.net, self.rate, self.uncond, self.split, self.inside = net, rate, uncond, split, inside
+        self.channels = channels
 
     def __call__(self, x: Tensor, level: Tensor, class_labels: Tensor | None = None, **cond: Any) -> Tensor:
         if self.inside is None:
@@ -61,7 +64,7 @@ class _Guided:
     ) -> Tensor:  # fmt: skip
         if rate == 1:
             return self.net(x, level, class_labels, **cond)
-        if rate == 0:
+        if rate == 0 and self.channels is None:
             empty = self.uncond if class_labels is None else self._empty(_rows(class_labels, x))
             return self.net(x, level, empty, **cond)
         if class_labels is None:
@@ -70,7 +73,7 @@ class _Guided:
         size = len(x)
         if self.split:
             uncond = self.net(x, level, self._empty(labels), **cond)
-            return torch.lerp(uncond, self.net(x, level, labels, **cond), rate)
+            return self._between(uncond, self.net(x, level, labels, **cond), rate)
         both = self.net(
             _twice(x, size),
             _twice(level, size),
@@ -78,7 +81,14 @@ class _Guided:
             **{name: _twice(value, size) for name, value in cond.items()},
         )
         uncond, guided = both.chunk(2)
-        return torch.lerp(uncond, guided, rate)
+        return self._between(uncond, guided, rate)
+
+    def _between(self, uncond: Tensor, guided: Tensor, rate: float) -> Tensor:
+        """From the unconditional to the conditional prediction and beyond, in the channels that are guided."""
+        if self.channels is None:
+            return torch.lerp(uncond, guided, rate)
+        first = torch.lerp(uncond[:, : self.channels], guided[:, : self.channels], rate)
+        return torch.cat([first, guided[:, self.channels :]], dim=1)
 
     def _empty(self, labels: Tensor) -> Tensor:
         """The empty condition, as many rows as `labels`."""
@@ -111,6 +121,7 @@ def cfg(
     uncond: Tensor | None = None,
     batch: str = "joint",
     interval: tuple[float, float] | None = None,
+    channels: int | None = None,
 ) -> Field:
     """`field` with classifier-free guidance.
 
@@ -126,6 +137,8 @@ def cfg(
         batch: "joint", both predictions in one call, or "split", two calls of half the memory.
         interval: noise levels sigma between which to guide; outside, the conditional model alone (Kynkaanniemi et al.
             2024, arXiv 2404.07724).
+        channels: how many are guided, the first ones, the others being the conditional ones, as diffusion transformers
+            are published (Peebles and Xie 2023, arXiv 2212.09748); default: all.
 
     Raises:
         ValueError: a rate that is not finite, an unconditional network, a network trained without label dropout.
@@ -144,16 +157,23 @@ def cfg(
             "this network was trained without label dropout, so that it has no unconditional prediction to guide with: "
             "use guidance rate 1 or train with --label-dropout=0.1"
         )
+    shape = field.facts.shape
+    if channels is not None and shape is not None and (len(shape) != 3 or shape[0] <= channels):
+        raise ValueError(
+            f"guidance of the first {channels} channels is for models of more, and samples of this one are "
+            f"{'x'.join(map(str, shape))}: leave it out"
+        )
     field = field if class_labels is None else field.bind(class_labels)
     if rate == 1:
         return field
     if field.facts.native is not None:  # of a view: the model beneath is guided, so that its exact start is as well
-        return cfg(field.native(), rate, uncond=uncond, batch=batch, interval=interval).ve()
+        own = cfg(field.native(), rate, uncond=uncond, batch=batch, interval=interval, channels=channels)
+        return own.on(field.path)
     if uncond is None and field.facts.empty_condition is not None:
         uncond = field.facts.empty_condition()
-    facts = replace(field.facts, calls=field.facts.calls * (1 if rate == 0 else 2))
+    facts = replace(field.facts, calls=field.facts.calls * (1 if rate == 0 and channels is None else 2))
     inside = None if interval is None else _Inside(field.path, *interval)
-    return replace(field, net=_Guided(field.net, float(rate), uncond, batch == "split", inside), facts=facts)
+    return replace(field, net=_Guided(field.net, float(rate), uncond, batch == "split", inside, channels), facts=facts)
 
 
 @dataclass(frozen=True)
@@ -249,16 +269,17 @@ def guide(
     guidance_rate: float | None = None,
     cfg_batch: str | None = None,
     guidance_interval: tuple[float, ...] | None = None,
+    guidance_channels: str | None = None,
 ) -> Field | Callable[..., Tensor]:
     """The model with the guidance that these options ask for; None: as it is.
 
     Raises:
         ValueError: a rate without type, a type without the rate it needs, an unknown type, a model it does not suit.
     """
-    how = {"batch": cfg_batch, "interval": guidance_interval}
+    how = {"cfg-batch": cfg_batch, "guidance-interval": guidance_interval, "guidance-channels": guidance_channels}
     how = {name: value for name, value in how.items() if value is not None}
     if how and guidance_type != "cfg":
-        what = "--cfg-batch" if "batch" in how else "--guidance-interval"
+        what = f"--{next(iter(how))}"
         raise ValueError(f"{what} belongs to guidance type cfg: leave it out, or give --guidance-type=cfg")
     if guidance_type is None:
         if guidance_rate is not None:
@@ -273,4 +294,7 @@ def guide(
         raise ValueError(
             f"guidance type {guidance_type} needs a guidance rate: 1 is the conditional model, larger numbers guide it"
         )
+    how = {name.split("-")[1]: value for name, value in how.items()}
+    if guidance_channels is not None:
+        how["channels"] = CHANNELS[guidance_channels]
     return GUIDANCE[guidance_type](net, 1.0 if guidance_rate is None else guidance_rate, **how)

@@ -163,6 +163,8 @@ class Plan:
             rate = self.guidance.get("guidance_rate")
             between = self.guidance.get("guidance_interval")
             text = self.guidance["guidance_type"] + ("" if rate is None else f", rate {rate:g}")
+            channels = self.guidance.get("guidance_channels")
+            text += "" if channels is None else f", {'the first ' * (channels != 'all')}{channels} channels"
             text += "" if between is None else f", for noise levels from {between[0]:g} to {between[1]:g}"
             rows.append(("Guidance", text + (", in two calls" if self.guidance.get("cfg_batch") == "split" else "")))
         return tuple(rows)

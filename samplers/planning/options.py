@@ -11,17 +11,21 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from samplers.gits.costs import METRICS
-from samplers.guidance import BATCHES, GUIDANCE
+from samplers.guidance import BATCHES, CHANNELS, GUIDANCE
 from samplers.schedules.edm import DISCRETIZATIONS, SCALINGS
+from samplers.solvers.interpolant import FORMS
+from samplers.solvers.interpolant import LAST_STEPS as LAST
 from samplers.solvers.table import SOLVERS
 from samplers.start import STARTS
-from torch_utils.cli import CountList
+from torch_utils.cli import Choice, CountList
 from torch_utils.options import OptionGroup, opt
 
 __all__ = [
     "FAMILY",
     "CalibrationOptions",
     "ChurnOptions",
+    "CountOptions",
+    "DiffusionOptions",
     "EDMSamplerOptions",
     "EndOptions",
     "GuidanceOptions",
@@ -58,7 +62,16 @@ SEARCH = OptionGroup(
 FLOW = OptionGroup(
     "Flow models", "Networks with a time of their own, in which they are sampled if nothing else is asked.", rank=5
 )
+NOISY = OptionGroup(
+    "Stochastic interpolant sampler",
+    "Noise along the way of any model, in equal steps of time: say one of these. --num-steps (times) or --nfe say how "
+    "many [default: 250].",
+    rank=5.5,
+)
 GUIDED = OptionGroup("Guidance", "Conditional networks, with every sampler.", rank=6)
+
+# the published spelling of one form, and capitals, are kept
+DIFFUSION_FORMS = {**{name: name for name in FORMS}, "inccreasing-decreasing": "increasing-decreasing"}
 
 
 def _number(text: str, **limits: Any) -> Any:
@@ -106,18 +119,25 @@ class SolverOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LevelOptions:
+class CountOptions:
     group: ClassVar = SOLVER
     whose: ClassVar = "the solvers that take time stamps"
 
     num_steps: int | None = opt(None, "Time stamps, one more than steps [default: 7]", metavar="INT")
+    nfe: int | None = _count("Network evaluations: of a schedule in a file, or of the stochastic interpolant sampler")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LevelOptions:
+    group: ClassVar = SOLVER
+    whose: ClassVar = "the solvers that take time stamps"
+
     schedule: str | None = opt(
         None,
         "A file that --save-schedule wrote, or the name of a published list. With EDM's general form: sigma(t), vp, ve "
         "or linear [default: linear]",
         metavar="NAME|FILE",
     )
-    nfe: int | None = _count("Schedule of a file with this number of network evaluations")
     t_steps: tuple[float, ...] | None = opt(
         None, "The time stamps themselves, e.g. [80,10.9,2.5,0.002]", metavar="LIST"
     )
@@ -211,6 +231,32 @@ class NativeOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DiffusionOptions:
+    group: ClassVar = NOISY
+    whose: ClassVar = "the stochastic interpolant sampler"
+
+    diffusion_form: str | None = opt(
+        None, "Amount of added noise over time [default: sigma]", choices=list(DIFFUSION_FORMS)
+    )
+    diffusion_norm: float | None = _number("Factor on it [default: 1]", at_least=0)
+    last_step: str | None = opt(
+        None, "How the last step ends: along the drift, along the flow, at the clean estimate, or not at all "
+        "[default: mean]", choices=list(LAST), type=Choice(list(LAST), case_sensitive=False),
+    )  # fmt: skip
+    last_step_size: float | None = _number("Length of the last step, in time [default: 0.04]", above=0, at_most=1)
+    sde_order: int | None = opt(
+        None, "Of the other steps: 1 is Euler's, 2 is Heun's, of two evaluations [default: 1]", metavar="INT",
+        at_least=1, at_most=2,
+    )  # fmt: skip
+    sample_eps: float | None = _number(
+        "Distance of the first time from 1, and of the last from 0 without a last step [default: 0 of velocities, else "
+        "0.001; a model in sigma begins at its highest level]",
+        above=0,
+        at_most=0.5,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class PriorOptions:
     group: ClassVar = FLOW
     whose: ClassVar = "every sampler"
@@ -247,6 +293,10 @@ class GuidanceOptions:
         "Strength: 1 is the conditional model, more is closer to the condition and less varied; cfg other than 0 or 1 "
         "doubles the network evaluations"
     )
+    guidance_channels: str | None = opt(
+        None, "cfg: all channels, or the first 3 alone, as diffusion transformers are published [default: all]",
+        choices=list(CHANNELS),
+    )  # fmt: skip
     guidance_interval: tuple[float, ...] | None = opt(
         None, "cfg: only between these noise levels, e.g. 0.3,5; outside of them one evaluation", metavar="LOW,HIGH"
     )
@@ -258,8 +308,8 @@ class GuidanceOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class SamplerOptions(
-    GuidanceOptions, StartOptions, PriorOptions, NativeOptions, CalibrationOptions, SearchOptions, MethodOptions,
-    EndOptions, RangeOptions, LevelOptions, SolverOptions, ChurnOptions, EDMSamplerOptions,
+    GuidanceOptions, StartOptions, PriorOptions, DiffusionOptions, NativeOptions, CalibrationOptions, SearchOptions,
+    MethodOptions, EndOptions, RangeOptions, LevelOptions, CountOptions, SolverOptions, ChurnOptions, EDMSamplerOptions,
 ):  # fmt: skip
     """What can be asked of a sampler; None = not asked. Options that do not go together are refused by `build_plan`."""
 

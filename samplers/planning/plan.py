@@ -22,12 +22,15 @@ from samplers.planning.base import Plan, Request
 from samplers.planning.edm import plan_edm
 from samplers.planning.elementwise import check_elementwise, plan_elementwise
 from samplers.planning.grid import plan_adaptive, plan_grid
+from samplers.planning.interpolant import plan_interpolant
 from samplers.planning.levels import DEFAULT_SOLVER, choose_levels
 from samplers.planning.native import plan_native
 from samplers.planning.options import (
     FAMILY,
     CalibrationOptions,
     ChurnOptions,
+    CountOptions,
+    DiffusionOptions,
     EDMSamplerOptions,
     EndOptions,
     GuidanceOptions,
@@ -63,8 +66,8 @@ KINDS: dict[str, Kind] = {
         "{because} belongs to EDM's samplers and {flag} to {whose}: leave one of them out",
     ),
     "grid": Kind(
-        (SolverOptions, RangeOptions, LevelOptions, SearchOptions, CalibrationOptions, EndOptions, MethodOptions,
-         ChurnOptions, StartOptions),
+        (SolverOptions, RangeOptions, CountOptions, LevelOptions, SearchOptions, CalibrationOptions, EndOptions,
+         MethodOptions, ChurnOptions, StartOptions),
         plan_grid,
         "{flag} belongs to {whose} and {because} to the solvers that take time stamps: leave one of them out",
     ),
@@ -78,15 +81,21 @@ KINDS: dict[str, Kind] = {
         plan_native,
         "{flag} belongs to sampling in sigma coordinates: leave it out, or say --coordinates=sigma and leave out --N",
     ),
+    "sde": Kind(
+        (DiffusionOptions, CountOptions),
+        plan_interpolant,
+        "{because} belongs to the stochastic interpolant sampler, which has no {flag}: leave one of them out",
+    ),
     "elementwise": Kind(
-        (SolverOptions, RangeOptions, LevelOptions, SearchOptions, EndOptions, MethodOptions, ChurnOptions),
+        (SolverOptions, RangeOptions, CountOptions, LevelOptions, SearchOptions, EndOptions, MethodOptions,
+         ChurnOptions),
         plan_elementwise,
         "{flag} belongs to {whose}, but this network chooses its noise levels itself: leave it out, or give --steps to "
         "sample its denoiser without them",
     ),
 }  # fmt: skip
 
-_DECIDE_LEVELS = (RangeOptions, LevelOptions, SearchOptions, CalibrationOptions)
+_DECIDE_LEVELS = (RangeOptions, CountOptions, LevelOptions, SearchOptions, CalibrationOptions)
 _NATIVE_ALONE = ("euler", "heun", *(name for name, entry in SOLVERS.items() if entry.adaptive))  # also without --N
 
 
@@ -120,7 +129,7 @@ def build_plan(
     field = guide(field, **guidance)
     _check(field, given)
     name, because = _kind(field, given)
-    start = _start(field, given) if name != "native" else "scaled"
+    start = "scaled" if name in ("native", "sde") else _start(field, given)
     _refuse_unread(name, because, given)
     given.pop("coordinates", None)
     request = Request(field, given, start, to_zero=options.denoise_to_zero is not False)
@@ -165,6 +174,8 @@ def _kind(field: Field, given: dict[str, Any]) -> tuple[str, str]:
     """
     if field.facts.chooses_levels and not given.keys() & {"steps", "N", "coordinates"}:
         return "elementwise", ""
+    if noisy := [n for n in given if FAMILY[n] is DiffusionOptions]:
+        return "sde", flag(noisy[0])
     if _wants_native(field, given):
         return "native", ""
     if given.get("schedule") in SCHEDULE_FORMS:
@@ -212,7 +223,7 @@ def _refuse_unread(name: str, because: str, given: dict[str, Any]) -> None:
     """Refuse every option of a family that this kind does not read."""
     kind = KINDS[name]
     for option in given:
-        if FAMILY[option] not in kind.reads and option != "coordinates":
+        if FAMILY[option] not in kind.reads and (option != "coordinates" or name == "sde"):
             whose, solver = FAMILY[option].whose, given.get("solver")
             raise ValueError(kind.refusal.format(flag=flag(option), whose=whose, because=because, solver=solver))
 

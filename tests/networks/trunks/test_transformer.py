@@ -6,41 +6,11 @@ import itertools
 import pytest
 import torch
 from golden_cases import cases, fill_weights
+from transformer_golden import network_of, one_hot, velocity
 
 import networks
 from networks.models.interpolant import transformer_config
 from networks.trunks.transformer import LabelEmbedder, position_table, time_features
-
-
-def build(spec):
-    """The network of a golden definition, filled, in evaluation mode."""
-    config = dict(spec["config"])
-    net = networks.build(
-        "InterpolantNetwork", img_resolution=config["input_size"], img_channels=config["in_channels"],
-        label_dim=config["num_classes"], label_dropout=config["class_dropout_prob"], patch_size=config["patch_size"],
-        width=config["hidden_size"], depth=config["depth"], num_heads=config["num_heads"],
-        mlp_ratio=config["mlp_ratio"], learn_sigma=config["learn_sigma"],
-        element_times=spec["type"] == "combostoc_transformer",
-    )  # fmt: skip
-    assert {k: list(v.shape) for k, v in net.model.state_dict().items()} == spec["state_dict"]
-    fill_weights(net.model, spec["fill"]["keep_computed"])
-    return net.eval()
-
-
-def network_of(case):
-    return build(case.networks[case.spec["params"]["network"]])
-
-
-def one_hot(y, net):
-    """Class indices as rows; the index behind the last class is no label."""
-    if y is None:
-        return None
-    return torch.nn.functional.one_hot(y.long(), net.label_dim + 1)[:, : net.label_dim].float()
-
-
-def velocity(net, x, t, y):
-    """As the files count time: from noise to data."""
-    return -net(x, 1 - t.double(), one_hot(y, net))
 
 
 @pytest.mark.parametrize("case", cases("combostoc", "timestep_embedding"))

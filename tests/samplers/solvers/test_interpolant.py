@@ -2,69 +2,19 @@
 
 import math
 
-import numpy as np
 import pytest
 import torch
 from golden_cases import cases
+from transformer_golden import Mixture, Stream, field_of, path_of
 
 from samplers.field import Field
-from samplers.path import VE, VP, Linear, Trig
+from samplers.path import VE, VP, Linear
 from samplers.solvers.adaptive import dopri5
 from samplers.solvers.interpolant import FORMS, LAST_STEPS, interpolant_sde, time_interval
 from samplers.solvers.onestep import euler
 from samplers.solvers.rungekutta import heun2, heun3, midpoint, rk4
 from torch_utils.misc import expand_to
 from torch_utils.rng import TorchRNG
-
-
-def path_of(params):
-    """The path of a golden case; the files count time the other way."""
-    if params["path"] == "VP":
-        return VP(beta_d=params["beta_max"] - params["beta_min"], beta_min=params["beta_min"])
-    return {"Linear": Linear, "GVP": Trig}[params["path"]]()
-
-
-class Mixture:
-    """Independent elements with a mixture of Gaussians for a density: everything about them is known."""
-
-    def __init__(self, spec, path):
-        assert spec["type"] == "exact_gaussian_mixture_elementwise"
-        self.path, self.std = path, spec["std"]
-        self.w, self.mu = (torch.tensor(spec[k], dtype=torch.float64) for k in ("w", "mu"))
-
-    def parts(self, x, t):
-        """Shares of the components `[..., K]`, offsets from their means, and the variance, at our time."""
-        t = expand_to(torch.as_tensor(t, dtype=torch.float64), x)
-        alpha, sigma = self.path.alpha(t), self.path.sigma(t)
-        variance = (alpha * self.std) ** 2 + sigma**2
-        offset = x[..., None] - (alpha[..., None] if alpha.ndim else alpha) * self.mu
-        v = variance[..., None] if variance.ndim else variance
-        share = (self.w.log() - offset.square() / (2 * v)).softmax(-1)
-        return share, offset, alpha, sigma, v
-
-    def data(self, x, t, labels=None):
-        share, offset, alpha, _, v = self.parts(x, t)
-        a = alpha[..., None] if alpha.ndim else alpha
-        return (share * (self.mu + a * self.std**2 * offset / v)).sum(-1)
-
-    def noise(self, x, t, labels=None):
-        share, offset, _, sigma, v = self.parts(x, t)
-        s = sigma[..., None] if sigma.ndim else sigma
-        return (share * s * offset / v).sum(-1)
-
-    def score(self, x, t, labels=None):
-        share, offset, _, _, v = self.parts(x, t)
-        return (share * -offset / v).sum(-1)
-
-    def velocity(self, x, t, labels=None):
-        t = expand_to(torch.as_tensor(t, dtype=torch.float64), x)
-        return self.path.d_alpha(t) * self.data(x, t) + self.path.d_sigma(t) * self.noise(x, t)
-
-
-def field_of(params):
-    path = path_of(params)
-    return Field(getattr(Mixture(params["predictor"], path), params["prediction"]), path, params["prediction"])
-
 
 # --- paths ------------------------------------------------------------------------------------------------------------
 
@@ -192,20 +142,6 @@ def test_sample_ode(case):
     own = {"final": end, "traj": torch.stack([*states, end])}
     for role in case.roles:
         case.check(role, own[role])
-
-
-class Stream(TorchRNG):
-    """Normal draws of a golden stream."""
-
-    def __init__(self, spec):
-        super().__init__()
-        self.random, self.skip = np.random.RandomState(spec["stream"]), spec["skip"]
-
-    def randn(self, shape, dtype=torch.float32, batch_dim=0):
-        for _ in range(self.skip):
-            self.random.standard_normal(list(shape))
-        self.skip = 0
-        return torch.from_numpy(self.random.standard_normal(list(shape)).astype(np.float32)).to(dtype)
 
 
 def sde_times(params):
