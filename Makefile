@@ -1,7 +1,7 @@
 # Two commands do everything on a fresh machine: `make demo` and `make test`. Both create .venv first, once.
 PYTHON ?= python3
 BIN := .venv/bin
-DEMO_MIMG ?= 0.0896
+DEMO_MIMG ?= 0.0448
 STAMP := .venv/.installed
 
 .PHONY: venv demo test test-slow test-portable margins lint format bench clean
