@@ -60,6 +60,8 @@ class Vocabulary:
         met: collects the names that the file used.
         other_class: function(name) for names not listed: as an entry of `classes`, or None to refuse.
         inert: function(module, attribute): whether this class makes empty `Record`s, whatever it is given or set to.
+        steps: opcode -> what it does to the machine, of opcodes that only some files need.
+        max_text: bytes of the longest text.
     """
 
     calls: Mapping[str, Callable[[tuple], Any]] = field(default_factory=dict)
@@ -70,6 +72,8 @@ class Vocabulary:
     met: set[str] = field(default_factory=set)
     other_class: Callable[[str], Callable[[], Any] | None] = lambda name: None
     inert: Callable[[str, str], bool] = lambda module, attribute: False
+    steps: Mapping[int, Callable[[_Machine], None]] = field(default_factory=dict)
+    max_text: int = MAX_TEXT
 
     def maker(self, name: str) -> Callable[[], Any] | None:
         """What makes an object of the class `name`."""
@@ -124,7 +128,7 @@ class _Machine:
                 if self.stack:
                     raise ValueError("the pickle ends with values left over")
                 return value
-            step = _STEPS.get(code)
+            step = _STEPS.get(code) or self.vocabulary.steps.get(code)
             if step is None or (code == 0x51 and self.vocabulary.persistent is None):
                 info = pickletools.code2op.get(chr(code))
                 name = info.name if info else f"0x{code:02x}"
@@ -144,8 +148,8 @@ class _Machine:
         return struct.unpack(layout, self.take(struct.calcsize(layout)))[0]
 
     def text(self, size: int) -> str:
-        if size > MAX_TEXT:
-            raise ValueError(f"the pickle declares a text of {size} bytes, more than the {MAX_TEXT} allowed")
+        if size > (most := self.vocabulary.max_text):
+            raise ValueError(f"the pickle declares a text of {size} bytes, more than the {most} allowed")
         try:
             return str(self.take(size), "utf-8", "surrogatepass")
         except UnicodeDecodeError:
@@ -218,10 +222,6 @@ class _Machine:
             raise ValueError("the pickle holds a dict with a key that has no value")
         for key, value in zip(items[::2], items[1::2], strict=True):
             target[key.text if isinstance(key, Name) and key.inert else plain_key(key)] = value
-
-    def set_item(self) -> None:
-        value, key = self.pop(), self.pop()
-        self.set_items([key, value])
 
     def name(self, module: Any, attribute: Any) -> None:
         if not (isinstance(module, str) and isinstance(attribute, str)):
@@ -311,7 +311,7 @@ _STEPS: dict[int, Callable[[_Machine], None]] = {
         "a": lambda m: _append(m, [m.pop()]),
         "e": lambda m: _append(m, m.pop_to_mark()),
         "}": lambda m: m.push({}),
-        "s": _Machine.set_item,
+        "s": lambda m: m.set_items([m.pop(), m.pop()][::-1]),
         "u": lambda m: m.set_items(m.pop_to_mark()),
         "\x8f": lambda m: m.push(set()),
         "\x90": lambda m: _add(m, m.pop_to_mark()),

@@ -1,114 +1,86 @@
-"""Pickles of plain values and numpy uint8 arrays, as CIFAR-10 is distributed, read without trusting them.
+"""Batches of CIFAR-10, pickled dicts of plain values and one numpy array, read by `torch_utils.pickles.machine`.
 
-A pickle may name any function and call it. This reader knows the few names that numpy writes and maps them to inert
-classes of its own: bytes and a shape are kept, numpy itself is never called by the file. Every other name is refused.
-Files of numpy 1 and 2 and of Python 2 (byte strings for text) are understood.
+Nothing in them is run: the few names that numpy writes become inert values, every other name is refused. Files of numpy
+1 and 2, of Python 3 and of Python 2 (byte strings for text) are understood.
 """
 
 from __future__ import annotations
 
-import io
-import pickle
-import struct
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-__all__ = ["load_plain"]
+from torch_utils.pickles.machine import Budget, Vocabulary, run
+
+__all__ = ["read_batch"]
+
+_BYTES = object()  # stands for the element type of pixels
+_CLASS = object()  # stands for numpy.ndarray
 
 
-class _Dtype:
-    """Stands for numpy.dtype: keeps its name, ignores its state."""
-
-    def __init__(self, name: Any = None, *_: Any) -> None:
-        self.name = name.decode("latin1") if isinstance(name, bytes) else name
-
-    def __setstate__(self, state: Any) -> None:
-        pass
-
-
+@dataclass(eq=False)
 class _Array:
-    """Stands for numpy.ndarray: keeps shape, element type, order and bytes."""
+    """What an array was made from: raw bytes (or text, a byte a character), element type, shape, order."""
 
-    def __init__(self) -> None:
-        self.fields: tuple[Any, ...] = ()
-
-    def __setstate__(self, state: Any) -> None:
-        _, shape, dtype, fortran, raw = state
-        self.fields = (raw, dtype, shape, "F" if fortran else "C")
+    raw: Any = b""
+    dtype: Any = None
+    shape: Any = (0,)
+    order: Any = "C"
 
     def restore(self) -> np.ndarray:
-        raw, dtype, shape, order = self.fields
-        if not isinstance(dtype, _Dtype) or dtype.name != "u1":
+        if self.dtype is not _BYTES:
             raise ValueError("its array is not uint8")
-        return np.frombuffer(raw, np.uint8).reshape(shape, order=order)
+        if type(self.shape) is not tuple or not all(type(n) is int and n >= 0 for n in self.shape):
+            raise ValueError("its array has no shape")
+        raw = self.raw.encode("latin1") if isinstance(self.raw, str) else self.raw
+        return np.frombuffer(raw, np.uint8).reshape(self.shape, order="F" if self.order == "F" else "C")
 
 
-def _from_buffer(*fields: Any) -> _Array:
-    array = _Array()
-    array.fields = fields
-    return array
+def _build(value: Any, state: Any) -> None:
+    if isinstance(value, _Array) and type(state) is tuple and len(state) == 5:
+        _, value.shape, value.dtype, fortran, value.raw = state
+        value.order = "F" if fortran else "C"
+    elif value is not _BYTES:  # whose byte order says nothing
+        raise ValueError("it sets the state of something that is not an array")
 
 
-def _reconstruct(*_: Any) -> _Array:
-    return _Array()
+_MODULES = ("numpy.core", "numpy._core")
+_NUMPY = Vocabulary(
+    calls={
+        "numpy.dtype": lambda given: _BYTES if given[:1] == ("u1",) else None,
+        # How Python 3 writes bytes in old protocols: as text, and never in another encoding.
+        "_codecs.encode": lambda given: given[0] if given else None,
+        **{f"{module}.multiarray._reconstruct": lambda given: _Array() for module in _MODULES},
+        **{f"{module}.numeric._frombuffer": lambda given: _Array(*given[:4]) for module in _MODULES},
+    },
+    values={"numpy.ndarray": _CLASS},
+    build=_build,
+    steps={
+        ord("U"): lambda m: m.push(str(m.take(m.number("<B")), "latin1")),  # Python 2: keys and names
+        ord("T"): lambda m: m.push(m.take(m.number("<I"))),  # Python 2: pixels
+        0x96: lambda m: m.push(m.take(m.number("<Q"))),  # protocol 5: pixels
+    },
+    max_text=1 << 26,  # 10,000 images as text
+)
 
 
-def _encode(text: str, encoding: str) -> bytes:
-    return text.encode("latin1")  # how Python 3 writes bytes in old protocols; never another encoding
-
-
-_NAMES = {
-    ("numpy", "ndarray"): _Array,
-    ("numpy", "dtype"): _Dtype,
-    ("_codecs", "encode"): _encode,
-    **{(f"numpy.{core}.multiarray", "_reconstruct"): _reconstruct for core in ("core", "_core")},
-    **{(f"numpy.{core}.numeric", "_frombuffer"): _from_buffer for core in ("core", "_core")},
-}
-
-
-# The Python class, not its C twin: that one allocates tables of any size a file asks for.
-class _Reader(pickle._Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _NAMES:
-            raise ValueError(f"it asks for {ascii(module)[1:81]}.{ascii(name)[1:81]}, which image data has no need of")
-        return _NAMES[module, name]
-
-    def persistent_load(self, pid: Any) -> Any:
-        raise ValueError("it refers to data outside of itself")
-
-    def load_build(self) -> None:
-        if not isinstance(self.stack[-2], _Array | _Dtype):  # else it could set attributes of the functions above
-            raise ValueError("it sets the state of something that is not an array")
-        super().load_build()
-
-    def load_bytearray8(self) -> None:
-        self.append(self.read(struct.unpack("<Q", self.read(8))[0]))  # never allocates more than the file has
-
-    dispatch = {  # noqa: RUF012
-        **pickle._Unpickler.dispatch,
-        pickle.BUILD[0]: load_build,
-        pickle.BYTEARRAY8[0]: load_bytearray8,
-    }
-
-
-def load_plain(data: bytes, name: str) -> Any:
-    """The value of a pickle; text keys of a dict as str, arrays as numpy.
+def read_batch(pickled: bytes, name: str) -> tuple[np.ndarray, list[Any]]:
+    """Images uint8 `[n, 3072]` and labels of a batch; nothing in it is executed.
 
     Args:
-        data: the whole pickle.
+        pickled: the whole file.
         name: of the file, for messages.
 
     Raises:
-        ValueError: a name that is not allowed, damaged data, arrays that are not uint8.
+        ValueError: a name that is not allowed, damaged data, or no batch.
     """
     try:
-        value = _Reader(io.BytesIO(data), encoding="bytes").load()
-        if not isinstance(value, dict):
-            return value
-        plain = {key.decode("latin1") if isinstance(key, bytes) else key: item for key, item in value.items()}
-        return {key: item.restore() if isinstance(item, _Array) else item for key, item in plain.items()}
-    except MemoryError:
-        raise
-    except Exception as error:  # damaged pickles raise nearly every type there is
-        raise ValueError(f"{name} cannot be read: {' '.join(str(error).split()) or type(error).__name__}") from error
+        value, _ = run(memoryview(pickled), 0, _NUMPY, Budget())
+        data, labels = (value.get(key) if isinstance(value, dict) else None for key in ("data", "labels"))
+        images = data.restore() if isinstance(data, _Array) else None
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{name} cannot be read: {error}") from error
+    if images is None or images.ndim != 2 or images.shape[1] != 3072 or not isinstance(labels, list):
+        raise ValueError(f"{name} is not a batch of CIFAR-10: it needs `data` [n,3072] and a list `labels`")
+    return images, labels

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from training.data.cifar_pickle import load_plain
+from training.data.cifar_pickle import read_batch
 
 __all__ = ["Source", "open_cifar10", "open_digits", "open_lmdb", "open_lsun", "open_mnist"]
 
@@ -123,12 +123,7 @@ def open_cifar10(path: Path, split: str | None, labels: str) -> Source:
     extremes: list[int] = []
     targets: list[Any] = []
     for name in wanted:
-        batch = load_plain(members[name], f"{name} of {path}")
-        data, numbers = (batch.get(key) if isinstance(batch, dict) else None for key in ("data", "labels"))
-        if not isinstance(data, np.ndarray) or data.ndim != 2 or data.shape[1] != 3072 or not isinstance(numbers, list):
-            raise ValueError(
-                f"{name} of {path} is not a batch of CIFAR-10: it needs `data` [n,3072] and a list `labels`"
-            )
+        data, numbers = read_batch(members[name], f"{name} of {path}")
         images += list(data.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
         extremes += [data.min(initial=255), data.max(initial=0)]
         targets += numbers

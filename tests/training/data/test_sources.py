@@ -223,6 +223,8 @@ def test_cifar_pickle_runs_nothing(tmp_path):
         lambda batch: b"\x80\x05\x96" + b"\xff" * 7 + b"\x00",  # a byte array of 2**56 bytes
         lambda batch: b"\x80\x02K\x01r\xff\xff\xff\x7f.",  # memo entry two billion
         lambda batch: b"\x80\x02cnumpy\ndtype\n}b.",  # state for a class
+        lambda batch: python2_pickle(batch).replace(b"\x89T", b"\x89K\x07T", 1),  # a value too many
+        lambda batch: python2_pickle(batch).replace(b"U\x02u1", b"U\x02i1"),  # not uint8
         lambda batch: pickle.dumps([1, 2]),
         lambda batch: pickle.dumps({"data": np.zeros((10, 3072)), "labels": [1] * 10}),
         lambda batch: pickle.dumps({"data": np.zeros(7, np.uint8), "labels": [1] * 10}),
