@@ -1,9 +1,8 @@
 """Checkpoints of this project: tensors and JSON in one file, nothing that could be executed.
 
 A file is one `torch.save` archive of plain containers: format name, version, kind ("snapshot" to share, "state" to
-resume), `info` as JSON text, library versions, SHA-256 of the tensors, and the payload. It loads with
-`torch.load(weights_only=True)`; `load` reads it through the stricter reader of `torch_pickle`. Files appear whole or
-not at all, and the newest complete one wins. `.safetensors` holds the same tensors and JSON without any pickle.
+resume), `info` as JSON text, library versions, SHA-256 of the tensors, and the payload. `torch.load(weights_only=True)`
+loads it, `load` by a stricter reader. `.safetensors` holds the same tensors and JSON without any pickle.
 
     python -m networks.describe FILE       what a file holds, ours or foreign, without running anything in it
 """
@@ -25,7 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from torch_utils.files import atomic_write, map_file, numbered, retain, write_json
+from torch_utils.files import atomic_write, map_file, numbered
 from torch_utils.pickles.foreign import naming
 from torch_utils.pickles.machine import MAX_OPERATIONS, MAX_TEXT, plain_key, shown
 from torch_utils.pickles.torch_files import DTYPES, TorchReader, check_aliasing
@@ -33,19 +32,16 @@ from torch_utils.pickles.tree import check_tree
 
 __all__ = [
     "Contents",
-    "atomic_write",
     "from_value",
     "is_safetensors",
     "load",
     "load_safetensors",
     "named",
     "newest",
-    "retain",
     "save",
     "save_safetensors",
     "tensor_hash",
     "unwrapped",
-    "write_json",
 ]
 
 FORMAT = "fewstep"

@@ -57,6 +57,7 @@ PRECONDITIONERS = {
 }  # fmt: skip
 
 P_MEAN = EDMLoss.P_mean
+EMA_RAMPUP = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +88,10 @@ class EDMOptions(CoefficientOptions, CommonOptions):
         None, "Std of the data (EDM); default 0.5, of points their root mean square", metavar="FLOAT", above=0
     )
 
+    ema_rampup: float | None = opt(
+        None, f"EMA half-life is at most this share of the images seen; 0 = no ramp-up [default: {EMA_RAMPUP}; 0 with "
+        "--transfer]", metavar="RATIO", at_least=0,
+    )  # fmt: skip
     coefficient_sampler: str | None = opt(
         None, "edm_gamma: random coefficients as defined, or with the flaws of the published code [default: defined]",
         choices=list(COEFFICIENT_SAMPLERS),
@@ -192,8 +197,8 @@ def build(options: EDMOptions, dataset: ImageDataset, device: torch.device) -> M
         name="edm",
         modules={"net": net},
         phases=(common.adam_phase(loss, options),),
-        # A transferred model is not a random start to be forgotten: no ramp-up of the half-life.
-        averages=common.averages(options, rampup=not options.transfer),
+        # A transferred model is not a random start to be forgotten: by default, no ramp-up of the half-life.
+        averages=common.averages(options, rampup=0 if options.transfer else EMA_RAMPUP),
         save=common.save,
         preview=preview_of(dataset),
         flops_per_image=3 * cost.flops,
