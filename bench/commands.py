@@ -9,6 +9,8 @@ from pathlib import Path
 
 import click
 
+from torch_utils.provenance import differences, read_record, write_record
+
 __all__ = ["call", "trained"]
 
 ROOT = Path(__file__).parents[1]
@@ -24,9 +26,19 @@ def call(script: str, arguments: str) -> None:
 
 
 def trained(run: Path, script: str, arguments: str) -> Path:
-    """The last snapshot of a training run; `run.done` says that it is finished, else the command starts or goes on."""
-    done = run.with_name(run.name + ".done")
-    if not done.exists():
+    """The last snapshot of a training run; a record in it says that it is finished, else the command starts or goes on.
+
+    Raises:
+        click.ClickException: another command finished there.
+    """
+    record = {"script": script, "arguments": arguments}
+    found = read_record(run)
+    if found is None:
         call(script, f"{arguments} --outdir={run} --nosubdir")
-        done.touch()
+        write_record(run, record)
+    elif differences(found, record):
+        raise click.ClickException(
+            f"{run} is finished by another command ({found.get('script')} {found.get('arguments')}): give another "
+            "--outdir, or remove it"
+        )
     return max(run.glob("network-snapshot-*.pkl"))

@@ -13,6 +13,7 @@ seeds make it. Results: OUTDIR/results.json and a table.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import statistics
@@ -25,6 +26,7 @@ from scipy.stats import t as student
 from bench import commands
 from torch_utils.cli import Command, IntList
 from torch_utils.files import write_json
+from torch_utils.provenance import digest
 from torch_utils.report.page import Table
 
 DENOISER = (
@@ -45,8 +47,10 @@ VARIANTS = {
 }
 
 
-def distance(file: Path, network: Path, options: str, ref: Path, num: int) -> float:
-    """Fréchet distance of `num` samples, measured once and kept in `file`."""
+def distance(folder: Path, name: str, network: Path, options: str, ref: Path, num: int) -> float:
+    """Fréchet distance of `num` samples, measured once and kept in a file whose name changes with what is measured."""
+    hashes = [hashlib.sha256(path.read_bytes()).hexdigest() for path in (network, ref)]
+    file = folder / f"{name}-{digest({'files': hashes, 'options': options, 'num': num})}.json"
     if not file.exists():
         what = f"--network={network} {options} --num={num}"
         commands.call("fid.py", f"calc {what} --ref={ref} --features=pixels --batch=500 --json={file}")
@@ -66,7 +70,7 @@ def measure(folder: Path, seed: int, variant: str, *, mimg: float, kimg: float, 
     if variant in VARIANTS:
         options = f"--network={network} {TRAJECTORY} --kimg={kimg} {VARIANTS[variant]}"
         network = commands.trained(own / variant, "train_trajectory.py", f"{common} {options}")
-    return distance(own / f"{variant}-{num}.json", network, SAMPLED.get(variant, ""), ref, num)
+    return distance(own, variant, network, SAMPLED.get(variant, ""), ref, num)
 
 
 def interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:

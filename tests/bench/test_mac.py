@@ -52,6 +52,23 @@ def test_finished_runs_are_skipped(calls, tmp_path):
     assert not any(script == "train.py" for script, _ in calls)
 
 
+def test_what_another_command_made_is_not_taken(calls, tmp_path):
+    arguments = [f"--outdir={tmp_path}", "--seeds=0", "--variants=C-lean"]
+    assert CliRunner().invoke(mac.main, arguments).exit_code == 0
+    calls.clear()
+    assert CliRunner().invoke(mac.main, [*arguments, "--num=100"]).exit_code == 0
+    assert [script for script, _ in calls] == ["fid.py"] * 3
+    (tmp_path / "seed0" / "denoiser" / "network-snapshot-000089.pkl").write_text("other weights")
+    calls.clear()
+    assert CliRunner().invoke(mac.main, [*arguments, "--num=100"]).exit_code == 0
+    assert [script for script, _ in calls] == ["fid.py"] * 2
+    calls.clear()
+    result = CliRunner().invoke(mac.main, [*arguments, "--mimg=0.2"])
+    assert result.exit_code == 1
+    assert "is finished by another command (train.py edm" in result.output
+    assert not calls
+
+
 def test_unknown_variant(tmp_path):
     result = CliRunner().invoke(mac.main, [f"--outdir={tmp_path / 'x'}", "--variants=D"])
     assert result.exit_code == 1

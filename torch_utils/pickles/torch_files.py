@@ -72,7 +72,7 @@ YOUNG_TYPES = {f"torch.{name}": getattr(torch, name) for name in _YOUNG if hasat
 
 
 class TorchReader:
-    """Reads one file. `calls`, `classes` and `build` may be extended before reading (see `torch_utils.pickles.foreign`).
+    """Reads one file. `calls`, `classes` and `build` may be extended before reading, as `foreign` does.
 
     Args:
         view: all bytes of the file.

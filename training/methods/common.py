@@ -72,7 +72,7 @@ def adam_phase(
 
 
 def averages(options: LearningOptions, *, rampup: float = 0) -> dict[str, Average]:
-    """The averages of "net": "ema" of `--ema` and `--ema-rampup` (or `rampup`, if not given), and those of `--phema`."""
+    """The averages of "net": "ema" by `--ema` and `--ema-rampup` (default: `rampup`), and those of `--phema`."""
     halflife, ratio = options.ema * 1e6, rampup if options.ema_rampup is None else options.ema_rampup
     ema = Average("net", lambda nimg, batch: halflife_beta(nimg, batch, halflife, ratio or None))
     return {"ema": ema, **phema.averages(options.phema, "net")}

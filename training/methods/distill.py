@@ -27,6 +27,7 @@ from samplers.planning.options import SamplerOptions
 from torch_utils import distributed as dist
 from torch_utils.images import from_uint8, make_grid, save_image, to_uint8
 from torch_utils.options import OptionGroup, opt
+from torch_utils.provenance import MADE_BY, read_record
 from training.data.pairs import PairDataset, find_folders
 from training.method import Batch, LossOut, Method
 from training.methods import common
@@ -83,6 +84,21 @@ def open_pairs(options: DistillOptions) -> PairDataset:
     if options.test_z_dir is not None and options.test_data is None:
         raise ValueError("--test-z-dir is the noise of --test-data: give both, or neither")
     return PairDataset(*find_folders(options.data, options.z_dir))
+
+
+def _check_teacher(net: nn.Module, options: DistillOptions) -> None:
+    """Refuse pairs of which a record beside them says that another network made them."""
+    weights = Field(net).weights_hash()
+    folders = find_folders(options.data, options.z_dir)
+    if options.test_data is not None:
+        folders += find_folders(options.test_data, options.test_z_dir)
+    for folder in folders:
+        made_by = (read_record(folder) or {}).get("network")
+        if isinstance(made_by, dict) and made_by.get("weights") not in (None, weights):
+            raise ValueError(
+                f"{folder} was not made by --network={options.network} but by a network with other weights "
+                f"({MADE_BY}): give the network that made the pairs"
+            )
 
 
 def one_step(net: Field | Callable[..., Tensor], noise: Tensor) -> Tensor:
@@ -142,6 +158,7 @@ def build(options: DistillOptions, dataset: PairDataset, device: torch.device) -
         )
     if net.label_dim:
         raise ValueError("the teacher is class-conditional, and pairs hold no classes: give an unconditional network")
+    _check_teacher(net, options)
     one_step(net, torch.zeros(1, *shape))  # fails now, with a sentence, where the model is of the wrong kind
     cost = common.training_cost(net)
     loss_fn = reconstruction_loss(options.loss, device)

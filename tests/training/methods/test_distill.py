@@ -112,6 +112,24 @@ def test_whole_command(pairs):
         assert picture.size == (32, 8)
 
 
+def test_pairs_of_another_network_are_refused(pairs, tmp_path):
+    """What generate.py wrote names its network; the one that made the pairs is taken, in any precision."""
+    made = ["--seeds=0-3", "--N=1", "--device=cpu", "--precision=bf16"]
+    made += [f"--outdir={tmp_path / 'p/samples'}", f"--save-latents={tmp_path / 'p/zs'}"]
+    generate.main([f"--network={pairs / 'teacher.pkl'}", *made], standalone_mode=False)
+    found = options(pairs, data=str(tmp_path / "p"))
+    build(found, open_pairs(found), torch.device("cpu"))
+    net = flow()
+    next(net.parameters()).data += 0.1
+    networks.save_network(tmp_path / "other.pkl", net)
+    other = options(pairs, data=str(tmp_path / "p"), network=str(tmp_path / "other.pkl"))
+    with pytest.raises(ValueError, match=r"p/samples was not made by --network=.*other\.pkl"):
+        build(other, open_pairs(other), torch.device("cpu"))
+    tested = options(pairs, network=str(tmp_path / "other.pkl"), test_data=str(tmp_path / "p"))
+    with pytest.raises(ValueError, match="p/samples was not made by"):
+        build(tested, open_pairs(tested), torch.device("cpu"))
+
+
 def test_averages_that_are_asked_for_are_kept(pairs):
     """Of the last steps, and of a share of all: --ema, --ema-rampup and --phema are heard."""
     args = ["distill", f"--data={pairs}", f"--network={pairs / 'teacher.pkl'}", "--nosubdir", "--duration=0.001"]
