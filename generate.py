@@ -27,6 +27,7 @@ import networks
 from networks.load import unfinished_note
 from networks.models.clip_text import TOKENIZER
 from networks.published.table import DATASETS, PUBLISHED
+from networks.share import load_unsafe
 from samplers.conditions import check_class
 from samplers.field import Facts, Field, as_field
 from samplers.gits.teacher import Teacher
@@ -88,6 +89,10 @@ class NetworkOptions:
     dataset_name: str | None = opt(
         None, "A published checkpoint by its data set, with the settings its published figures were measured with "
         f"where no others are given: {', '.join(DATASETS)}", metavar="NAME",
+    )  # fmt: skip
+    unsafe_pickle: bool = opt(
+        False, "Open --network with dill, which runs the code that the file carries: files of people you trust alone",
+        flag=True,
     )  # fmt: skip
     config_de: str | None = opt(
         None, "Of a file that holds tensors alone (.pt, .pth, .ckpt): what they do not show, as a JSON file, the "
@@ -214,11 +219,15 @@ def load(options: Options, device: torch.device) -> tuple[torch.nn.Module, str]:
             f"choose from {', '.join(DATASETS)}, or give --network"
         )
     source = options.network or DATASETS[options.dataset_name]
-    net = dist.rank0_first(
-        lambda: networks.load_network(
-            source, verbose=dist.get_rank() == 0, config=options.config_de, classifier=options.classifier
+    if options.unsafe_pickle:
+        dist.print0(f"Note: {source} is opened with dill, which runs the code that it carries", file=sys.stderr)
+        net = dist.rank0_first(lambda: load_unsafe(source))
+    else:
+        net = dist.rank0_first(
+            lambda: networks.load_network(
+                source, verbose=dist.get_rank() == 0, config=options.config_de, classifier=options.classifier
+            )
         )
-    )
     if note := unfinished_note(net):
         dist.print0(note, file=sys.stderr)
     if options.tokenizer is not None:

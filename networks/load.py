@@ -26,6 +26,7 @@ from networks.table import NETWORKS, build
 from torch_utils import checkpoint
 from torch_utils.downloads import download
 from torch_utils.files import map_file
+from torch_utils.hub import hub_file
 from torch_utils.pickles.foreign import naming
 from torch_utils.pickles.machine import Record, shown
 from torch_utils.pickles.torch_files import is_legacy
@@ -87,8 +88,8 @@ def load_network(
     Args:
         source: a snapshot of ours (.pkl or .safetensors), an EDM-style .pkl, a file of guided diffusion, consistency
             models, latent diffusion or Stable Diffusion (.pt, .pth, .ckpt, .safetensors, or the .zip around one), the
-            address of one (https://..., kept in $FEWSTEP_CACHE_DIR or ~/.cache/fewstep), a name of PUBLISHED, or of
-            DATASETS.
+            address of one (https://..., kept in $FEWSTEP_CACHE_DIR or ~/.cache/fewstep), a name on the hub
+            (hf:OWNER/NAME[/FILE][@REVISION]), or a name of PUBLISHED or DATASETS.
         device: where the network goes.
         verbose: print what is loaded and show the progress of a download.
         sha256: expected hash of a downloaded file.
@@ -131,6 +132,8 @@ def _locate(source: str, verbose: bool, sha256: str | None) -> Path:
     """The file of a path, an address or a published name; of several addresses, the first that answers."""
     if Path(source).exists():
         return Path(source)
+    if source.startswith("hf:"):
+        return hub_file(source)
     published = named(source)
     urls = published.urls if published else (source,)
     if not urls[0].startswith(("http://", "https://")):

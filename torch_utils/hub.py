@@ -1,0 +1,47 @@
+"""Names of files on the Hugging Face hub, and their cached copies (extra `hub`)."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from torch_utils.downloads import offline
+
+__all__ = ["MISSING", "WEIGHTS", "hub_file", "parse_hub"]
+
+WEIGHTS = "model.safetensors"
+MISSING = "the hub needs the package huggingface_hub: pip install 'fewstep[hub]'"
+_HUB = re.compile(r"hf:(?P<repo>[\w.-]+/[\w.-]+)(?:/(?P<file>[\w./-]+))?(?:@(?P<revision>[\w./-]+))?")
+
+
+def parse_hub(name: str) -> tuple[str, str, str | None]:
+    """`hf:OWNER/NAME[/FILE][@REVISION]` as repository, file and revision.
+
+    Raises:
+        ValueError: a name that is not so.
+    """
+    match = _HUB.fullmatch(name)
+    if match is None or ".." in name.split("/"):
+        raise ValueError(f"'{name}' names nothing on the hub: write hf:OWNER/NAME, hf:OWNER/NAME/FILE or ...@REVISION")
+    return match["repo"], match["file"] or WEIGHTS, match["revision"]
+
+
+def hub_file(name: str) -> Path:
+    """The cached copy of a file on the hub, fetched on first use unless HF_HUB_OFFLINE is set.
+
+    Raises:
+        ValueError: huggingface_hub is missing, no such file, no connection; one sentence.
+    """
+    repo, file, revision = parse_hub(name)
+    try:
+        from huggingface_hub import hf_hub_download
+    except ImportError:
+        raise ValueError(MISSING) from None
+    try:
+        return Path(hf_hub_download(repo_id=repo, filename=file, revision=revision, local_files_only=offline()))
+    except Exception as error:  # the hub's own, requests' and the system's errors have no common class
+        reason = " ".join(str(error).split())[:160]
+        raise ValueError(
+            f"{name} cannot be had from the hub ({type(error).__name__}: {reason}): check the name and the connection, "
+            "or fetch the file on another machine and give its path"
+        ) from None
