@@ -13,8 +13,10 @@ if __name__ == "__main__":
 import os
 import re
 import warnings
+from pathlib import Path
 
 import click
+from tqdm import tqdm
 
 from torch_utils.cli import Command
 from training.data.sources import LAYOUTS, open_source
@@ -102,6 +104,15 @@ class Size(click.ParamType):
     "Their numbers stay unused.",
 )  # fmt: skip
 @click.option(
+    "--encode", metavar="NETWORK", help="Write latents instead of images: what the autoencoder of this latent model (a "
+    "file or a name of docs/models.md) makes of them, as .npy files.",
+)  # fmt: skip
+@click.option("--encode-config", metavar="FILE", help="What the tensors of NETWORK do not show: a JSON or YAML file.")
+@click.option("--encode-flips", is_flag=True, help="Latents of mirrored images too.")
+@click.option("--encode-dtype", type=click.Choice(["float16", "float32"]), default="float32", help="Of the latents.")
+@click.option("--encode-batch", type=click.IntRange(min=1), default=16, metavar="N", help="Images at once.")
+@click.option("--device", default="auto", metavar="DEVICE", help="Where latents are computed: cpu, cuda or auto.")
+@click.option(
     "--workers", type=click.IntRange(1, 256), metavar="N", default=lambda: os.cpu_count() or 1,
     show_default="number of cores", help="Threads; the output does not depend on it.",
 )  # fmt: skip
@@ -119,6 +130,12 @@ def main(
     exif: str,
     any_size: bool,
     skip_broken: bool,
+    encode: str | None,
+    encode_config: str | None,
+    encode_flips: bool,
+    encode_dtype: str,
+    encode_batch: int,
+    device: str,
     workers: int,
 ) -> None:
     """Convert images from SOURCE to a data set at DEST for training and FID.
@@ -129,6 +146,11 @@ def main(
     """
     function = make_transform(transform, resolution, resize_filter)
     target = check_destination(dest, source)
+    if encode is not None and target.suffix != ".zip":
+        raise ValueError(f"--encode writes a zip of latents, and --dest={dest} does not end in .zip")
+    if encode is None and (encode_config is not None or encode_flips):
+        raise ValueError("--encode-config and --encode-flips shape what --encode writes: give --encode as well")
+    pixels = target if encode is None else target.with_name(f".{target.stem}-pixels.zip")
     opened = open_source(source, layout=layout, split=split, labels=labels)
     click.echo("\n".join((opened.description, *opened.notes)))
     try:
@@ -138,7 +160,7 @@ def main(
             )  # PIL's remarks about damaged metadata name no file and tear the progress bar
             summary = convert(
                 opened,
-                target,
+                pixels,
                 function,
                 background=background,
                 exif=exif,
@@ -149,7 +171,34 @@ def main(
             )
     finally:
         opened.close()
-    click.echo(_report(summary, dest, exif, opened.label_file))
+    click.echo(_report(summary, dest if encode is None else "a temporary file", exif, opened.label_file))
+    if encode is not None:
+        try:
+            click.echo(_encode(pixels, target, encode, encode_config, encode_flips, encode_dtype, encode_batch, device))
+        finally:
+            pixels.unlink(missing_ok=True)
+
+
+def _encode(
+    pixels: Path, dest: Path, source: str, config: str | None, flips: bool, dtype: str, batch: int, device: str
+) -> str:  # fmt: skip
+    """Latents of the images in `pixels`; returns what to say."""
+    import networks  # with PyTorch, which images alone do not need
+    from torch_utils.distributed import process_group
+    from training.data.image_dataset import ImageDataset
+    from training.data.latents import encode_dataset
+
+    net = networks.load_network(source, config=config, verbose=True)
+    dataset = ImageDataset(pixels, use_labels=True)
+    try:
+        with process_group(device) as where, tqdm(total=len(dataset), unit="img", desc="Encoding") as bar:
+            about = encode_dataset(
+                dataset, net, dest, flips=flips, dtype=dtype, batch=batch, device=where, progress=bar.update
+            )
+    finally:
+        dataset.close()
+    shape = "x".join(map(str, about["shape"]))
+    return f"Wrote {about['kind']} {shape} of {len(dataset)} images{' and their mirrors' * flips} to {dest}"
 
 
 def _report(summary: Summary, dest: str, exif: str, label_file: str) -> str:
