@@ -8,6 +8,7 @@ NETWORKS must therefore work on the meta device. Nothing in a file is executed (
 
 from __future__ import annotations
 
+import difflib
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -137,9 +138,11 @@ def _locate(source: str, verbose: bool, sha256: str | None) -> Path:
     published = named(source)
     urls = published.urls if published else (source,)
     if not urls[0].startswith(("http://", "https://")):
+        names = [*PUBLISHED, *DATASETS]
+        near = difflib.get_close_matches(Path(source).stem, names, n=3) or list(DATASETS)[:3]
         raise ValueError(
             f"'{source}' is neither a file nor a known checkpoint: give the path of a .pkl or .safetensors file, "
-            f"an address that begins with https://, or one of {', '.join([*PUBLISHED, *DATASETS])}"
+            f"an address that begins with https://, or one of {len(names)} names as {', '.join(near)} (docs/models.md)"
         )
     sha256 = sha256 or (published.sha256 if published else None)
     for url in urls[:-1]:
