@@ -1,10 +1,13 @@
 """The documentation names what is there: files, folders, modules, links and headings of docs/*.md and README.md."""
 
 import ast
+import importlib
 import re
+import shlex
 from functools import cache
 from pathlib import Path
 
+import click
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -13,6 +16,7 @@ PACKAGES = ("networks", "samplers", "training", "torch_utils", "bench", "tests",
 PATH = re.compile(rf"(?<![\w./{{-])(?:(?:{'|'.join(PACKAGES)})/[\w./*-]*|[a-z]\w*\.py(?![\w/]))")
 MODULE = re.compile(rf"(?<![\w./-])(?:{'|'.join(PACKAGES)})(?:\.[A-Za-z_]\w*)+")
 IMPORT = re.compile(rf"^ *from ((?:{'|'.join(PACKAGES)})[\w.]*) import ([\w, ]+)$", re.MULTILINE)
+COMMAND = re.compile(r"^ *(?:\w+=\S+ )*(python|torchrun) (.*)$", re.MULTILINE)
 LINK = re.compile(r"\]\(([^)#\s]*)(?:#([^)\s]*))?\)")
 
 
@@ -60,6 +64,27 @@ def exists(dotted, root=ROOT):
     return True
 
 
+def commands(text):
+    """`(module, arguments)` of our own programs in the code blocks of a page, up to a comment or a pipe."""
+    for block in re.findall(r"^ *```\w*\n(.*?)^ *```", text, re.MULTILINE | re.DOTALL):
+        for program, line in COMMAND.findall(re.sub(r"\\\n\s*", "", block)):
+            words = shlex.split(re.split(r" #|[;|&]", line)[0], comments=False)
+            if program == "torchrun":
+                words = words[next(i for i, word in enumerate(words) if not word.startswith("-")) :]
+            module = words.pop(1) if words[0] == "-m" else words[0].removesuffix(".py")
+            if (ROOT / f"{module.replace('.', '/')}.py").exists():
+                yield module, words[1:]
+
+
+def parse(module, arguments):
+    """Read a command line as its program does, without running it; click's UsageError where it would be refused."""
+    command = importlib.import_module(module).main
+    if isinstance(command, click.Group):
+        name, *rest = arguments if not arguments[0].startswith("-") else [command.default, *arguments]
+        command, arguments = command.commands[name], rest
+    command.make_context(module, list(arguments))
+
+
 def slug(heading):
     """The anchor of a heading, as on the pages that GitHub makes."""
     return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
@@ -97,6 +122,17 @@ def test_links_lead_somewhere(page):
     assert list(broken_links(page)) == []
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_commands_are_understood(page):
+    refused = []
+    for module, arguments in commands(page.read_text()):
+        try:
+            parse(module, arguments)
+        except (click.UsageError, KeyError) as error:
+            refused.append(f"{module} {shlex.join(arguments)}: {error}")
+    assert not refused, "\n".join(refused)
+
+
 def test_readme_lists_every_page():
     linked = {target for target, _ in LINK.findall((ROOT / "README.md").read_text())}
     pages = {f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md")}
@@ -125,6 +161,12 @@ def test_the_checks_can_fail(tmp_path):
     assert [exists(name) for name in modules(text)] == [True, False, False]
     assert exists("samplers.planning.plan.KINDS")
     assert not exists("samplers.planning.plan.LOST")
+    found = list(
+        commands("```\nA=1 python fid.py calc \\\n    --lost # why\npython other.py\n```\npython fid.py ref\n")
+    )
+    assert found == [("fid", ["calc", "--lost"])]
+    with pytest.raises(click.UsageError):
+        parse(*found[0])
     page = tmp_path / "page.md"
     page.write_text("# One heading\n[a](#one-heading) [b](#two) [c](lost.md) [d](https://example.org)\n")
     assert list(broken_links(page)) == ["#two", "lost.md"]
