@@ -121,7 +121,7 @@ class Distance:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Device:
+class ContestDevice:
     group: ClassVar = OptionGroup("Device", "Where and how fast.", rank=3)
 
     batch: int = opt(256, "Most images at once on one process", metavar="INT", at_least=1)
@@ -129,7 +129,7 @@ class Device:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompareOptions(Device, Distance, Errors, Contest):
+class CompareOptions(ContestDevice, Distance, Errors, Contest):
     """All options of `compare`."""
 
 

@@ -107,7 +107,7 @@ class Measurement:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Device:
+class MeasurementDevice:
     group: ClassVar = OptionGroup("Device", "Where and how fast.", rank=7)
 
     batch: int = opt(64, "Images at once on one process", metavar="INT", at_least=1)
@@ -115,16 +115,16 @@ class Device:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CalcOptions(Device, SamplerOptions, Measurement, Sampled, CalcFiles):
+class CalcOptions(MeasurementDevice, SamplerOptions, Measurement, Sampled, CalcFiles):
     """All options of `calc`."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class RefOptions(Device, SamplerOptions, Measurement, Sampled, RefFiles):
+class RefOptions(MeasurementDevice, SamplerOptions, Measurement, Sampled, RefFiles):
     """All options of `ref`."""
 
 
-class Source(NamedTuple):
+class Pictures(NamedTuple):
     """Images: how many over all processes, their `(C, H, W)`, and this process's share, uint8 `[B, C, H, W]` each."""
 
     num: int
@@ -173,7 +173,7 @@ def ref(options: RefOptions) -> None:
 
 def _source(
     options: CalcOptions | RefOptions, name: str, path: str | None, num: int | None, device: torch.device
-) -> Source:
+) -> Pictures:
     """The images that the options name: those at `path` (option `name`), or a network's."""
     if (path is None) == (options.network is None):
         raise ValueError(f"give either --{name} or --network: {'both are given' if path else 'neither is given'}")
@@ -188,7 +188,7 @@ def _source(
     return _images(path, num, options.seed, options.batch)
 
 
-def _images(path: str, num: int | None, seed: int, batch: int) -> Source:
+def _images(path: str, num: int | None, seed: int, batch: int) -> Pictures:
     """`num` of the images at a path, a random subset where there are more; all of them with num=None."""
     opened = NpzImages(path) if Path(path).suffix.lower() == ".npz" else ImageDataset(path)
     found = len(opened)
@@ -197,10 +197,10 @@ def _images(path: str, num: int | None, seed: int, batch: int) -> Source:
     indices = subset_indices(found, num, seed).tolist()
     share = split_evenly(len(indices), dist.get_world_size())[dist.get_rank()]
     read = opened.images if isinstance(opened, NpzImages) else partial(decoded, opened)
-    return Source(len(indices), tuple(opened.image_shape), read(indices[share.start : share.stop], batch))
+    return Pictures(len(indices), tuple(opened.image_shape), read(indices[share.start : share.stop], batch))
 
 
-def _samples(options: CalcOptions | RefOptions, device: torch.device) -> Source:
+def _samples(options: CalcOptions | RefOptions, device: torch.device) -> Pictures:
     seeds = range(options.num or NUM) if options.seeds is None else options.seeds
     if options.num not in (None, len(seeds)):
         raise ValueError(f"--seeds names {len(seeds)} images and --num={options.num}: leave one of them out")
@@ -219,10 +219,10 @@ def _samples(options: CalcOptions | RefOptions, device: torch.device) -> Source:
         net, seeds, plan, batch=options.batch, device=device, class_idx=options.class_idx, prior=plan.prior,
         conditional=conditional,
     )  # fmt: skip
-    return Source(len(seeds), image_shape(net), (to_uint8(s.images) for s in samples))
+    return Pictures(len(seeds), image_shape(net), (to_uint8(s.images) for s in samples))
 
 
-def _dim(extractor: FeatureExtractor, source: Source) -> int:
+def _dim(extractor: FeatureExtractor, source: Pictures) -> int:
     return extractor.dim or math.prod(source.image_shape)
 
 
@@ -245,7 +245,7 @@ def _holds_statistics(path: str | Path) -> bool:
         return False
 
 
-def _moments(source: Source, extractor: FeatureExtractor, what: str) -> Moments:
+def _moments(source: Pictures, extractor: FeatureExtractor, what: str) -> Moments:
     """Statistics of the images of all processes, with a progress bar of this one's share."""
     share = source.num / dist.get_world_size()
     with tqdm(desc=what, total=round(share), unit="img", disable=dist.get_rank() > 0 or None) as bar:

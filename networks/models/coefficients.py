@@ -96,7 +96,7 @@ class CoefficientFamily:
         return self.t_max * g / (f + g)
 
     def endpoints(self, t: Tensor | float, c: Tensor) -> tuple[Tensor, Tensor]:
-        """Shares of data and noise in the state; here 1 and gamma. For others see `networks.models.families`."""
+        """Shares of data and noise in the state; here 1 and gamma. For others see `coefficient_families.py`."""
         gamma = self.gamma(t, c)
         return torch.ones_like(gamma), gamma
 

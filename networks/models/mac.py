@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from networks.models.coefficient_families import FAMILIES
 from networks.models.coefficient_mlp import CoefficientMLP
 from networks.models.coefficients import CoefficientNet
-from networks.models.families import FAMILIES
 
 __all__ = ["MACNetwork"]
 
@@ -29,7 +29,7 @@ class MACNetwork(nn.Module):
         coefficients: arguments of `CoefficientNet`, of points `CoefficientMLP`, beside resolution, channels, labels, M.
         schedule: nominal noise levels, noisy to clean, without the final 0; of a flow family they begin at infinity.
         M, rho, k, t_max: the family, see `CoefficientFamily`; t_max of "edm" alone.
-        family: key of `networks.models.families.FAMILIES`.
+        family: key of `networks.models.coefficient_families.FAMILIES`.
 
     Raises:
         ValueError: parts that do not fit each other.

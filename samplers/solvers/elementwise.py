@@ -5,9 +5,9 @@ steps along the maps. Published is Euler to level 0,
 
     x' = x + (gamma_{i+1} - gamma_i) (x - D(x; gamma_i)) / gamma_i.
 
-The same step serves families of coefficients that end in pure noise (`networks.models.families`): with y = gamma0 x the
-blend y' = gamma0' D + gamma1' noise of the two estimates is this one at the levels gamma1 / gamma0. There the first
-level is infinite, and the first step starts from the noise itself.
+The same step serves families of coefficients that end in pure noise (`networks.models.coefficient_families`): with
+y = gamma0 x the blend y' = gamma0' D + gamma1' noise of the two estimates is this one at the levels gamma1 / gamma0.
+There the first level is infinite, and the first step starts from the noise itself.
 
 Added noise ("churn", Karras et al. 2022, arXiv 2206.00364, algorithm 2) raises the nominal level to
 sigma_hat = sigma (1 + min(S_churn / N, sqrt(2) - 1)) and the state by the noise between the maps of the two.

@@ -18,11 +18,11 @@ import networks
 from torch_utils.misc import format_count
 from torch_utils.options import OptionGroup, opt
 from torch_utils.profile import Cost, forward_cost
+from training.learning_rate import lr_rampup
 from training.loop.ema import halflife_beta
 from training.loop.settings import LoopOptions
 from training.method import Average, Batch, LossOut, Phase
 from training.runs import phema
-from training.schedules import lr_rampup
 
 __all__ = ["LearningOptions", "adam_phase", "averages", "data", "example", "save", "size", "steps", "training_cost"]
 

@@ -30,6 +30,7 @@ from torch_utils.report.scatter import is_points
 from torch_utils.rng import PerSampleRNG
 from training.couplings import COUPLINGS
 from training.data.batches import ImageDataset
+from training.learning_rate import lr_rampup
 from training.loop.ema import halflife_beta
 from training.losses.flow import flow_loss
 from training.method import Average, Batch, LossOut, Method, Phase
@@ -40,7 +41,6 @@ from training.performance import prepare
 from training.pictures.plane import LINES, draw_planes, look
 from training.pictures.preview import example_conditions
 from training.runs import phema
-from training.schedules import lr_rampup
 
 __all__ = ["CurvatureOptions", "build", "ema_factor", "optimizer_of", "warmup_lr"]
 

@@ -28,7 +28,7 @@ from torch_utils import distributed as dist
 from torch_utils.images import from_uint8, make_grid, save_image, to_uint8
 from torch_utils.options import OptionGroup, opt
 from torch_utils.provenance import MADE_BY, read_record
-from training.data.pairs import PairDataset, find_folders
+from training.data.noise_pairs import PairDataset, find_folders
 from training.method import Batch, LossOut, Method
 from training.methods import common
 from training.options import CommonOptions

@@ -18,13 +18,13 @@ from torch_utils.misc import format_count
 from torch_utils.report.scatter import is_points
 from training.couplings import Coupling
 from training.data.batches import ImageDataset
+from training.learning_rate import lr_rampup
 from training.losses.idff import Bridge, FusionLoss, State, order1_target
 from training.method import Batch, LossOut, Method, Phase
 from training.methods import common
 from training.methods.idff_options import SCORE_TARGETS, IDFFOptions
 from training.performance import prepare
 from training.pictures.preview import preview_of
-from training.schedules import lr_rampup
 
 __all__ = ["IDFFOptions", "build"]
 

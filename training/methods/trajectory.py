@@ -26,7 +26,7 @@ import networks
 from networks.adversary.backbones import build_backbone
 from networks.adversary.discriminator import ProjectedDiscriminator
 from networks.adversary.points import PointDiscriminator
-from networks.models.families import FAMILY_OF_PATH, interpolant_schedule
+from networks.models.coefficient_families import FAMILY_OF_PATH, interpolant_schedule
 from networks.models.mac import MACNetwork
 from samplers.field import Field
 from samplers.schedules.edm import general_levels

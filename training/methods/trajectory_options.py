@@ -11,7 +11,7 @@ from typing import ClassVar
 import click
 
 from networks.adversary.backbones import BACKBONES
-from networks.models.families import FAMILIES
+from networks.models.coefficient_families import FAMILIES
 from torch_utils.options import Alias, OptionGroup, opt
 from training.diffaugment import POLICY
 from training.losses.elementwise import CoefficientOptions

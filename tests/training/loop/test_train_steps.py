@@ -10,10 +10,10 @@ from golden_cases import cases, fill_weights
 import networks
 from torch_utils.images import from_uint8
 from training.augment import AugmentPipe
+from training.learning_rate import lr_rampup
 from training.loop.ema import halflife_beta, update_ema
 from training.loop.step import nonfinite_count, sanitize_gradients, set_lr
 from training.losses.denoising import loss_for
-from training.schedules import lr_rampup
 
 
 def norms(module, order):

@@ -20,7 +20,7 @@ from networks.published.flow_configs import to_kwargs
 from samplers import Field
 from samplers.path import Linear
 from torch_utils.images import to_uint8
-from training.data.pairs import PairDataset, find_folders
+from training.data.noise_pairs import PairDataset, find_folders
 from training.method import Batch
 from training.methods.distill import DistillOptions, build, one_step, open_pairs, reconstruction_loss
 

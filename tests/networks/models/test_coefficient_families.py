@@ -8,9 +8,9 @@ import torch
 
 import networks
 from networks.adversary.points import PointDiscriminator
+from networks.models.coefficient_families import FAMILIES, LinearFamily, TrigonometricFamily, interpolant_schedule
 from networks.models.coefficient_mlp import CoefficientMLP
 from networks.models.coefficients import CoefficientFamily
-from networks.models.families import FAMILIES, LinearFamily, TrigonometricFamily, interpolant_schedule
 from samplers.field import Field
 from samplers.solvers.elementwise import sample_mac
 from training.methods.trajectory import single_step
