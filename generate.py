@@ -143,6 +143,10 @@ class OutputOptions:
     save_schedule: str | None = opt(
         None, "Time stamps, solver and its options, as a file for --schedule", metavar="FILE.json"
     )
+    nfe_convention: str = opt(
+        "true", "Beside the true number of network evaluations, say the number of steps, which IDFF was published with",
+        choices=["true", "steps"],
+    )  # fmt: skip
     save_traj: str | None = opt(None, "States and drifts of every step, in one array file", metavar="FILE")
     save_latents: str | None = opt(
         None, "Folder of SEED.npy: the noise of every image, for train.py distill", metavar="DIR"
@@ -192,11 +196,12 @@ def main(options: Options) -> None:
         if prompts is not None:
             prompts.check(wanted)
         plan = plan_with_progress(model, options, prompts)
+        published = [steps_of(plan)] if options.nfe_convention == "steps" else []
         record = record_of(net, plan, options, device) | weaker
         record |= {} if prompts is None else {"texts": prompts.digest}
         targets = choose_targets(options, name, plan, record)
         targets.prepare(wanted, options.overwrite)
-        dist.print0(f"Network:  {describe(net)}\n{plan}")
+        dist.print0("\n".join([f"Network:  {describe(net)}", str(plan), *published]))
         save_schedule(options, plan, net)
         seeds = list(wanted) if options.overwrite else targets.missing(wanted)
         if len(seeds) < len(wanted):
@@ -205,6 +210,15 @@ def main(options: Options) -> None:
         make(model, plan, targets, seeds, options, device, prompts)
         if calls := getattr(net, "classifier_calls", 0):
             dist.print0(f"Classifier: {calls / max(len(seeds), 1):g} calls per image on this process")
+
+
+def steps_of(plan: Plan) -> str:
+    """The number of steps, for who compares with figures that were published as evaluations."""
+    if plan.steps is None:
+        raise ValueError(
+            f"--nfe-convention=steps counts steps, and {plan.solver} chooses them as it goes: leave it out"
+        )
+    return f"Steps:    {plan.steps}, what IDFF was published with as its NFE"
 
 
 def load(options: Options, device: torch.device) -> tuple[torch.nn.Module, str]:
@@ -347,7 +361,7 @@ def save_schedule(options: Options, plan: Plan, net: torch.nn.Module) -> None:
     if not options.save_schedule.endswith(".json"):
         raise ValueError(f"--save-schedule={options.save_schedule} must end in .json, by which --schedule knows a file")
     if dist.get_rank() == 0:
-        schedule_file(plan.chosen, net).save(options.save_schedule)
+        schedule_file(plan.chosen, plan.model(net)).save(options.save_schedule)
 
 
 def make(

@@ -60,6 +60,8 @@ class Facts:
         with_classifier: rate -> the network guided by a classifier that it comes with; None: it has none.
         chooses_levels: `model` has `coefficients`, `family` and `schedule`, see `samplers.solvers.elementwise`.
         takes_gamma: calls take element-wise levels as the keyword `gamma`.
+        heads: `(x, t, class_labels) -> (clean estimate, second head or None)`, of models of `samplers.fusion`.
+        score_target: what their second head was trained on.
         native: the field in the coordinates of training, of a view in other coordinates.
     """
 
@@ -87,6 +89,8 @@ class Facts:
     with_classifier: Callable[[float], Callable[..., Tensor]] | None = None
     chooses_levels: bool = False
     takes_gamma: bool = False
+    heads: Callable[..., tuple[Tensor, Tensor | None]] | None = None
+    score_target: str = "none"
     native: Field | None = None
 
     @classmethod
@@ -129,6 +133,8 @@ class Facts:
             with_classifier=said("with_classifier"),
             chooses_levels=callable(said("coefficients")),
             takes_gamma=said("takes_gamma", False),
+            heads=said("heads"),
+            score_target=said("score_target", "none"),
         )
 
 

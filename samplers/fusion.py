@@ -11,7 +11,8 @@ The network was trained on a Brownian bridge of deviation sigma_t = sigma sqrt(t
 Tweedie's formula, from m; d_2 and d_3 are its derivatives. `Fusion2024` and `Fusion2025` are what the published
 programs compute, ends of the path and all, for their numbers and checkpoints.
 
-A drift is made of `heads(x, t) -> (clean estimate, second head or None)`. Every one has `velocity(heads, x, t)`, dx/dt
+`fused(field, fusion)` is the model with that drift, a field on the linear path like any other. A drift is made of
+`heads(x, t) -> (clean estimate, second head or None)`. Every one has `velocity(heads, x, t)`, dx/dt
 in this project's time, `diffusion(t)`, the amplitude of the noise that belongs to it, and `ends_on_data`: at t = 0 it
 is not defined, and a step there lands on the clean estimate.
 """
@@ -20,19 +21,28 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from samplers.field import Field
+from samplers.path import BrownianBridge, Linear
 from torch_utils.misc import expand_to
 
-__all__ = ["SCORE_SOURCES", "Fusion", "Fusion2024", "Fusion2025", "Heads"]
+__all__ = ["SCORE_SOURCES", "Fusion", "Fusion2024", "Fusion2025", "Heads", "fused"]
 
 Heads = Callable[[Tensor, Tensor], tuple[Tensor, Tensor | None]]
 
 SCORE_SOURCES = ("head", "tweedie", "jacobian")
 _NOISES = ("none", "bridge", "langevin")
+# what second heads were trained on that are no score
+_NO_SCORE = {
+    "none": "not trained",
+    "noise": "trained on the noise at the end of the path",
+    "log_density": "trained on a log density",
+}
 
 
 def _derivatives(
@@ -91,7 +101,8 @@ class Fusion:
             same has half of the squared amplitude times the score added.
         score_source: "head", "tweedie": -(x - u m) / s^2 with s^2 the variance of x given the data, for independent
             noise, or "jacobian": the derivative of m that published programs took for it.
-        score_target: what the second head was trained on, "eps" or "noise"; of the latter it is no score.
+        score_target: what the second head was trained on: "eps", then it is sigma^2 / 2 times the score, "score", or
+            "noise", "log_density" or "none", then it is no score.
 
     Raises:
         ValueError: values that do not fit, one sentence.
@@ -109,7 +120,7 @@ class Fusion:
     def __post_init__(self) -> None:
         for name, value, allowed in (
             ("score source", self.score_source, SCORE_SOURCES), ("noise", self.noise, _NOISES),
-            ("score target", self.score_target, ("eps", "noise", "none")),
+            ("score target", self.score_target, (*_NO_SCORE, "eps", "score")),
         ):  # fmt: skip
             if value not in allowed:
                 raise ValueError(f"{name} '{value}' is unknown: choose from {', '.join(allowed)}")
@@ -117,11 +128,10 @@ class Fusion:
             raise ValueError(f"gammas={list(self.gammas)}: give one to three numbers")
         if self.damping:
             _check_damping(sum(self.gammas), self.sigma)
-        if self.score_source == "head" and self.score_target != "eps" and self.needs_score:
+        if self.score_source == "head" and self.score_target in _NO_SCORE and self.needs_score:
             raise ValueError(
-                "this model's second head was "
-                + ("not trained" if self.score_target == "none" else "trained on the noise at the end of the path")
-                + ", so it is no score: take the score from the clean estimate (score source tweedie)"
+                f"this model's second head was {_NO_SCORE[self.score_target]}, so it is no score: take the score from "
+                "the clean estimate (score source tweedie)"
             )
 
     @property
@@ -165,7 +175,7 @@ class Fusion:
             return ((1 - level) * estimate - x) / (level**2 + self.sigma**2 * _spread(level)), estimate
         if second is None:
             raise ValueError("the score was asked of a second head, and this model has one head: use tweedie")
-        return second * (2 / self.sigma**2), estimate
+        return (second if self.score_target == "score" else second * (2 / self.sigma**2)), estimate
 
     def diffusion(self, t: Tensor) -> Tensor:
         """Amplitude of the noise at time t, a number's shape."""
@@ -269,3 +279,40 @@ class Fusion2025:
     def diffusion(self, t: Tensor) -> Tensor:
         """Amplitude of the noise at time t."""
         return self.noise_scale * self.sigma_s**2 * _spread(t).sqrt()
+
+
+def fused(field: Field, fusion: Fusion | Fusion2024 | Fusion2025) -> Field:
+    """A model of two heads with a fused drift, on the linear path, whatever its path noise.
+
+    Where the drift ends on data the field predicts x - t dx/dt, so that every solver in every coordinates integrates
+    the drift exactly in the limit of small steps and lands on the clean estimate; else it predicts the velocity.
+    Neither is a posterior mean: no score can be had of it.
+
+    Raises:
+        ValueError: a model without heads, or whose heads are guided.
+    """
+    field = field.native()
+    facts = field.facts
+    if facts.heads is None or not isinstance(field.path, BrownianBridge):
+        raise ValueError(
+            "fused drifts need a network of clean data and score on a Brownian bridge, without guidance, as train.py "
+            "idff makes it"
+        )
+    predicts = "data" if fusion.ends_on_data else "velocity"
+    facts = replace(facts, path=Linear(), predicts=predicts, heads=None, gaussian_noise=False)
+    return replace(field, net=_Fused(field.facts.heads, fusion), path=Linear(), predicts=predicts, facts=facts)
+
+
+class _Fused:
+    """`net(x, t, class_labels)` of a fused drift."""
+
+    def __init__(self, heads: Callable[..., Any], fusion: Fusion | Fusion2024 | Fusion2025) -> None:
+        self.heads, self.fusion = heads, fusion
+
+    def __call__(self, x: Tensor, t: Tensor, class_labels: Tensor | None = None, **cond: Any) -> Tensor:
+        t = torch.as_tensor(t, device=x.device)
+        if class_labels is not None and class_labels.is_inference():
+            with torch.inference_mode(False):  # derivatives may not use what inference mode made
+                class_labels = class_labels.clone()
+        velocity = self.fusion.velocity(lambda x, t: self.heads(x, t, class_labels, **cond), x, t)
+        return x - expand_to(t, x).to(x.dtype) * velocity if self.fusion.ends_on_data else velocity

@@ -171,7 +171,7 @@ def cfg(
         return own.on(field.path)
     if uncond is None and field.facts.empty_condition is not None:
         uncond = field.facts.empty_condition()
-    facts = replace(field.facts, calls=field.facts.calls * (1 if rate == 0 and channels is None else 2))
+    facts = replace(field.facts, calls=field.facts.calls * (1 if rate == 0 and channels is None else 2), heads=None)
     inside = None if interval is None else _Inside(field.path, *interval)
     return replace(field, net=_Guided(field.net, float(rate), uncond, batch == "split", inside, channels), facts=facts)
 
@@ -217,7 +217,7 @@ def autoguidance(
     def net(x: Tensor, level: Tensor, class_labels: Tensor | None = None, **cond: Any) -> Tensor:
         return torch.lerp(weak.net(x, level, class_labels, **cond), field.net(x, level, class_labels, **cond), rate)
 
-    facts = replace(field.facts, calls=field.facts.calls + weak.facts.calls)
+    facts = replace(field.facts, calls=field.facts.calls + weak.facts.calls, heads=None)
     return replace(field, net=net, facts=facts)
 
 
@@ -244,7 +244,7 @@ def classifier_guidance(field: Field | Callable[..., Tensor], rate: float) -> Fi
             "classifier guidance needs a model that comes with a classifier of noisy images, and this one has none: "
             "use guidance type cfg with a network trained with label dropout"
         )
-    return replace(field, net=field.facts.with_classifier(float(rate)))
+    return replace(field, net=field.facts.with_classifier(float(rate)), facts=replace(field.facts, heads=None))
 
 
 def unconditional(field: Field | Callable[..., Tensor], rate: float = 1.0) -> Field:

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from samplers.field import Field, as_field
+from samplers.fusion import Fusion, Fusion2024, Fusion2025, fused
 from samplers.guidance import guide
 from torch_utils.rng import TorchRNG
 
@@ -49,6 +50,7 @@ class Request:
         given: the options that were asked for, by name.
         start: "exact" or "scaled", of sampling in sigma coordinates.
         chosen: noise levels, of kinds that step over some; None: those that the network was trained with.
+        drift: what drives the field, of models of two heads that are asked for one.
         to_zero: False where a last step to 0 or to the clean estimate was refused by name.
     """
 
@@ -57,6 +59,7 @@ class Request:
     start: str = "scaled"
     chosen: ChosenLevels | None = None
     to_zero: bool = True
+    drift: Fusion | Fusion2024 | Fusion2025 | None = None
 
     def of(self, *families: type) -> dict[str, Any]:
         """Those options of some families (dataclasses of `samplers.planning.options`) that were asked for."""
@@ -84,6 +87,7 @@ class Plan:
         chosen: where the levels come from, of kinds that step over some.
         prior: start distribution by name, for whoever draws the noise (`samplers.run.generate`); None: unit noise.
         guidance: arguments of `samplers.guidance.guide`.
+        drift: of a model of two heads, instead of its own field.
         evaluations: network evaluations of every image so far, where the solver chooses its steps.
     """
 
@@ -103,6 +107,7 @@ class Plan:
     chosen: ChosenLevels | None = None
     prior: str | None = None
     guidance: Mapping[str, Any] = field(default_factory=dict)
+    drift: Fusion | Fusion2024 | Fusion2025 | None = None
     evaluations: list[int] = field(default_factory=list)
 
     @property
@@ -135,10 +140,15 @@ class Plan:
         Returns:
             `[B, ...]` float64.
         """
-        model = guide(as_field(net), **self.guidance)
+        model = self.model(net)
         model = model if class_labels is None else model.bind(class_labels, **model.cond)
         source = {"rng": rng} if self.stochastic else {}
         return self.sampler(model, noise.double(), trace=trace, **self.options, **source)
+
+    def model(self, net: Field | Callable[..., Tensor]) -> Field:
+        """A network as this plan samples it."""
+        guided = guide(as_field(net), **self.guidance)
+        return guided if self.drift is None else fused(guided, self.drift)
 
     def record(self) -> dict[str, Any]:
         """Everything that decides an image beside network, seed and class, as plain JSON."""
@@ -149,6 +159,7 @@ class Plan:
             "options": _plain(self.options),
             "prior": self.prior,
             "guidance": _plain(self.guidance),
+            "drift": self.drift and [type(self.drift).__name__, _plain(dataclasses.asdict(self.drift))],
         }
 
     @property
@@ -157,6 +168,8 @@ class Plan:
         rows = [("Solver", self.title), ("Schedule", self.schedule), ("NFE", self._cost()), *self.notes]
         if self.exact:
             rows.append(("Start", "exact, one evaluation at infinite sigma"))
+        if self.drift is not None:
+            rows.append(("Field", type(self.drift).__name__ + said(dataclasses.asdict(self.drift))))
         if self.prior is not None:
             rows.append(("Prior", self.prior))
         if self.guidance:

@@ -34,6 +34,11 @@ def plan_native(request: Request) -> Plan:
     if adaptive and "N" in given:
         raise ValueError(f"solver '{solver}' chooses its steps itself: leave out --N, or give tolerances")
     at_zero = request.field.native().defined_at_zero
+    if adaptive and not at_zero:
+        raise ValueError(
+            f"solver '{solver}' would integrate to t = 0, where the drift of this model is not defined: leave out "
+            "--coordinates=native, then it steps in sigma"
+        )
     evaluations = given["N"] if "N" in given else _default(solver, at_zero)
     times = uniform_times(evaluations, solver, defined_at_zero=at_zero)
     entry, steps = SOLVERS[solver], len(times) - 1

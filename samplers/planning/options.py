@@ -10,6 +10,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from samplers.fusion import SCORE_SOURCES
 from samplers.gits.costs import METRICS
 from samplers.guidance import BATCHES, CHANNELS, GUIDANCE
 from samplers.schedules.edm import DISCRETIZATIONS, SCALINGS
@@ -22,12 +23,14 @@ from torch_utils.options import OptionGroup, opt
 
 __all__ = [
     "FAMILY",
+    "FIELDS",
     "CalibrationOptions",
     "ChurnOptions",
     "CountOptions",
     "DiffusionOptions",
     "EDMSamplerOptions",
     "EndOptions",
+    "FusionOptions",
     "GuidanceOptions",
     "LevelOptions",
     "MethodOptions",
@@ -43,6 +46,7 @@ __all__ = [
 
 COORDINATES = ("native", "sigma")
 PRIORS = ("matched", "standard")
+FIELDS = ("x1", "pf", "bridge_sde", "langevin", "legacy_2024", "legacy_2025")  # of models of two heads
 
 EDM = OptionGroup(
     "EDM sampler",
@@ -66,6 +70,11 @@ NOISY = OptionGroup(
     "Stochastic interpolant sampler",
     "Noise along the way of any model, in equal steps of time: say one of these. --num-steps (times) or --nfe say how "
     "many [default: 250].",
+    rank=5.5,
+)
+FUSED = OptionGroup(
+    "Models of two heads",
+    "Of train.py idff: what drives a sample (docs/idff.md). Fields with noise are sampled by srid2.",
     rank=5.5,
 )
 GUIDED = OptionGroup("Guidance", "Conditional networks, with every sampler.", rank=6)
@@ -279,6 +288,30 @@ class StartOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FusionOptions:
+    group: ClassVar = FUSED
+    whose: ClassVar = "models of two heads"
+
+    field: str | None = opt(
+        None, "The clean estimate as a denoiser (x1); the flow with the score (pf); with noise, of the bridge's SDE or "
+        "of the bridge itself (bridge_sde, langevin); what published programs ran (legacy) [default: x1]",
+        choices=list(FIELDS),
+    )  # fmt: skip
+    gammas: tuple[float, ...] | None = opt(
+        None, "Weights of the score and of its derivatives, one to three [default: 0.5, which is exact]", metavar="LIST"
+    )
+    damping: bool | None = _switch("Shrink the flow by the gammas [default: False, of legacy_2025 True]")
+    score_source: str | None = opt(
+        None, "The score: the second head, Tweedie's formula on the first (independent noise), or the derivative that "
+        "programs of 2025 took [default: head, where it is one]", choices=list(SCORE_SOURCES),
+    )  # fmt: skip
+    sampling_sigma: float | None = _number("legacy: sigma of sampling [default: 0.2]", at_least=0)
+    delta: float | None = _number("legacy: denominator at the data [default: 0.1, of 2025 0.01]", above=0)
+    momentum: float | None = _number("legacy: factor of the momentum, with its sign [default: 1]")
+    noise_scale: float | None = _number("legacy: added noise, 0 for images, 1 for points [default: 0]", at_least=0)
+
+
+@dataclass(frozen=True, kw_only=True)
 class GuidanceOptions:
     group: ClassVar = GUIDED
     whose: ClassVar = "models with a condition"
@@ -308,8 +341,9 @@ class GuidanceOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class SamplerOptions(
-    GuidanceOptions, StartOptions, PriorOptions, DiffusionOptions, NativeOptions, CalibrationOptions, SearchOptions,
-    MethodOptions, EndOptions, RangeOptions, LevelOptions, CountOptions, SolverOptions, ChurnOptions, EDMSamplerOptions,
+    GuidanceOptions, FusionOptions, StartOptions, PriorOptions, DiffusionOptions, NativeOptions, CalibrationOptions,
+    SearchOptions, MethodOptions, EndOptions, RangeOptions, LevelOptions, CountOptions, SolverOptions, ChurnOptions,
+    EDMSamplerOptions,
 ):  # fmt: skip
     """What can be asked of a sampler; None = not asked. Options that do not go together are refused by `build_plan`."""
 

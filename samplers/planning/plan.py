@@ -21,6 +21,7 @@ from samplers.path import VE
 from samplers.planning.base import Plan, Request
 from samplers.planning.edm import plan_edm
 from samplers.planning.elementwise import check_elementwise, plan_elementwise
+from samplers.planning.fusion import drift_of, fused_field, has_noise, plan_bridge
 from samplers.planning.grid import plan_adaptive, plan_grid
 from samplers.planning.interpolant import plan_interpolant
 from samplers.planning.levels import DEFAULT_SOLVER, choose_levels
@@ -33,6 +34,7 @@ from samplers.planning.options import (
     DiffusionOptions,
     EDMSamplerOptions,
     EndOptions,
+    FusionOptions,
     GuidanceOptions,
     LevelOptions,
     MethodOptions,
@@ -86,6 +88,12 @@ KINDS: dict[str, Kind] = {
         plan_interpolant,
         "{because} belongs to the stochastic interpolant sampler, which has no {flag}: leave one of them out",
     ),
+    "bridge": Kind(
+        (SolverOptions, NativeOptions),
+        plan_bridge,
+        "{flag} belongs to {whose}, and the field asked for has noise along its own time: leave it out, or choose a "
+        "--field without noise",
+    ),
     "elementwise": Kind(
         (SolverOptions, RangeOptions, CountOptions, LevelOptions, SearchOptions, EndOptions, MethodOptions,
          ChurnOptions),
@@ -127,18 +135,24 @@ def build_plan(
         raise ValueError("--guidance-type=uncond samples without a condition: leave --class out")
     prior = _prior(field, given.pop("prior", None))
     field = guide(field, **guidance)
-    _check(field, given)
-    name, because = _kind(field, given)
-    start = "scaled" if name in ("native", "sde") else _start(field, given)
+    drift = drift_of(field.facts, {name: given.pop(name) for name in list(given) if FAMILY[name] is FusionOptions})
+    field = fused_field(field, drift)
+    if has_noise(drift):
+        name, because, start = "bridge", "--field", "scaled"
+    else:
+        _check(field, given)
+        name, because = _kind(field, given)
+        start = "scaled" if name in ("native", "sde") else _start(field, given)
     _refuse_unread(name, because, given)
-    given.pop("coordinates", None)
-    request = Request(field, given, start, to_zero=options.denoise_to_zero is not False)
+    if given.pop("coordinates", None) == "sigma" and name == "bridge":
+        raise ValueError("a field with noise is sampled in its own time: leave out --coordinates=sigma")
+    request = Request(field, given, start, to_zero=options.denoise_to_zero is not False, drift=drift)
     if _takes_levels(name, request):
         own = request.of(MethodOptions) if name == "elementwise" else request.of(MethodOptions, ChurnOptions)
         chosen = choose_levels(field, given, own, batch=batch, class_idx=class_idx, progress=progress)
         request = dataclasses.replace(request, chosen=chosen)
     plan = KINDS[name].build(request)
-    return dataclasses.replace(plan, calls=field.facts.calls, prior=prior, guidance=guidance)
+    return dataclasses.replace(plan, calls=field.facts.calls, prior=prior, guidance=guidance, drift=drift)
 
 
 def _prior(field: Field, prior: str | None) -> str | None:
@@ -207,8 +221,9 @@ def _wants_native(field: Field, given: dict[str, Any]) -> bool:
         raise ValueError("--N counts network evaluations in native time: with --coordinates=sigma give --num-steps")
     if asked is not None:
         return asked == "native"
-    others = set(given) - {"N", "solver", "max_order", "rtol", "atol"}
-    return "N" in given or (has_time and not others and given.get("solver") in (None, *_NATIVE_ALONE))
+    others, solver = set(given) - {"N", "solver", "max_order", "rtol", "atol"}, given.get("solver")
+    possible = solver is None or not SOLVERS[solver].adaptive or field.native().defined_at_zero
+    return "N" in given or (has_time and possible and not others and solver in (None, *_NATIVE_ALONE))
 
 
 def _start(field: Field, given: dict[str, Any]) -> str:

@@ -19,6 +19,7 @@ from samplers import SOLVERS
 from samplers.field import Facts
 from samplers.planning import elementwise, levels
 from samplers.planning.options import FAMILY, GuidanceOptions, SamplerOptions, SearchOptions, flag
+from samplers.planning.options import FIELDS as FIELDS_OF_HEADS
 from samplers.planning.plan import KINDS, build_plan
 from samplers.run import generate
 from torch_utils.rng import TorchRNG
@@ -119,7 +120,16 @@ def mac():
     return net.eval().requires_grad_(False)
 
 
-MODELS = {"denoiser": Denoiser, "table": Table, "flow": Flow, "coupled": Coupled, "latents": Latents, "mac": mac}
+def fusion():
+    torch.manual_seed(0)
+    net = networks.build("FusionNetwork", img_resolution=2, img_channels=1, model_type="SELUMLP", width=16, sigma=0.5)
+    return net.eval().requires_grad_(False)
+
+
+MODELS = {
+    "denoiser": Denoiser, "table": Table, "flow": Flow, "coupled": Coupled, "latents": Latents, "mac": mac,
+    "fusion": fusion,
+}  # fmt: skip
 SEARCH = {"dp": True, "num_steps": 4, "num_steps_tea": 7, "num_warmup": 2}
 BASES = [
     {}, {"steps": 3}, {"num_steps": 4}, {"N": 3}, {"coordinates": "sigma"}, {"S_churn": 2.0}, SEARCH,
@@ -130,6 +140,8 @@ BASES = [
     {"last_step": "none"},
     {"solver": "heun", "num_steps": 4},
     *({"solver": name} for name in SOLVERS),
+    *({"field": name} for name in FIELDS_OF_HEADS),
+    {"field": "pf", "num_steps": 4},
 ]  # fmt: skip
 
 
@@ -193,6 +205,7 @@ def test_what_is_recorded_is_what_runs(name):
     bases = [{}, {"S_churn": 3.0, "steps": 4}, {"guidance_type": "cfg", "guidance_rate": 3.0}]
     bases += [{"solver": s, "num_steps": 5} for s in ("ipndm", "dpmpp", "unipc", "deis")]
     bases += [{"solver": "dopri5", "rtol": 1e-2}, {"solver": "dopri5"}, {"num_steps": 5, "start": "scaled"}]
+    bases += [{"field": "pf", "N": 6}, {"field": "legacy_2024", "solver": "ssprk3", "N": 6}]
 
     def images(net, given):
         try:
@@ -204,7 +217,7 @@ def test_what_is_recorded_is_what_runs(name):
 
     if name == "cfg_batch":
         pytest.skip("two calls instead of one: the images are the same")
-    models = ("latents",) if name == "guidance_channels" else ("denoiser", "table", "flow", "coupled")
+    models = ("latents",) if name == "guidance_channels" else ("denoiser", "table", "flow", "coupled", "fusion")
     if name in ("nfe", "coeff"):
         pytest.skip("chooses from a schedule file: tests/samplers/planning/test_levels.py")
     for model, base in itertools.product(models, bases):
@@ -253,7 +266,7 @@ def test_defaults_of_added_noise_may_be_spelled_out(base, more):
 
 def test_every_family_is_read_by_some_kind():
     read = {family for kind in KINDS.values() for family in kind.reads}
-    everywhere = {"PriorOptions", "GuidanceOptions"}  # decided before the kind
+    everywhere = {"PriorOptions", "GuidanceOptions", "FusionOptions"}  # decided before the kind
     assert {f.__name__ for f in set(FAMILY.values()) - read} == everywhere
     assert all(hasattr(f, "group") and f.whose for f in FAMILY.values())
 
