@@ -205,7 +205,7 @@ def test_what_is_recorded_is_what_runs(name):
     bases = [{}, {"S_churn": 3.0, "steps": 4}, {"guidance_type": "cfg", "guidance_rate": 3.0}]
     bases += [{"solver": s, "num_steps": 5} for s in ("ipndm", "dpmpp", "unipc", "deis")]
     bases += [{"solver": "dopri5", "rtol": 1e-2}, {"solver": "dopri5"}, {"num_steps": 5, "start": "scaled"}]
-    bases += [{"field": "pf", "N": 6}, {"field": "legacy_2024", "solver": "ssprk3", "N": 6}]
+    bases += [{"field": "pf", "N": 6}, {"field": "legacy_2024"}, {"field": "legacy_2024", "solver": "ssprk3", "N": 6}]
 
     def images(net, given):
         try:
