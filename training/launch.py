@@ -37,21 +37,14 @@ def launch(method_name: str, options: CommonOptions) -> None:
         dataset = (method_entry(method_name).open or open_dataset)(options)
         options.rounds(dist.get_world_size())
         check_fid(options)
-        if options.dry_run:
-            torch.manual_seed(0)
-            method = method_entry(method_name).build(options, dataset, device)
-            dist.print0(_report(method_name, options, method))
-            dist.print0("Dry run; exiting.")
-            return
         world = dist.get_world_size()
         description = options.description(dataset.name, world)
         place = dist.from_rank0(lambda: find_place(options, options.seed, description, world))
         options = dataclasses.replace(options, seed=place.seed)
         try:
-            with Tee(place.run_dir / "log.txt") if dist.get_rank() == 0 else nullcontext():
-                _train(method_name, options, dataset, place, device)
+            _train(method_name, options, dataset, place, device)
         except BaseException:
-            if dist.get_rank() == 0:
+            if dist.get_rank() == 0 and not options.dry_run:
                 runs.discard_unused(place.run_dir)
             raise
 
@@ -63,13 +56,13 @@ def _train(
     place: Place,
     device: torch.device,
 ) -> None:
+    """Build everything, restore the state, and only then write into the run directory."""
     torch.manual_seed(options.seed)  # the same initial weights on every process, whatever their number
     method = method_entry(method_name).build(options, dataset, device)
     _tell_conditions(method, dataset)
-    dist.print0(_report(method_name, options, method))
-    dist.print0(f"Run directory: {place.run_dir}")
+    said = [_report(method_name, options, method)]
     if place.state is None and options.transfer:
-        _transfer(method, options.transfer)
+        said += _transfer(method, options.transfer)
     batches = Batches(
         dataset,
         options.batch,
@@ -77,33 +70,30 @@ def _train(
         world=dist.get_world_size(),
         seed=options.seed,
         device=device,
-        cache=options.cache,
+        cache=options.cache and not options.dry_run,
         workers=options.workers,
     )
-    info = {
-        "method": method_name,
-        "options": dataclasses.asdict(options),
-        "dataset": {
-            "name": dataset.name,
-            "resolution": dataset.resolution,
-            "channels": dataset.num_channels,
-            "label_kind": dataset.label_kind,
-            "class_names": dataset.class_names,
-        },
-    }
-    session = Session(
-        Loop(method, batches, options, device),
-        options,
-        place.run_dir,
-        info,
-        autocast_dtype=DTYPES[options.precision],
-        fid=_fid_meter(options, dataset, device, method),
-    )
     try:
+        session = Session(
+            Loop(method, batches, options, device),
+            options,
+            place.run_dir,
+            {"method": method_name, "options": dataclasses.asdict(options), "dataset": _facts(dataset)},
+            autocast_dtype=DTYPES[options.precision],
+            fid=_fid_meter(options, dataset, device, method),
+        )
         if place.state is not None:
             session.restore(place.state)
-        session.run()
-        dist.print0("Finished.")
+        if options.dry_run:
+            dist.print0("\n".join([*said, _forecast(place, session), "Dry run; exiting."]))
+            return
+        dist.from_rank0(place.write_options)
+        with Tee(place.run_dir / "log.txt") if dist.get_rank() == 0 else nullcontext():
+            dist.print0("\n".join([*said, f"Run directory: {place.run_dir}"]))
+            if place.state is not None:
+                dist.print0(f"Continuing from {place.state} at {session.loop.nimg / 1000:.3f} kimg")
+            session.run()
+            dist.print0("Finished.")
     finally:
         batches.close()
 
@@ -115,18 +105,41 @@ def _tell_conditions(method: Method, dataset: Any) -> None:
             module.conditioning, module.conditions = dataset.label_kind, dataset.targets()
 
 
+def _forecast(place: Place, session: Session) -> str:
+    if place.state is None:
+        return f"Would start a new run: {place.run_dir}"
+    kimg = f"{session.loop.nimg / 1000:.3f} kimg"
+    if place.state.parent.resolve() == place.run_dir.resolve():
+        return f"Would continue {place.run_dir} at {kimg} ({place.state.name})"
+    return f"Would start a new run that continues {place.state} at {kimg}: {place.run_dir}"
+
+
+def _facts(dataset: Any) -> dict[str, Any]:
+    """What states and snapshots say about their data; the fingerprint tells when a run continues with other data."""
+    return {
+        "name": dataset.name,
+        "resolution": dataset.resolution,
+        "channels": dataset.num_channels,
+        "label_kind": dataset.label_kind,
+        "class_names": dataset.class_names,
+        "fingerprint": dist.from_rank0(dataset.fingerprint),
+    }
+
+
 def _fid_meter(options: CommonOptions, dataset: Any, device: torch.device, method: Method) -> FidMeter | None:
     if not options.fid_every:
         return None
     if not isinstance(dataset, ImageDataset):
         raise ValueError(f"--fid-every measures images and {options.data} holds points: leave it out")
-    return FidMeter(options, Path(options.outdir) / "fid-refs", dataset, device, method.sampler)
+    refs = None if options.dry_run else Path(options.outdir) / "fid-refs"
+    return FidMeter(options, refs, dataset, device, method.sampler)
 
 
-def _transfer(method: Method, source: str) -> None:
-    """Start every network and average from the weights of a snapshot, an encoder from the encoder in it."""
+def _transfer(method: Method, source: str) -> list[str]:
+    """Start every network and average from the weights of a snapshot, an encoder from the encoder in it; says what."""
     import networks
 
+    said = []
     donor = networks.load_network(source)
     kind = getattr(donor, "conditioning", "classes")
     for name, module in method.modules.items():
@@ -138,7 +151,7 @@ def _transfer(method: Method, source: str) -> None:
         try:
             donors["encoder"] = networks.load_encoder(source).state_dict()
         except ValueError as error:  # a coupling that is learned from here on: it begins as the independent one
-            dist.print0(f"{error}; 'encoder' starts fresh")
+            said.append(f"{error}; 'encoder' starts fresh")
             del donors["encoder"]
     for name, donor in donors.items():
         module = method.modules[name]
@@ -148,7 +161,8 @@ def _transfer(method: Method, source: str) -> None:
             raise ValueError(f"--transfer={source}: no tensor of it fits the network '{name}' by name and shape")
         missing = len(own) - len(shared)
         module.load_state_dict({**own, **shared})
-        dist.print0(f"Transferred {len(shared)} tensors to '{name}'" + (f", {missing} start fresh" if missing else ""))
+        said.append(f"Transferred {len(shared)} tensors to '{name}'" + (f", {missing} start fresh" if missing else ""))
+    return said
 
 
 def _report(method_name: str, options: CommonOptions, method: Method) -> str:

@@ -14,6 +14,7 @@ import re
 import zipfile
 import zlib
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ _LITTER = {
     "__macosx", ".ds_store", ".appledouble", ".trashes", "thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin",
     "@eadir", ".thumbnails", ".ipynb_checkpoints",
 }  # fmt: skip
+
+_BEGINNING = 1 << 16  # bytes of a file in a folder that its checksum covers
 
 
 class ImageArchive:
@@ -87,16 +90,24 @@ class ImageArchive:
             raise ValueError(f"damaged or encrypted inside of the zip file ({error})") from error
 
     def fingerprint(self, names: list[str]) -> str:
-        """SHA-256 over names and sizes with, in a zip, the checksums and, in a folder, the times of change."""
+        """SHA-256 over names, sizes and checksums, so that a copy elsewhere has the same and a replaced file another.
+
+        Checksums are those of the zip's directory; of the beginnings of files in a folder.
+        """
+        if self._zip is None:
+            with ThreadPoolExecutor(8) as pool:
+                facts = list(pool.map(self._size_and_checksum, names, chunksize=64))
+        else:
+            infos = [self._zip.getinfo(self._stored[name]) for name in names]
+            facts = [(info.file_size, info.CRC) for info in infos]
         digest = hashlib.sha256()
-        for name in names:
-            if self._zip is None:
-                status = (self.path / self._stored[name]).stat()
-                digest.update(repr((name, status.st_size, status.st_mtime_ns)).encode())
-            else:
-                info = self._zip.getinfo(self._stored[name])
-                digest.update(repr((name, info.file_size, info.CRC)).encode())
+        for name, fact in zip(names, facts, strict=True):
+            digest.update(repr((name, *fact)).encode())
         return digest.hexdigest()
+
+    def _size_and_checksum(self, name: str) -> tuple[int, int]:
+        with open(self.path / self._stored[name], "rb") as file:
+            return os.fstat(file.fileno()).st_size, zlib.crc32(file.read(_BEGINNING))
 
     def close(self) -> None:
         if self._zip is not None:

@@ -238,7 +238,7 @@ class ImageDataset:
         self._archive.close()
 
     def fingerprint(self) -> str:
-        """A hash that changes when an image or a label in use does: names with checksums, or in a folder with times."""
+        """A hash that changes when an image or a label in use does, the same for a copy of the data elsewhere."""
         used = find_labels(self._archive) if self._use_labels else None
         return self._archive.fingerprint([*self._names, *([used] if used else [])])
 

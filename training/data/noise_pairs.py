@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -98,6 +99,11 @@ class PairDataset(ImageDataset):
         if not (np.array_equal(red, green) and np.array_equal(red, blue)):
             raise ValueError("it is coloured, and its latent has one channel: they do not pair")
         return image.getchannel(0)
+
+    def fingerprint(self) -> str:
+        """A hash of images and latents."""
+        own = self._archive.fingerprint(self._names)
+        return hashlib.sha256(own.encode() + self.labels().numpy().tobytes()).hexdigest()
 
     def _read_labels(self) -> Tensor:
         paths = [self._latents[_number(name)] for name in self._names]

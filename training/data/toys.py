@@ -11,6 +11,7 @@ one pixel, so that networks, loop and samplers need no second code path. Coordin
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -199,6 +200,10 @@ class ToyDataset:
     @property
     def class_names(self) -> None:
         """Classes of a toy have no names."""
+
+    def fingerprint(self) -> str:
+        """A hash of the points and their classes."""
+        return hashlib.sha256(self._points.numpy().tobytes() + self._targets.numpy().tobytes()).hexdigest()
 
 
 def _options(text: str, given: list[str]) -> dict[str, int]:

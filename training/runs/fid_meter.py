@@ -70,7 +70,7 @@ class FidMeter:
     def __init__(
         self,
         options: FidOptions,
-        refs: Path,
+        refs: Path | None,
         dataset: ImageDataset,
         device: torch.device,
         sampler: SamplerOptions | None = None,
@@ -78,7 +78,7 @@ class FidMeter:
         """Find or make the reference; all processes take part.
 
         Args:
-            refs: folder where statistics of data sets are kept.
+            refs: folder where statistics of data sets are kept; None: none are made, for a trial that measures nothing.
             sampler: of the images; None: EDM's with `--fid-steps`, or the network's own where it chooses its levels.
 
         Raises:
@@ -88,7 +88,7 @@ class FidMeter:
         self._extractor = dist.rank0_first(lambda: load_features(options.fid_features, device=device))
         ref, dim = options.fid_ref, self._extractor.dim or math.prod(dataset.image_shape)
         if ref == "auto":
-            self._reference = _of_data(refs, dataset, self._extractor)
+            self._reference = None if refs is None else _of_data(refs, dataset, self._extractor)
         else:
             self._reference = load_reference(ref, self._extractor, dim, f"--fid-ref={ref}")
 

@@ -46,18 +46,23 @@ class PlaceOptions:
 
 
 class Place(NamedTuple):
-    """The claimed directory, the state to continue from (None: start anew) and the seed."""
+    """The claimed directory, the state to continue from (None: start anew), the seed and what is to be recorded."""
 
     run_dir: Path
     state: Path | None
     seed: int
+    record: dict[str, Any]
+
+    def write_options(self) -> None:
+        """Record the options in the run directory: the first change there, made when all that can be wrong is right."""
+        write_json(self.run_dir / runs.OPTIONS, self.record | {"seed": self.seed, "run_dir": str(self.run_dir)})
 
 
 def find_place(options: PlaceOptions, seed: int | None, description: str, world: int) -> Place:
-    """Claim the run directory and write the options into it; for one process to call.
+    """Claim the run directory, which stays as it is; for one process to call.
 
     Args:
-        options: all options of the method.
+        options: all options of the method; with `dry_run` a new directory is not made, only tried.
         seed: given by the user; None: that of the run which continues, else a random one.
         description: of a new directory.
         world: number of processes.
@@ -69,18 +74,15 @@ def find_place(options: PlaceOptions, seed: int | None, description: str, world:
     if options.resume and (run_dir := _run_of(options.resume)) is not None:
         if not runs.claim(run_dir):
             raise ValueError(f"another process is training in {run_dir}: stop it first, or start a run of its own")
-        place = _continued(seed, run_dir, Path(options.resume))
-    else:
-        if options.resume:
-            record["branch_of"] = str(Path(options.resume).resolve())
-        # A worker that torchrun started again must find the new run, not make yet another one.
-        anew = options.new_run and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"
-        free = may_change(type(options))
-        found = None if anew else runs.find_unfinished(Path(options.outdir), record, description, free)
-        run_dir = found or _new_directory(options, description)
-        place = _continued(seed, run_dir, Path(options.resume) if options.resume else None)
-    write_json(place.run_dir / runs.OPTIONS, record | {"seed": place.seed, "run_dir": str(place.run_dir)})
-    return place
+        return _continued(seed, run_dir, Path(options.resume), record)
+    if options.resume:
+        record["branch_of"] = str(Path(options.resume).resolve())
+    # A worker that torchrun started again must find the new run, not make yet another one.
+    anew = options.new_run and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"
+    free = may_change(type(options))
+    found = None if anew else runs.find_unfinished(Path(options.outdir), record, description, free)
+    run_dir = found or _new_directory(options, description)
+    return _continued(seed, run_dir, Path(options.resume) if options.resume else None, record)
 
 
 def _run_of(resume: str) -> Path | None:
@@ -103,7 +105,7 @@ def _run_of(resume: str) -> Path | None:
     return path.parent if newest and stored and not is_published(path) else None
 
 
-def _continued(seed: int | None, run_dir: Path, resume: Path | None) -> Place:
+def _continued(seed: int | None, run_dir: Path, resume: Path | None, record: dict[str, Any]) -> Place:
     """Where a run stands: at its own newest state, else at the one it starts from."""
     state = runs.newest_state(run_dir)
     if state is None and resume is not None and resume.is_file():
@@ -112,19 +114,22 @@ def _continued(seed: int | None, run_dir: Path, resume: Path | None) -> Place:
         seed = (runs.read_options(run_dir) or {}).get("seed")
     if seed is None and state is not None and not is_published(state):
         seed = checkpoint.load(state, kind="state").payload["loop"]["seed"]
-    return Place(run_dir, state, random.SystemRandom().randrange(1 << 31) if seed is None else seed)
+    return Place(run_dir, state, random.SystemRandom().randrange(1 << 31) if seed is None else seed, record)
 
 
 def _new_directory(options: PlaceOptions, description: str) -> Path:
     outdir = Path(options.outdir)
+    if options.dry_run:
+        runs.try_to_make(outdir)
+    else:
+        outdir.mkdir(parents=True, exist_ok=True)
     if not options.nosubdir:
-        return runs.create(outdir, description)
-    outdir.mkdir(parents=True, exist_ok=True)
+        return runs.next_name(outdir, description) if options.dry_run else runs.create(outdir, description)
     if runs.read_options(outdir) is not None or numbered(outdir, runs.STATES):
         raise ValueError(
             f"--nosubdir: {outdir} already holds a run, with other options or finished: choose another --outdir, or "
             f"continue that run with --resume={outdir}"
         )
-    if not runs.claim(outdir):
+    if not options.dry_run and not runs.claim(outdir):
         raise ValueError(f"another process is training in {outdir}: choose another --outdir")
     return outdir

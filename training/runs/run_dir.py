@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import json
 import re
+import secrets
 from collections.abc import Mapping, Set
 from contextlib import suppress
 from pathlib import Path
@@ -28,8 +29,10 @@ __all__ = [
     "is_blank",
     "mark_finished",
     "newest_state",
+    "next_name",
     "read_options",
     "same_run",
+    "try_to_make",
 ]
 
 OPTIONS = "training_options.json"
@@ -42,15 +45,32 @@ _locks: list[Any] = []  # open files whose lock lives as long as the process
 
 def create(outdir: Path, description: str) -> Path:
     """Make and claim the next numbered directory."""
-    outdir.mkdir(parents=True, exist_ok=True)
-    numbers = [int(m[1]) for p in outdir.iterdir() if p.is_dir() and (m := re.match(r"(\d+)", p.name))]
-    for number in range(max(numbers, default=-1) + 1, 1 << 30):
-        run_dir = outdir / f"{number:05d}-{description}"
+    while True:
+        run_dir = next_name(outdir, description)
         with suppress(FileExistsError):
             run_dir.mkdir()
             if claim(run_dir):
                 return run_dir
-    raise OSError(f"no free run number in {outdir}")
+
+
+def next_name(outdir: Path, description: str) -> Path:
+    """The numbered directory that a new run would make."""
+    present = outdir.iterdir() if outdir.is_dir() else ()
+    numbers = [int(m[1]) for p in present if p.is_dir() and (m := re.match(r"(\d+)", p.name))]
+    return outdir / f"{max(numbers, default=-1) + 1:05d}-{description}"
+
+
+def try_to_make(folder: Path) -> None:
+    """Raise the OSError that making `folder`, or a folder in it, would raise; nothing is left."""
+    made = []
+    try:
+        for path in (*reversed((folder, *folder.parents)), folder / f".{secrets.token_hex(6)}.tmp"):
+            if not path.is_dir():
+                path.mkdir()
+                made.append(path)
+    finally:
+        for path in reversed(made):
+            path.rmdir()
 
 
 def claim(run_dir: Path) -> bool:

@@ -79,6 +79,7 @@ class Session:
         self.elapsed = 0.0  # seconds of training before this process started
         self._wandb_id: str | None = None
         self._stats_size = 0
+        self._branch_of: Path | None = None
         self._peak = peak_flops(loop.device, autocast_dtype)
         self._fid = fid
         self._best: tuple[float, float] | None = None  # lowest FID and the kimg it was measured at
@@ -86,28 +87,39 @@ class Session:
     # --- state files -----------------------------------------------------------------------------------------------
 
     def restore(self, path: Path) -> None:
-        """Continue from a training state, ours or one of published EDM code.
+        """Take over a training state, ours or one of published EDM code; nothing on disk changes.
 
         Raises:
-            ValueError: not a state, or one that does not fit the options.
+            ValueError: not a state, or one that does not fit the options or the data.
         """
         if is_published(path):
             state = read_published(path, self.loop)
             with naming(path):
                 self.loop.load_state_dict(state)
             self.tick_start_nimg = self.loop.nimg
-        else:
-            contents = checkpoint.load(path, kind="state")
-            with naming(path):
-                self.loop.load_state_dict(contents.payload["loop"])
-            session = contents.info["session"]
-            self.tick, self.tick_start_nimg = session["tick"], session["tick_start_nimg"]
-            self.elapsed, self._stats_size = session["elapsed"], session["stats_size"]
-            self._wandb_id = session["wandb_id"]
-            self._best = tuple(session["best"]) if session["best"] else None
-            if self.main and path.parent.resolve() != self.run_dir.resolve():
-                self._inherit_statistics(path.parent)
-        dist.print0(f"Continuing from {path} at {self.loop.nimg / 1000:.3f} kimg")
+            return
+        contents = checkpoint.load(path, kind="state")
+        with naming(path):
+            self._check_origin(contents.info)
+            self.loop.load_state_dict(contents.payload["loop"])
+        session = contents.info["session"]
+        self.tick, self.tick_start_nimg = session["tick"], session["tick_start_nimg"]
+        self.elapsed, self._stats_size = session["elapsed"], session["stats_size"]
+        self._wandb_id = session["wandb_id"]
+        self._best = tuple(session["best"]) if session["best"] else None
+        if path.parent.resolve() != self.run_dir.resolve():
+            self._branch_of = path.parent
+
+    def _check_origin(self, info: Mapping[str, Any]) -> None:
+        """Refuse the state of another method, and one that saw other data; ValueError."""
+        if info.get("method") != self.info.get("method"):
+            raise ValueError(f"it is a state of the method {info.get('method')}, not of {self.info.get('method')}")
+        seen, given = (facts.get("dataset", {}).get("fingerprint") for facts in (info, self.info))
+        if seen is not None and given is not None and seen != given:
+            raise ValueError(
+                "it was trained on other data than --data holds now: give the data it was trained on, or begin a new "
+                "run from its weights with --new-run and --transfer=SNAPSHOT"
+            )
 
     def _inherit_statistics(self, source: Path) -> None:
         """A run that branches off another one begins with a copy of its statistics, and is a new run to wandb."""
@@ -163,6 +175,8 @@ class Session:
             SignalExit: some process was asked to stop before that; the state is written.
         """
         self._start = time.monotonic()
+        if self.main and self._branch_of is not None:
+            self._inherit_statistics(self._branch_of)
         self._stats = StatsFile(self.run_dir / "stats.jsonl", self._stats_size) if self.main else None
         self._wandb = (
             Wandb(self.run_dir, self.run_dir.name, self.info.get("options", {}), self._wandb_id)

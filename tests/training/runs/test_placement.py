@@ -15,7 +15,9 @@ from training.runs.placement import find_place
 def place(outdir, **options):
     release_locks()
     given = EDMOptions(outdir=str(outdir), data="toy", **options)
-    return find_place(given, given.seed, "toy", 1)
+    found = find_place(given, given.seed, "toy", 1)
+    found.write_options()
+    return found
 
 
 def add_state(run_dir, kimg, seed=5):
