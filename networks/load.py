@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
+from networks.published.diffusers import PREFIX, load_folder
 from networks.published.edm import read_edm_pickle
 from networks.published.families import Config, Parts, is_state, read_parts, read_tensors
 from networks.published.mac import denoiser_spec, mac_spec
@@ -90,7 +91,8 @@ def load_network(
         source: a snapshot of ours (.pkl or .safetensors), an EDM-style .pkl, a file of guided diffusion, consistency
             models, latent diffusion or Stable Diffusion (.pt, .pth, .ckpt, .safetensors, or the .zip around one), the
             address of one (https://..., kept in $FEWSTEP_CACHE_DIR or ~/.cache/fewstep), a name on the hub
-            (hf:OWNER/NAME[/FILE][@REVISION]), or a name of PUBLISHED or DATASETS.
+            (hf:OWNER/NAME[/FILE][@REVISION]), a folder of diffusers (diffusers:DIR), or a name of PUBLISHED or
+            DATASETS.
         device: where the network goes.
         verbose: print what is loaded and show the progress of a download.
         sha256: expected hash of a downloaded file.
@@ -102,6 +104,10 @@ def load_network(
     Raises:
         ValueError: no such file or alias, no connection, a damaged or hostile file, an unknown class; one sentence.
     """
+    if str(source).startswith(PREFIX):
+        if config is not None or classifier is not None:
+            raise ValueError(f"{source} says itself what it holds: leave out the configuration and the classifier")
+        return load_folder(str(source).removeprefix(PREFIX)).eval().requires_grad_(False).to(device)
     path = _locate(str(source), verbose, sha256)
     published = None if Path(source).exists() else named(str(source))
     if classifier is None and published is not None:
