@@ -56,6 +56,15 @@ ROWS = [
     ("train", f"{SMALL} --cres=1,x", "list of integers"),
     ("train", f"{SMALL} --dropout=2", "--dropout"),
     ("train", f"{SMALL} --seed=-1", "--seed"),
+    ("train", f"{SMALL} --seed={10**23}", "--seed"),
+    ("train", f"{SMALL} --label-dropout=0.1", "add --cond=1"),
+    ("train", f"{SMALL} --lr=nan", "--lr"),
+    ("train", f"{SMALL} --duration=inf", "--duration"),
+    ("train", f"{SMALL} --lr=nan --dry-run", "--lr"),
+    ("train", f"{SMALL} --dry-run --resume=nowhere", "no such file"),
+    ("train", f"{SMALL} --dry-run --transfer=half.pkl", "half.pkl"),
+    ("train", f"{SMALL} --dry-run --outdir=notes.txt/runs", "notes.txt"),
+    ("train", f"{SMALL} --resume=state.pt --data=mirrored", "other data"),
     ("train", f"{SMALL} --tick=0", "--tick"),
     ("train", f"{SMALL} --keep=0", "--keep"),
     ("train", f"{SMALL} --workers=0", "--workers"),
@@ -161,6 +170,8 @@ def folder(tmp_path_factory):
     for name in ("bare", "truncated", "badlabels", "halflabels"):
         shutil.copytree(toy, here / name)
     (here / "bare" / "dataset.json").unlink()
+    shutil.copytree(toy, here / "mirrored")
+    Image.open(toy / "07.png").transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(here / "mirrored" / "07.png")
     first = here / "truncated" / "00.png"
     first.write_bytes(first.read_bytes()[:40])
     (here / "badlabels" / "dataset.json").write_text('{"labels": [1, 2]}')
@@ -224,4 +235,4 @@ def test_one_sentence(folder, monkeypatch, script, text, words):
 
 
 def test_the_table_is_long_enough():
-    assert len({(script, text) for script, text, _ in ROWS}) == len(ROWS) >= 50
+    assert len({(script, text) for script, text, _ in ROWS}) == len(ROWS) >= 100

@@ -142,6 +142,8 @@ class EDMOptions(CoefficientOptions, CommonOptions):
 
 
 def build_network(options: EDMOptions, dataset: ImageDataset) -> nn.Module:
+    if options.label_dropout and not options.cond:
+        raise ValueError("--label-dropout hides labels, and this network has none: add --cond=1, or leave it out")
     precond, _ = PRECONDITIONERS[options.precond]
     kwargs = options.network_kwargs()
     if is_points(dataset.image_shape):
