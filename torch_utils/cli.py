@@ -45,10 +45,17 @@ def _errors_as_sentences():  # noqa: ANN202
         if os.environ.get("FEWSTEP_TRACEBACK"):
             raise
         raise click.ClickException(sentence(error)) from error
+    except OverflowError as error:  # options within their bounds whose combination is not
+        if os.environ.get("FEWSTEP_TRACEBACK"):
+            raise
+        raise click.ClickException(
+            "numbers grow beyond what can be computed: an option is too large or small"
+        ) from error
     except RuntimeError as error:  # torch reports exhausted memory and missing devices as RuntimeError
         text = str(error)
         if os.environ.get("FEWSTEP_TRACEBACK") or not any(
-            key in text for key in ("out of memory", "can't allocate memory", "No CUDA GPUs", "CUDA driver")
+            key in text
+            for key in ("out of memory", "can't allocate memory", "No CUDA GPUs", "CUDA driver", "CUDA generator")
         ):
             raise
         raise click.ClickException(text.splitlines()[0]) from error
