@@ -45,6 +45,7 @@ from torch_utils.options import OptionGroup, opt, options_of
 from torch_utils.provenance import digest
 from torch_utils.report.scatter import is_points
 from training.data.label_pool import give_labels, refuse_labels
+from training.graded import Graded, GradedOptions
 
 # What published settings decide, and the options that say it instead.
 SETTLED = {
@@ -170,7 +171,7 @@ class DeviceOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(DeviceOptions, SamplerOptions, OutputOptions, NetworkOptions):
+class Options(DeviceOptions, GradedOptions, SamplerOptions, OutputOptions, NetworkOptions):
     pass
 
 
@@ -195,19 +196,23 @@ def main(options: Options) -> None:
         wanted = range(64) if options.seeds is None else options.seeds
         if prompts is not None:
             prompts.check(wanted)
-        plan = plan_with_progress(model, options, prompts)
+        graded = Graded.of(model, options, device)
+        plan = plan_with_progress(model if graded is None else graded.model, options, prompts)
+        graded = None if graded is None else graded.follow(plan)
         published = [steps_of(plan)] if options.nfe_convention == "steps" else []
         record = record_of(net, plan, options, device) | weaker
         record |= {} if prompts is None else {"texts": prompts.digest}
+        record |= {} if graded is None else {"graded": graded.record}
         targets = choose_targets(options, name, plan, record)
         targets.prepare(wanted, options.overwrite)
+        published += [] if graded is None else [f"Graded:   {graded.about}"]
         dist.print0("\n".join([f"Network:  {describe(net)}", str(plan), *published]))
         save_schedule(options, plan, net)
         seeds = list(wanted) if options.overwrite else targets.missing(wanted)
         if len(seeds) < len(wanted):
             done = f"{len(wanted) - len(seeds)} of {len(wanted)}"
             dist.print0(f"Skipping: {done} images are in {targets.outdir} already (--overwrite to redo them)")
-        make(model, plan, targets, seeds, options, device, prompts)
+        make(model, plan, targets, seeds, options, device, prompts, graded)
         if calls := getattr(net, "classifier_calls", 0):
             dist.print0(f"Classifier: {calls / max(len(seeds), 1):g} calls per image on this process")
 
@@ -366,11 +371,12 @@ def save_schedule(options: Options, plan: Plan, net: torch.nn.Module) -> None:
 
 def make(
     model: Field, plan: Plan, targets: Targets, seeds: list[int], options: Options, device: torch.device,
-    prompts: Prompts | None = None,
+    prompts: Prompts | None = None, graded: Graded | None = None,
 ) -> None:  # fmt: skip
     """Sample the seeds and write what is wanted."""
     start = time.time()
-    sampler = Recorder(plan) if targets.traj is not None else plan
+    sampler = plan if graded is None else graded
+    sampler = sampler if targets.traj is None else Recorder(sampler)
     batches = generate(
         model, seeds, sampler, batch=options.batch, device=device, rng_device=options.rng_device,
         class_idx=options.class_idx, prior=plan.prior, texts=prompts, decode_batch=options.decode_batch,

@@ -62,6 +62,8 @@ class Facts:
         takes_gamma: calls take element-wise levels as the keyword `gamma`.
         heads: `(x, t, class_labels) -> (clean estimate, second head or None)`, of models of `samplers.fusion`.
         score_target: what their second head was trained on.
+        element_times: elements of a sample may be at times of their own.
+        compensated: trained so that elements which lag behind are faster, see `samplers.solvers.asynchronous`.
         native: the field in the coordinates of training, of a view in other coordinates.
     """
 
@@ -91,6 +93,8 @@ class Facts:
     takes_gamma: bool = False
     heads: Callable[..., tuple[Tensor, Tensor | None]] | None = None
     score_target: str = "none"
+    element_times: bool = False
+    compensated: bool = False
     native: Field | None = None
 
     @classmethod
@@ -135,6 +139,8 @@ class Facts:
             takes_gamma=said("takes_gamma", False),
             heads=said("heads"),
             score_target=said("score_target", "none"),
+            element_times=said("element_times", False),
+            compensated=said("compensated", False),
         )
 
 

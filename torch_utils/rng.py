@@ -98,7 +98,8 @@ class PerSampleRNG(_SplitRNG):
 
     def __init__(self, seeds: Sequence[int], device: torch.device | str = "cpu") -> None:
         device = torch.device(device)
-        generators = [torch.Generator(device).manual_seed(int(s) % (1 << 32)) for s in seeds]
+        self.seeds = [int(s) for s in seeds]
+        generators = [torch.Generator(device).manual_seed(s % (1 << 32)) for s in self.seeds]
         super().__init__(generators, [1] * len(generators), [slice(0, 1)] * len(generators), device)
 
     def _draw(self, draw, shape: Sequence[int], batch_dim: int, **options) -> torch.Tensor:  # noqa: ANN001, ANN003

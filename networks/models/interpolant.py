@@ -50,6 +50,7 @@ class InterpolantNetwork(nn.Module):
         label_dim: classes; 0 = unconditional.
         path: "linear", "trig" (the papers' GVP) or "vp".
         predicts: "velocity", "noise" or "score".
+        compensated: velocities are trained to be larger for elements that lag behind; changes nothing here.
         model_type: key of TRUNKS; `model_kwargs` are its further arguments. With `element_times` it is told a time for
             every element (ComboStoc); else one per sample, to which maps are averaged (SiT).
 
@@ -72,6 +73,7 @@ class InterpolantNetwork(nn.Module):
         label_dim: int = 0,
         path: str = "linear",
         predicts: str = "velocity",
+        compensated: bool = False,
         model_type: str = "Transformer",
         **model_kwargs: Any,
     ) -> None:
@@ -81,12 +83,17 @@ class InterpolantNetwork(nn.Module):
             raise ValueError(f"a transformer predicts velocity, noise or score, not '{predicts}'")
         super().__init__()
         self.img_resolution, self.img_channels, self.label_dim = img_resolution, img_channels, label_dim
-        self.path, self.predicts = path, predicts
+        self.path, self.predicts, self.compensated = path, predicts, compensated
         self.start = "exact" if path != "vp" and predicts == "velocity" else "scaled"
         self.compute_dtype = torch.float32
         if model_type not in TRUNKS:
             raise ValueError(f"model_type '{model_type}' is unknown: choose one of {', '.join(TRUNKS)}")
         self.model = TRUNKS[model_type](img_resolution, img_channels, img_channels, label_dim, **model_kwargs)
+
+    @property
+    def element_times(self) -> bool:
+        """Elements of a sample may be at times of their own."""
+        return self.model.element_times
 
     @property
     def label_dropout(self) -> float:

@@ -274,7 +274,7 @@ class Transformer(nn.Module):
             raise ValueError(f"width {width} cannot be split over {num_heads} heads: choose a divisor of the width")
         super().__init__()
         self.label_dim, self.label_dropout = label_dim, label_dropout
-        self.patch_size, self.out_channels = patch_size, out_channels
+        self.patch_size, self.out_channels, self.element_times = patch_size, out_channels, element_times
         self.grid = img_resolution // patch_size
         self.checkpointing = False
         outputs = out_channels * (1 + learn_sigma)

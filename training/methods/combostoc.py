@@ -159,7 +159,7 @@ def build_network(options: InterpolantOptions, dataset: ImageDataset) -> nn.Modu
     config = transformer_config(
         options.model, dataset.resolution, dataset.num_channels, dataset.label_dim if options.cond else 0,
         path=PATH_TYPES[options.path_type], predicts=options.prediction, learn_sigma=options.learn_sigma,
-        label_dropout=_label_dropout(options),
+        label_dropout=_label_dropout(options), compensated=_compensates(options),
     )  # fmt: skip
     if options.split not in (None, "UNSYNC_NONE") and not config["element_times"]:
         raise ValueError(
@@ -167,6 +167,12 @@ def build_network(options: InterpolantOptions, dataset: ImageDataset) -> nn.Modu
             "time a sample: use a ComboStoc model, or train.py sit"
         )
     return networks.build(**config | {name: value for name, value in given.items() if value is not None})
+
+
+def _compensates(options: InterpolantOptions) -> bool:
+    """Whether some elements are told to hurry."""
+    loss = InterpolantLoss(PATHS[PATH_TYPES[options.path_type]](), options.prediction, None, options.compensation)
+    return options.split not in (None, "UNSYNC_NONE") and loss.compensates
 
 
 def _label_dropout(options: InterpolantOptions) -> float:

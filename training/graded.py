@@ -1,0 +1,285 @@
+"""Graded control from the command line: references and strengths of their elements, and the sampler that keeps them.
+
+The arithmetic is in `samplers/solvers/asynchronous.py`. Seed s starts from reference s modulo their number.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from samplers.field import Field, as_field
+from samplers.guidance import guide
+from samplers.planning.plan import Plan
+from samplers.solvers.asynchronous import ONE_STEP, common_steps, progress_field, replaced, start_from
+from torch_utils.checkpoint import tensor_hash
+from torch_utils.images import from_uint8
+from torch_utils.options import OptionGroup, opt
+from torch_utils.rng import PerSampleRNG
+from training.data.image_dataset import ImageDataset
+
+__all__ = ["Graded", "GradedOptions", "read_keep", "read_references"]
+
+HALVES = {
+    "left": lambda h, w: (slice(None), slice(0, w // 2)), "right": lambda h, w: (slice(None), slice(w // 2, None)),
+    "top": lambda h, w: (slice(0, h // 2), slice(None)), "bottom": lambda h, w: (slice(h // 2, None), slice(None)),
+}  # fmt: skip
+QUADRANTS = (0.0, 0.25, 0.5, 0.75)  # of the paper's figure, in reading order
+WORDS = "0.7, left:0.5 (right, top, bottom), quadrants[:A,B,C,D], channels:0=0.9,1=0.5, or a file MASK.png or MASK.npy"
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradedOptions:
+    group: ClassVar = OptionGroup(
+        "Graded control", "How much of other images is kept where; exact for models with times of elements.", rank=6.5
+    )
+
+    reference: str | None = opt(
+        None, "Images to keep something of: a file, folder or zip, or latents .npy; one seed after the other takes one",
+        metavar="IMAGES",
+    )  # fmt: skip
+    keep: str | None = opt(None, f"Strength from 0 (made anew) to 1 (kept): {WORDS}", metavar="WHERE")
+    graded_steps: str | None = opt(
+        None, "Elements make steps of one number, or of one size so that much kept ones arrive early [default: number]",
+        choices=["number", "size"],
+    )  # fmt: skip
+    compensation_inverse: bool | None = opt(
+        None, "Divide velocities by what compensated training adds to them [default: of networks trained so]",
+        metavar="BOOL",
+    )  # fmt: skip
+
+
+def read_references(source: str, shape: tuple[int, ...]) -> Tensor:
+    """`[n, *shape]` float32 of an image file, a folder or zip of images, or an array file of samples.
+
+    Raises:
+        ValueError: nothing there, or samples of another shape.
+    """
+    path = Path(source)
+    if not path.exists():
+        raise ValueError(f"there is nothing at --reference={source}: give a file, folder or zip of images")
+    if path.suffix == ".npy":
+        array = torch.from_numpy(np.load(path, allow_pickle=False)).float()
+        images = array[None] if array.ndim == len(shape) else array
+    elif path.is_dir() or path.suffix == ".zip":
+        images = from_uint8(ImageDataset(path).images())
+    else:
+        images = from_uint8(torch.from_numpy(_pixels(path, shape[0])).permute(2, 0, 1)[None])
+    if tuple(images.shape[1:]) != tuple(shape) or not len(images):
+        raise ValueError(
+            f"the references of {source} are {'x'.join(map(str, images.shape[1:]))} (channels, height, width), and "
+            f"samples of this network {'x'.join(map(str, shape))}: give references of that size, for example by "
+            "dataset_tool.py --resolution"
+        )
+    return images
+
+
+def _pixels(path: Path, channels: int) -> np.ndarray:
+    """`[H, W, C]` uint8 of an image file."""
+    try:
+        with Image.open(path) as image:
+            pixels = np.array(image.convert("L" if channels == 1 else "RGB"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} is not an image that can be read: {error}") from error
+    return pixels.reshape(*pixels.shape[:2], -1)
+
+
+def read_keep(text: str, shape: tuple[int, ...]) -> Tensor:
+    """Strengths `[1, C or 1, H or 1, W or 1]` float64 in [0, 1] of what `--keep` says.
+
+    Raises:
+        ValueError: words that mean nothing, strengths outside of [0, 1], a mask of another shape.
+    """
+    channels, height, width = shape
+    kind, _, rest = text.partition(":")
+    try:
+        if kind in HALVES:
+            keep = torch.zeros(1, 1, height, width, dtype=torch.float64)
+            keep[(0, 0, *HALVES[kind](height, width))] = float(rest)
+        elif kind == "quadrants":
+            a, b, c, d = map(float, rest.split(",")) if rest else QUADRANTS
+            keep = torch.zeros(1, 1, height, width, dtype=torch.float64)
+            for value, row, column in (
+                (a, "top", "left"),
+                (b, "top", "right"),
+                (c, "bottom", "left"),
+                (d, "bottom", "right"),
+            ):
+                rows, columns = HALVES[row](height, width)[0], HALVES[column](height, width)[1]
+                keep[0, 0, rows, columns] = value
+        elif kind == "channels":
+            keep = torch.zeros(1, channels, 1, 1, dtype=torch.float64)
+            for part in rest.split(","):
+                index, value = part.split("=")
+                if not 0 <= int(index) < channels:
+                    raise ValueError(
+                        f"--keep={text} names channel {int(index)}, and samples have channels 0 to {channels - 1}"
+                    )
+                keep[0, int(index)] = float(value)
+        elif Path(text).suffix in (".png", ".npy"):
+            keep = _mask(Path(text), shape)
+        else:
+            keep = torch.full((1, 1, 1, 1), float(text), dtype=torch.float64)
+    except ValueError as error:
+        if str(error).startswith(("--keep", str(Path(text)))):
+            raise
+        raise ValueError(f"--keep={text} says no strengths: give for example {WORDS}") from error
+    if not bool(((keep >= 0) & (keep <= 1)).all()):
+        raise ValueError(f"--keep={text} holds strengths outside of 0 (made anew) to 1 (kept): keep them between")
+    return keep
+
+
+def _mask(path: Path, shape: tuple[int, ...]) -> Tensor:
+    if not path.is_file():
+        raise ValueError(f"{path} is not a file: --keep takes a mask of {shape[1]}x{shape[2]} pixels, or words")
+    if path.suffix == ".npy":
+        mask = torch.from_numpy(np.load(path, allow_pickle=False)).double()
+    else:
+        mask = torch.from_numpy(_pixels(path, 1)[:, :, 0]).double() / 255
+    whole = mask if mask.ndim == 3 else mask[None]
+    if whole.ndim != 3 or any(n not in (1, size) for n, size in zip(whole.shape, shape, strict=True)):
+        raise ValueError(
+            f"{path} is a mask of {'x'.join(map(str, mask.shape))}, and samples are {'x'.join(map(str, shape))} "
+            "(channels, height, width): make it that large"
+        )
+    return whole[None]
+
+
+class Graded:
+    """A sampler of references: called as the plan that it follows.
+
+    Attributes:
+        model: what the plan is to be made for.
+        about: how elements are kept, in words.
+        record: what of the images this decides, plain JSON.
+    """
+
+    def __init__(self, model: Field, options: GradedOptions, device: torch.device | str = "cpu") -> None:
+        facts = model.facts
+        self.options, self.device = options, torch.device(device)
+        if options.keep is None:
+            raise ValueError(f"--reference needs strengths: give --keep, for example {WORDS}")
+        if facts.chooses_levels or facts.shape is None or len(facts.shape) != 3:
+            raise ValueError("--reference needs a network of images whose noise levels are given to it: leave it out")
+        self.references = read_references(options.reference, facts.shape)
+        self.keep = read_keep(options.keep, facts.shape)
+        self.elements = facts.element_times
+        if not self.elements and options.graded_steps == "size":
+            raise ValueError("--graded-steps=size is for models whose elements have times of their own: leave it out")
+        if options.compensation_inverse and not (self.elements and facts.predicts == "velocity"):
+            raise ValueError(
+                "--compensation-inverse is for velocities of models that give elements times of their own: leave it out"
+            )
+        self.inverse = facts.compensated if options.compensation_inverse is None else options.compensation_inverse
+        self.plan: Plan | None = None
+        self.own = model
+        self.model = self._progress(model) if self.elements else model
+
+    @classmethod
+    def of(cls, model: Field, options: GradedOptions, device: torch.device | str) -> Graded | None:
+        """What the options ask for; None: no graded control.
+
+        Raises:
+            ValueError: options that need --reference, without it.
+        """
+        if options.reference is not None:
+            return cls(model, options, device)
+        for name in ("keep", "graded_steps", "compensation_inverse"):
+            if getattr(options, name) is not None:
+                raise ValueError(f"--{name.replace('_', '-')} needs images to keep something of: add --reference")
+        return None
+
+    def _progress(self, model: Field) -> Field:
+        """The flow of progress; searches start from the references, one after the other."""
+        field = progress_field(model, self.keep.to(self.device), inverse=self.inverse)
+
+        def start(noise: Tensor, prior: str | None = None) -> Tensor:
+            rows = torch.arange(len(noise)) % len(self.references)
+            return self._start(noise, rows)
+
+        return replace(field, facts=replace(field.facts, start_noise=start))
+
+    def _start(self, noise: Tensor, rows: Tensor) -> Tensor:
+        return start_from(self.own, self.references[rows].to(noise), noise, self.keep.to(self.device))
+
+    def follow(self, plan: Plan) -> Graded:
+        """Keep to a plan that was made for `model`.
+
+        Raises:
+            ValueError: a plan that elements of different strength cannot follow.
+        """
+        if self.elements and plan.stochastic:
+            raise ValueError(
+                "elements of different strength have different amounts of noise, and this sampler adds one to all: "
+                "leave --reference out, or choose a sampler that adds none"
+            )
+        if self.options.graded_steps == "size" and (plan.kind != "native" or plan.solver not in ONE_STEP):
+            raise ValueError(
+                "--graded-steps=size makes equal steps by a solver of one step: give --N and no schedule, and one of "
+                f"the solvers {', '.join(ONE_STEP)}"
+            )
+        self.plan = plan
+        return self
+
+    @property
+    def sigmas(self) -> Tensor:
+        """The levels of the plan."""
+        return self.plan.sigmas
+
+    @property
+    def record(self) -> dict[str, Any]:
+        return {
+            "reference": tensor_hash({"reference": self.references})[:16],
+            "keep": tensor_hash({"keep": self.keep})[:16],
+            "steps": self.options.graded_steps or "number",
+            "compensation_inverse": self.elements and self.inverse,
+        }
+
+    @property
+    def about(self) -> str:
+        kept = f"{self.options.keep} of {len(self.references)} reference{'s' * (len(self.references) > 1)}"
+        if self.elements:
+            how = f"steps of one {self.options.graded_steps or 'number'}"
+            return f"keeping {kept}, {how}{', compensation undone' * self.inverse}"
+        return (
+            f"keeping {kept} by plain replacement: this network has one time for all elements, so each is the noised "
+            "reference until its strength is reached, and free from then on"
+        )
+
+    def __call__(
+        self,
+        field: Any,
+        noise: Tensor,
+        class_labels: Tensor | None = None,
+        *,
+        rng: PerSampleRNG,
+        trace: Callable[[Any], Any] | None = None,
+    ) -> Tensor:
+        """As `Plan`, for the model without references; `rng` says the seeds."""
+        rows = torch.tensor([seed % len(self.references) for seed in rng.seeds])
+        if not self.elements:
+            reference = self.references[rows].to(noise)
+            held = replaced(as_field(field), self.keep.to(self.device))
+            x = self.plan(
+                held.bind(None, reference=reference, **as_field(field).cond), noise, class_labels, rng=rng, trace=trace
+            )
+            return torch.where(self.keep.to(x) == 1, reference, x)
+        start = self._start(noise, rows)
+        if self.options.graded_steps != "size":
+            x = self.plan(self.model, start, class_labels, rng=rng, trace=trace)
+            # levels that end above 0 end at (1 + sigma) x, x the state at the progress sigma / (1 + sigma)
+            ends = self.plan.kind in ("grid", "adaptive") and not self.plan.options.get("denoise_to_zero")
+            return x / (1 + self.plan.sigmas[-1].item()) if ends else x
+        model = guide(self.own, **self.plan.guidance)
+        steps = functools.partial(common_steps, solver=self.plan.solver, inverse=self.inverse, trace=trace)
+        return steps(
+            model.bind(class_labels, **model.cond), start, self.plan.sigmas.tolist(), self.keep.to(self.device)
+        )
