@@ -104,6 +104,10 @@ class NetworkOptions:
         None, "Classifier of noisy images for --guidance-type=cg [default: the published one of a published name]",
         metavar="FILE|URL",
     )  # fmt: skip
+    vae: str | None = opt(
+        None, "Autoencoder of a DiT or SiT file on latents, which brings none: a file of its own, or a Stable "
+        "Diffusion checkpoint", metavar="FILE|URL",
+    )  # fmt: skip
     guidance_network: str | None = opt(
         None, "A weaker network of the same data, away from which --guidance-rate guides (autoguidance)",
         metavar="FILE|URL|NAME",
@@ -244,7 +248,11 @@ def load(options: Options, device: torch.device) -> tuple[torch.nn.Module, str]:
     else:
         net = dist.rank0_first(
             lambda: networks.load_network(
-                source, verbose=dist.get_rank() == 0, config=options.config_de, classifier=options.classifier
+                source,
+                verbose=dist.get_rank() == 0,
+                config=options.config_de,
+                classifier=options.classifier,
+                vae=options.vae,
             )
         )
     if note := unfinished_note(net):

@@ -84,6 +84,7 @@ def load_network(
     sha256: str | None = None,
     config: Config | None = None,
     classifier: str | Path | None = None,
+    vae: str | Path | None = None,
 ) -> nn.Module:
     """Load a network in eval mode, with `requires_grad` off and the facts of its file in `net.info`.
 
@@ -100,6 +101,7 @@ def load_network(
             tensors do not show; None: known by the tensors' shapes.
         classifier: file or address of a classifier for guidance, of guided diffusion; default: the published one of a
             published name.
+        vae: file or address of the autoencoder, of transformers on latents.
 
     Raises:
         ValueError: no such file or alias, no connection, a damaged or hostile file, an unknown class; one sentence.
@@ -115,7 +117,8 @@ def load_network(
     guide = None if classifier is None else _locate(str(classifier), verbose, None)
     if verbose:
         print(f"Loading network from {path}", flush=True)
-    kwargs, info, state = _read(path, config, guide)
+    autoencoder = None if vae is None else _locate(str(vae), verbose, None)
+    kwargs, info, state = _read(path, config, guide, autoencoder)
     with naming(path):
         net = _build(kwargs, state)
     for name, kind in _FACTS.items():
@@ -181,17 +184,19 @@ def load_encoder(source: str | Path, device: str | torch.device = "cpu", config:
     return net.eval().requires_grad_(False).to(device)
 
 
-def _read(path: Path, config: Config | None = None, classifier: Path | None = None) -> Parts:
+def _read(
+    path: Path, config: Config | None = None, classifier: Path | None = None, vae: Path | None = None
+) -> Parts:  # fmt: skip
     """Class and arguments, facts, and state dict, from any of the formats."""
     view = map_file(path)
     if checkpoint.is_safetensors(view):
         contents = checkpoint.load_safetensors(path)
         if not contents.info:
-            return read_parts(path, checkpoint.unwrapped(path, contents.payload), config, classifier)
+            return read_parts(path, checkpoint.unwrapped(path, contents.payload), config, classifier, vae)
     elif path.suffix in TENSORS_ONLY or config is not None or is_legacy(view):
         value = read_tensors(path)
         if is_state(value):
-            return read_parts(path, checkpoint.unwrapped(path, value), config, classifier)
+            return read_parts(path, checkpoint.unwrapped(path, value), config, classifier, vae)
         with naming(path):
             contents = checkpoint.from_value(value)
         if contents.kind != "snapshot":
@@ -200,7 +205,7 @@ def _read(path: Path, config: Config | None = None, classifier: Path | None = No
         contents = None
     else:
         contents = checkpoint.load(path, "snapshot")
-    if config is not None or classifier is not None:
+    if config is not None or classifier is not None or vae is not None:
         raise ValueError(f"{path} says itself which network it holds: leave out the configuration and the classifier")
     return _read_edm(path) if contents is None else _of_snapshot(path, contents)
 

@@ -15,10 +15,12 @@ from torch import nn
 
 from networks.models.baselines import VEPrecond, VPPrecond, iDDPMPrecond
 from networks.models.consistency_precond import CMPrecond
+from networks.models.dit_precond import DiTPrecond
 from networks.models.encoder import CouplingEncoder
 from networks.models.fusion import FusionNetwork
 from networks.models.interpolant import InterpolantNetwork
 from networks.models.latent import LatentDenoiser
+from networks.models.latent_model import LatentModel
 from networks.models.mac import MACNetwork
 from networks.models.noise_precond import NoisePrecond
 from networks.models.precond import MODELS, EDMGammaPrecond, EDMPrecond
@@ -40,6 +42,8 @@ NETWORKS: dict[str, type[nn.Module]] = {
     "CMPrecond": CMPrecond,
     "NoisePrecond": NoisePrecond,
     "LatentDenoiser": LatentDenoiser,
+    "DiTPrecond": DiTPrecond,
+    "LatentModel": LatentModel,
 }
 
 

@@ -164,17 +164,23 @@ class NoisePrecond(nn.Module):
         self.compute_dtype = torch.float32
         self.classifier_calls = 0
         self.sees_classes = bool(network.get("label_dim"))
-        self.model = ADMUNet(
-            img_resolution=img_resolution,
-            in_channels=img_channels,
-            **{"out_channels": img_channels, **network},
-        )
+        self.model = self.make_trunk(network)
         self.classifier = None
         if classifier is not None:
             self.classifier = ADMClassifier(img_resolution=img_resolution, in_channels=img_channels, **classifier)
         self.alphas_cumprod: Tensor | None
         table = torch.empty(num_levels, dtype=torch.float64) if time_convention == "table" else None
         self.register_buffer("alphas_cumprod", table)
+
+    def make_trunk(self, network: Mapping[str, Any]) -> nn.Module:
+        """The network that predicts noise."""
+        channels = self.img_channels
+        options = {"out_channels": channels, **network}
+        return ADMUNet(img_resolution=self.img_resolution, in_channels=channels, **options)
+
+    def evaluate(self, x: Tensor, time: Tensor, condition: Mapping[str, Tensor]) -> Tensor:
+        """The trunk's output for images `x`, times `[B]` and what `condition` gave."""
+        return self.model(x, time, **condition)
 
     @property
     def levels(self) -> NoiseLevels:
@@ -253,7 +259,7 @@ class NoisePrecond(nn.Module):
                 return log_probability_slope(self.classifier, x_in, time, index)
 
         def predict(x_in: Tensor, time: Tensor) -> Tensor:
-            return self.model(x_in.to(dtype), time, **condition).to(torch.float32)
+            return self.evaluate(x_in.to(dtype), time, condition).to(torch.float32)
 
         return denoise(
             predict, self.levels, x, sigma, clamp=self.clip_denoised, slope=slope, rate=guidance_rate

@@ -12,10 +12,12 @@ from typing import Any
 
 from torch import Tensor
 
-from networks.published import flow, ldm, openai
+from networks.published import flow, ldm, openai, transformers
 from networks.published.configs import read_any
 from networks.published.flow_configs import PRESETS
 from networks.published.unet_shapes import unet_config
+from torch_utils.checkpoint import is_safetensors, load_safetensors
+from torch_utils.files import map_file
 from torch_utils.pickles.archives import opened, read_archive
 from torch_utils.pickles.machine import shown
 
@@ -25,7 +27,8 @@ Parts = tuple[dict[str, Any], dict[str, Any], dict[str, Tensor]]  # build argume
 Config = flow.Config
 
 _LOOKED_FOR = (
-    "joint coupling / velocity models (enc.*, dec.*), guided diffusion and consistency models (input_blocks.*), latent "
+    "joint coupling / velocity models (enc.*, dec.*), diffusion transformers (x_embedder.*, blocks.*), "
+    "guided diffusion and consistency models (input_blocks.*), latent "
     "diffusion and Stable Diffusion 1 (model.diffusion_model.*)"
 )
 
@@ -40,6 +43,8 @@ def summary(value: Any) -> dict[str, Any]:
     if ldm.is_latent_diffusion(state):
         unet = {k.removeprefix(ldm.UNET): v for k, v in state.items() if k.startswith(ldm.UNET)}
         return {"family": "latent diffusion", "shown by the tensors": unet_config(unet)}
+    if transformers.is_transformer(state):
+        return {"family": "diffusion transformer"}
     preset = flow.match_preset(state)
     return {"family": "joint coupling / velocity models", "preset": preset} if preset else {}
 
@@ -61,8 +66,10 @@ def read_tensors(path: str | Path) -> Any:
 
 def _state_dict(value: Any) -> Any:
     """The state dict inside of a training checkpoint; other values as they are."""
-    if isinstance(value, Mapping) and isinstance(value.get("state_dict"), Mapping):
-        value = value["state_dict"]
+    for name in ("state_dict", "ema", "model") if isinstance(value, Mapping) else ():
+        if isinstance(value.get(name), Mapping):
+            value = value[name]
+            break
     return {k: v for k, v in value.items() if isinstance(v, Tensor)} if _mostly_tensors(value) else value
 
 
@@ -75,11 +82,22 @@ def _mostly_tensors(value: Any) -> bool:
     )
 
 
+def _tensors_of(path: str | Path) -> Mapping[str, Tensor]:
+    """The flat tensors of a file, .safetensors or of `torch.save`."""
+    if is_safetensors(map_file(path)):
+        return load_safetensors(path).payload
+    value = read_tensors(path)
+    if not is_state(value):
+        raise ValueError(f"{path} holds no flat dict of tensors")
+    return value
+
+
 def read_parts(
     path: str | Path,
     state: Mapping[str, Tensor],
     config: Config | None = None,
     classifier: str | Path | None = None,
+    vae: str | Path | None = None,
 ) -> Parts:
     """Arguments of `networks.build`, facts, and tensors under our names.
 
@@ -88,12 +106,20 @@ def read_parts(
         state: flat dict of tensors.
         config: preset name, JSON or YAML file, or mapping: what the tensors do not show.
         classifier: file of a classifier for guidance, of guided diffusion alone.
+        vae: file of the autoencoder, of transformers on latents alone.
 
     Raises:
         ValueError: tensors of no known family, or what the family's adapter says.
     """
     if not (isinstance(config, str | Path) and str(config) in PRESETS) and config is not None:
         config = read_any(config)
+    if transformers.is_transformer(state):
+        if classifier is not None:
+            raise ValueError(f"a classifier guides models of guided diffusion, and {path} is none: leave it out")
+        stage = None if vae is None else transformers.first_stage_of(vae, _tensors_of(vae))
+        return transformers.to_checkpoint(path, state, config, stage)
+    if vae is not None:
+        raise ValueError(f"an autoencoder is given to transformers on latents, and {path} is none: leave it out")
     if flow.is_flow(state, config) and not (openai.is_guided_diffusion(state) and config is None):
         return flow.to_checkpoint(path, state, config)
     if openai.is_guided_diffusion(state):
