@@ -41,6 +41,7 @@ from torch_utils.files import write_json
 from torch_utils.frechet import Moments, check_fits, load_moments, local_file
 from torch_utils.options import OptionGroup, opt, options_of
 from torch_utils.report.page import Table, write_page
+from training.likelihood import image_likelihood
 from training.runs.curve import read_curve
 
 EXAMPLES = """\b
@@ -60,6 +61,7 @@ Examples:
   # Schedules, the training curve, and one page of everything
   python analyze.py schedules polynomial logsnr time_uniform --num-steps=10 --outdir=out
   python analyze.py curve runs/00000-digits --outdir=out
+  python analyze.py likelihood --network=NET.pkl --data=datasets/digits.zip --num=256 --outdir=out
   python analyze.py page out --title="Digits" """
 
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 120, "show_default": True}
@@ -296,6 +298,34 @@ def _beta(net: Any) -> float | None:
     """The weight of the prior that a network was trained with, as its file says."""
     options = getattr(net, "info", {}).get("options") or {}
     return None if options.get("independent") else options.get("weight_prior")
+
+
+@main.command("likelihood", context_settings=SETTINGS, epilog=EXAMPLES)
+@click.option("--network", required=True, metavar="FILE|URL|NAME", help="Network: a file, an address, or a name")
+@click.option("--data", required=True, metavar="PATH", help="Images: a folder or zip; labels are read with them")
+@click.option("--outdir", metavar="DIR", help="Folder of likelihood.json [default: none is written]")
+@click.option("--num", type=click.IntRange(1), metavar="INT", help="Images, chosen at random [default: all]")
+@click.option("--solver", default="dopri5", metavar="NAME", help="Adaptive, or euler and others with --steps")
+@click.option("--steps", type=click.IntRange(1), metavar="INT", help="Equal steps, of solvers that choose none")
+@click.option(
+    "--rtol", type=click.FloatRange(0, min_open=True), metavar="FLOAT", help="Adaptive solvers [default: 1e-5]"
+)
+@click.option(
+    "--atol", type=click.FloatRange(0, min_open=True), metavar="FLOAT", help="Adaptive solvers [default: 1e-5]"
+)
+@click.option("--seed", type=int, default=0, metavar="INT", help="Of choice, spread of grey values and signs")
+@click.option("--batch", type=click.IntRange(1), default=64, metavar="INT", help="Most images at once")
+@click.option("--device", default="auto", metavar="DEVICE", help="cpu, cuda or auto (a GPU when there is one)")
+def likelihood_command(network: str, data: str, outdir: str | None, device: str, **how: Any) -> None:
+    """Bits per dimension of images of 8 bits under a model, by its flow."""
+    with dist.process_group(device) as dev:
+        result = {"network": network, "data": data, **image_likelihood(_load(network, dev), data, device=dev, **how)}
+        if dist.get_rank() == 0:
+            error = "" if result["bpd_se"] is None else f" +- {result['bpd_se']:.4f}"
+            click.echo(f"{result['bpd']:.4f}{error} bits per dimension, {result['num']} images")
+            if outdir is not None:
+                write_json(_folder(outdir) / "likelihood.json", result)
+        dist.barrier()
 
 
 @main.command(context_settings=SETTINGS, epilog=EXAMPLES)

@@ -77,7 +77,7 @@ HANDLED: dict[str, set[str]] = {
         "label_embedding", "model_gradient", "training_target", "compensation", "seeded_draw",
         "path_coefficients", "path_drift", "diffusion_coefficient", "path_conversions", "path_plan", "denoiser",
         "interval", "sample_ode", "sample_sde", "model_cfg", "sample_network_ode", "sample_network_sde",
-        "graded_control",
+        "graded_control", "likelihood",
     },
 }  # fmt: skip
 

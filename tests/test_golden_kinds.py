@@ -7,7 +7,7 @@ import pytest
 from golden_cases import GOLDEN, HANDLED, kinds
 
 # Areas of methods that are not built yet; only what other parts need of them is tested (the ADM crop of the data tool).
-PARTIAL = {"combostoc", "idff"}
+PARTIAL = {"idff"}
 
 
 @pytest.mark.parametrize("area", sorted(HANDLED.keys() - PARTIAL))

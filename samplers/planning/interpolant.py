@@ -23,7 +23,7 @@ from samplers.solvers.interpolant import interpolant_sde, time_interval
 from samplers.start import refuse_score
 from torch_utils.rng import TorchRNG
 
-__all__ = ["plan_interpolant", "sample_interpolant"]
+__all__ = ["on_a_path", "plan_interpolant", "reached_times", "sample_interpolant"]
 
 DEFAULT_NUM_STEPS = 250
 LAST_STEP_SIZE = 0.04  # ten steps of the published 250
@@ -34,6 +34,15 @@ def on_a_path(field: Field) -> Field:
     """A model in a time of its own: as it is, or on the linear path."""
     own = field.native()
     return own.on(Linear()) if isinstance(own.path, VE) else own
+
+
+def reached_times(field: Field) -> tuple[float, float]:
+    """Times at the noise and at the data that the flow of a model `on_a_path` covers."""
+    high, low = time_interval(field.path, field.predicts)
+    if field.facts.native is None:
+        return high, low
+    top, bottom = field.path.time_of(get_schedule(2, net=field)).tolist()
+    return top, bottom
 
 
 def sample_interpolant(
@@ -117,7 +126,7 @@ def _times(field: Field, form: str, last: float, eps: float | None, count: int) 
         raise ValueError(f"--num-steps={count} leaves no step to take: give 2 or more times")
     high, low = time_interval(field.path, field.predicts, form=form, last_step=last, eps=eps)
     if field.facts.native is not None and eps is None:  # of a model in sigma coordinates
-        top, bottom = field.path.time_of(get_schedule(2, net=field)).tolist()
+        top, bottom = reached_times(field)
         high, low = min(high, top), low if last else bottom
     elif eps is not None and isinstance(field.path, VP) and last:
         raise ValueError(

@@ -1,0 +1,79 @@
+"""Bits per dimension of a data set of images under a model, over all processes (`samplers/analysis/likelihood.py`)."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+from samplers.analysis.likelihood import bits_per_dimension, dequantised, likelihood, signs
+from samplers.field import as_field
+from samplers.run import image_shape, seed_batches
+from torch_utils import distributed as dist
+from torch_utils.rng import PerSampleRNG
+from training.data.image_dataset import ImageDataset
+
+__all__ = ["image_likelihood"]
+
+
+def image_likelihood(
+    net: Any,
+    data: str,
+    *,
+    num: int | None = None,
+    solver: str = "dopri5",
+    steps: int | None = None,
+    rtol: float | None = None,
+    atol: float | None = None,
+    seed: int = 0,
+    batch: int = 64,
+    device: torch.device | str = "cpu",
+) -> dict[str, Any]:
+    """What a model says of images: `bpd` and its standard error, `nats` per image, and how it was found.
+
+    Args:
+        data: folder or zip; a conditional model is given the labels in it.
+        num: images, chosen at random; None: all.
+        solver, steps, rtol, atol: of the flow, see `likelihood`.
+        seed: of the choice of images; the numbers of an image come from `seed` and its place in the data set.
+        batch: images at once on one process.
+
+    Raises:
+        ValueError: images of another shape, or without the labels that the model needs.
+    """
+    field = as_field(net)
+    facts, shape = field.facts, image_shape(field)
+    dataset = ImageDataset(data, max_size=num, use_labels=bool(facts.label_dim), random_seed=seed)
+    if tuple(dataset.image_shape) != shape:
+        raise ValueError(
+            f"the images of {data} are {'x'.join(map(str, dataset.image_shape))} (channels, height, width), and "
+            f"samples of this network {'x'.join(map(str, shape))}: give its own kind of data"
+        )
+    if (facts.label_dim or 0) != dataset.label_dim:
+        raise ValueError(
+            f"the network has {facts.label_dim} classes, and {data} has labels of {dataset.label_dim} numbers: give "
+            "data with the labels that it was trained on"
+        )
+    options = {name: value for name, value in (("rtol", rtol), ("atol", atol)) if value is not None}
+    images, labels, size = dataset.images(), dataset.labels(), math.prod(shape)
+    logp, evaluations = [], []
+    for items in seed_batches(range(len(dataset)), batch, dist.get_rank(), dist.get_world_size()):
+        rng = PerSampleRNG([seed * 1_000_003 + int(dataset.raw_idx[i]) for i in items])
+        x = dequantised(images[items], rng).to(device)
+        random_signs = signs(x, rng)
+        bound = field.bind(labels[items].to(device), **field.cond) if facts.label_dim else field
+        found = likelihood(
+            bound, x, random_signs, solver=solver, steps=steps, options=options, count=evaluations.extend
+        )
+        logp += found.logp.tolist()
+    gathered = [v for part in dist.all_gather_object(logp) for v in part]
+    counts = [v for part in dist.all_gather_object(evaluations) for v in part]
+    nats = torch.tensor(gathered, dtype=torch.float64)
+    bits = bits_per_dimension(nats, size)
+    error = bits.std().item() / math.sqrt(len(bits)) if len(bits) > 1 else None
+    return {
+        "num": len(bits), "bpd": bits.mean().item(), "bpd_se": error,
+        "nats": nats.mean().item(), "solver": solver, "steps": steps, **options, "seed": seed,
+        "evaluations": sum(counts) / len(counts) if counts else None,
+    }  # fmt: skip
