@@ -352,7 +352,7 @@ def _tables(path: Path) -> list[Table]:
 
 
 def _folder(outdir: str) -> Path:
-    """Made before the work, so that a wrong path fails early."""
+    """Make the folder before the work, so that a wrong path fails early."""
     folder = Path(outdir)
     folder.mkdir(parents=True, exist_ok=True)
     return folder

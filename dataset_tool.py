@@ -109,7 +109,9 @@ class Size(click.ParamType):
 )  # fmt: skip
 @click.option("--encode-config", metavar="FILE", help="What the tensors of NETWORK do not show: a JSON or YAML file.")
 @click.option("--encode-flips", is_flag=True, help="Latents of mirrored images too.")
-@click.option("--encode-dtype", type=click.Choice(["float16", "float32"]), default="float32", help="Of the latents.")
+@click.option(
+    "--encode-dtype", type=click.Choice(["float16", "float32"]), default="float32", help="Number format of the latents."
+)
 @click.option("--encode-batch", type=click.IntRange(min=1), default=16, metavar="N", help="Images at once.")
 @click.option("--device", default="auto", metavar="DEVICE", help="Where latents are computed: cpu, cuda or auto.")
 @click.option(

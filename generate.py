@@ -96,7 +96,7 @@ class NetworkOptions:
         flag=True,
     )  # fmt: skip
     config_de: str | None = opt(
-        None, "Of a file that holds tensors alone (.pt, .pth, .ckpt): what they do not show, as a JSON file, the "
+        None, "For a file that holds tensors alone (.pt, .pth, .ckpt): what they do not show, as a JSON file, the "
         "original's YAML file, or the name of a preset of train.py curvature [default: known by their shapes]",
         metavar="FILE|NAME", names=("--config",),
     )  # fmt: skip
@@ -113,7 +113,7 @@ class NetworkOptions:
         metavar="FILE|URL|NAME",
     )  # fmt: skip
     tokenizer: str | None = opt(
-        None, "Of models of text: folder with CLIP's tokenizer.json, or vocab.json and merges.txt, or its name on the "
+        None, "For models of text: folder with CLIP's tokenizer.json, or vocab.json and merges.txt, or its name on the "
         f"hub [default: {TOKENIZER}]", metavar="DIR|NAME",
     )  # fmt: skip
 
@@ -146,7 +146,7 @@ class OutputOptions:
     subdirs: bool | None = opt(None, "A sub-folder for every 1000 seeds", metavar="BOOL", bare=True)
     overwrite: bool = opt(False, "Also make images whose files exist", flag=True)
     save_schedule: str | None = opt(
-        None, "Time stamps, solver and its options, as a file for --schedule", metavar="FILE.json"
+        None, "Noise levels, solver and its options, as a file for --schedule", metavar="FILE.json"
     )
     nfe_convention: str = opt(
         "true", "Beside the true number of network evaluations, say the number of steps, which IDFF was published with",
@@ -185,7 +185,7 @@ def main(options: Options) -> None:
     """Make images with a trained network.
 
     EDM's samplers (--steps) make N steps down to noise level 0. All other solvers (--num-steps) make N - 1 steps
-    between N time stamps. Options that do not belong to the chosen sampler are errors.
+    between N noise levels. Options that do not belong to the chosen sampler are errors.
     """
     with dist.process_group(options.device) as device:
         options = with_settings(options)
@@ -314,7 +314,7 @@ def plan_with_progress(model: Field, options: Options, prompts: Prompts | None =
 
 
 def _advance(bar: tqdm, n: int) -> None:
-    """`n` more on this process, and about as many on every other."""
+    """Advance the bar by `n` of this process, and about as many of every other."""
     n *= dist.get_world_size()
     bar.update(n if bar.total is None else min(n, bar.total - bar.n))
 
@@ -370,7 +370,7 @@ def save_schedule(options: Options, plan: Plan, net: torch.nn.Module) -> None:
     if options.save_schedule is None:
         return
     if plan.chosen is None:
-        raise ValueError(f"--save-schedule keeps time stamps, and {plan.solver} has none: choose another solver")
+        raise ValueError(f"--save-schedule keeps noise levels, and {plan.solver} has none: choose another solver")
     if not options.save_schedule.endswith(".json"):
         raise ValueError(f"--save-schedule={options.save_schedule} must end in .json, by which --schedule knows a file")
     if dist.get_rank() == 0:

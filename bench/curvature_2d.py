@@ -171,7 +171,7 @@ def w2(
 
 
 def curvature(net: Any, start: Callable[[Tensor], Tensor], steps: int, num: int = 4000) -> float:
-    """Mean over dimensions, of Euler steps."""
+    """Curvature of trajectories by Euler steps, mean over dimensions."""
     states, times = trajectory(net, mirrored(start, num, 3000), steps)
     return float(trajectory_curvature(states, times))
 
@@ -271,7 +271,7 @@ def parse_betas(text: str) -> list[float | None]:
 )
 @click.option("--iterations", type=click.IntRange(1), default=8000, show_default=True, help="Training steps of each")
 @click.option(
-    "--seeds", type=IntList(), default="0-4", show_default=True, help="Of weights, data and noise; one run each"
+    "--seeds", type=IntList(), default="0-4", show_default=True, help="Seeds of weights, data and noise; one run each"
 )
 @click.option(
     "--sets", type=click.IntRange(1), default=16, show_default=True, help="Sets of points a W2 is averaged over"

@@ -49,7 +49,7 @@ CURVATURE = {"evaluations": 100, "num": 256, "seed": HELD_OUT}
 
 
 def run_options(beta: float | None, outdir: Path, **more: Any) -> CurvatureOptions:
-    """Of `train.py curvature`, in the run directory of this beta."""
+    """Options of `train.py curvature` for this beta, in a run directory of its own."""
     coupling = {"independent": True} if beta is None else {"weight_prior": beta}
     name = label(beta).replace(" ", "")
     return CurvatureOptions(outdir=str(outdir / name), nosubdir=True, tick=10, checkpoint_mins=1, **coupling, **more)
@@ -74,7 +74,7 @@ def finished(options: CurvatureOptions) -> bool:
 def frechet(
     net: Any, steps: int, prior: str, reference: Moments, extractor: Extractor, num: int, device: torch.device
 ) -> float:
-    """Of the images of seeds 0 to num - 1 by Euler steps in native time."""
+    """Fréchet distance of the images of seeds 0 to num - 1, made by Euler steps in native time."""
     plan = build_plan(net, SamplerOptions(N=steps, prior=prior))
     samples = generate(net, range(num), plan, batch=BATCH, device=device, prior=plan.prior)
     stats = feature_stats((to_uint8(s.images) for s in samples), extractor)
@@ -84,7 +84,7 @@ def frechet(
 def measure(
     net: Any, steps: Sequence[int], reference: Moments, extractor: Extractor, num: int, device: torch.device, name: str
 ) -> list[dict[str, Any]]:
-    """For each start distribution of the network, its curvature and the distances by steps."""
+    """Measure curvature, and distances by number of steps, for each start distribution of the network."""
     found = []
     with tqdm(total=len(net.priors) * (len(steps) + 1), desc=name, disable=dist.get_rank() > 0 or None) as bar:
         for prior in net.priors:
@@ -119,7 +119,7 @@ def table(results: Sequence[Mapping[str, Any]], steps: Sequence[int], num: int) 
 
 
 def draw(results: Sequence[Mapping[str, Any]], steps: Sequence[int], path: Path) -> None:
-    """Curvature, and distances relative to the first model's; filled from the measured start, open from the prior."""
+    """Draw curvature, and distances relative to the first model's; filled: measured start, open: prior."""
     names = list(dict.fromkeys(r["label"] for r in results))
     with figure(path, "Straighter by a learned coupling", (11, 4.4)) as fig:
         left, right = fig.subplots(1, 2)
@@ -149,7 +149,7 @@ def draw(results: Sequence[Mapping[str, Any]], steps: Sequence[int], path: Path)
 @click.option("--beta", default="independent,20,10,5", metavar="LIST", help="Weights of the prior, and independent")
 @click.option("--preset", default="digits", type=click.Choice(list(PRESETS)), help="Networks and hyper-parameters")
 @click.option("--iterations", type=click.IntRange(1), help="Training steps of each  [default: the preset's]")
-@click.option("--seed", type=click.IntRange(0), default=0, help="Of weights, data order and noise")
+@click.option("--seed", type=click.IntRange(0), default=0, help="Seed of weights, data order and noise")
 @click.option("--steps", type=IntList(), default="1,2,4,8", metavar="LIST", help="Euler steps to measure")
 @click.option("--num", type=click.IntRange(2), help="Images for each distance  [default: as many as in the data]")
 @click.option("--features", type=click.Choice(list(FEATURES)), default="pixels", help="Features of the distance")

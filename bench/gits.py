@@ -30,7 +30,7 @@ from torch_utils.profile import time_it
 @click.option("--num-warmup", type=click.IntRange(min=1), default=256, show_default=True, help="Warm-up samples")
 @click.option("--batch", type=click.IntRange(min=1), default=64, show_default=True, help="Samples at once")
 @click.option("--shape", type=IntList(), default="3,32,32", show_default=True, help="Shape of a sample")
-@click.option("--grids", type=IntList(), default="61,121", show_default=True, help="Timestamps of the teacher")
+@click.option("--grids", type=IntList(), default="61,121", show_default=True, help="Noise levels of the teacher")
 @click.option("--repeats", type=click.IntRange(min=1), default=3, show_default=True, help="Timed runs")
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda or auto")
 def main(num_warmup: int, batch: int, shape: list[int], grids: list[int], repeats: int, device: str) -> None:
@@ -51,7 +51,7 @@ def main(num_warmup: int, batch: int, shape: list[int], grids: list[int], repeat
                 seconds = statistics.median(time_it(chunk, dev, repeats=repeats, warmup=1))
                 used = (time.process_time() - used) / (repeats + 1)
                 result = {
-                    "metric": metric, "timestamps": T, "num_warmup": num_warmup, "shape": list(shape),
+                    "metric": metric, "levels": T, "num_warmup": num_warmup, "shape": list(shape),
                     "device": str(dev), "threads": torch.get_num_threads(),
                     "seconds": round(seconds * num_warmup / batch, 3),
                     "cpu_seconds": round(used * num_warmup / batch, 3),

@@ -64,8 +64,8 @@ def measure(toy: str, flow: Path, mac: Path, seed: int) -> dict[str, float]:
 
 @click.command(cls=Command)
 @click.option("--toys", default="8gaussians,moons", help="Targets", metavar="LIST", show_default=True)
-@click.option("--couplings", default="independent,ot", help="Of the flow", metavar="LIST", show_default=True)
-@click.option("--seeds", type=IntList(), default="0-2", help="Of training and measuring", metavar="LIST",
+@click.option("--couplings", default="independent,ot", help="Couplings of the flow", metavar="LIST", show_default=True)
+@click.option("--seeds", type=IntList(), default="0-2", help="Seeds of training and measuring", metavar="LIST",
               show_default=True)  # fmt: skip
 @click.option("--outdir", default="runs/interpolants_2d", help="Where the runs go", metavar="DIR", show_default=True)
 def main(toys: str, couplings: str, seeds: Sequence[int], outdir: str) -> None:

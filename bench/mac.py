@@ -82,7 +82,7 @@ def interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float
 
 
 def table(results: dict[str, dict[int, float]], num: int) -> Table:
-    """By variant: every seed, mean, standard deviation, and the difference to the same denoiser without training."""
+    """Every seed, mean, deviation, and difference to the same denoiser without training; one row per variant."""
     seeds = sorted(results[PLAIN])
     rows = []
     for variant, by_seed in results.items():

@@ -33,7 +33,7 @@ from training.performance import DTYPES
 @click.option("--preset", type=click.Choice(list(PRESETS)), default="digits", show_default=True, help="Which network")
 @click.option("--batch", type=click.IntRange(min=1), default=64, show_default=True, help="Images at once")
 @click.option("--solver", type=click.Choice(list(samplers.SOLVERS)), default="heun", show_default=True, help="Solver")
-@click.option("--num-steps", type=click.IntRange(min=2), default=7, show_default=True, help="Time stamps")
+@click.option("--num-steps", type=click.IntRange(min=2), default=7, show_default=True, help="Noise levels")
 @click.option("--precision", type=click.Choice(list(DTYPES)), default="fp32", show_default=True, help="Trunk precision")
 @click.option("--compile", "compiled", is_flag=True, help="Compile the network")
 @click.option("--repeats", type=click.IntRange(min=1), default=5, show_default=True, help="Timed runs")

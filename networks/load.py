@@ -286,7 +286,7 @@ def _build(config: dict[str, Any], state: Mapping[str, Tensor]) -> nn.Module:
 
 
 def _own(tensor: Tensor) -> Tensor:
-    """Contiguous and alone in its storage."""
+    """The same values, contiguous and alone in their storage."""
     tensor = tensor.contiguous()
     return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
 

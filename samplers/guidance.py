@@ -84,7 +84,7 @@ class _Guided:
         return self._between(uncond, guided, rate)
 
     def _between(self, uncond: Tensor, guided: Tensor, rate: float) -> Tensor:
-        """From the unconditional to the conditional prediction and beyond, in the channels that are guided."""
+        """Go from the unconditional to the conditional prediction and beyond, in the channels that are guided."""
         if self.channels is None:
             return torch.lerp(uncond, guided, rate)
         first = torch.lerp(uncond[:, : self.channels], guided[:, : self.channels], rate)

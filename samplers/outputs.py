@@ -30,7 +30,7 @@ __all__ = ["Targets", "network_record"]
 
 
 def network_record(net: Field | Callable[..., Tensor]) -> dict[str, Any]:
-    """What of a network decides its images, plain JSON."""
+    """Everything about a network that decides its images, as plain JSON."""
     field = as_field(net)
     facts = field.facts
     return {
@@ -189,7 +189,7 @@ def _save_array(array: Tensor, path: Any) -> None:
 
 
 def _arrays(batch: Samples, images: Tensor, recorder: Recorder | None) -> dict[str, np.ndarray]:
-    """What of a batch goes into joint files, images along axis 0."""
+    """The part of a batch that goes into joint files, images along axis 0."""
     arrays = {"seeds": np.array(batch.seeds)}
     if is_points(images.shape[1:]):
         arrays["points"] = images.flatten(1).numpy()

@@ -176,7 +176,7 @@ class IntList(click.ParamType):
 
 
 class CountList(IntList):
-    """As `IntList`, of numbers from 1 on; `auto`, what the bare option means, is the empty list."""
+    """A list of integers from 1 on, written as for `IntList`; `auto`, what the bare option means, is the empty list."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[int]:
         if value == "auto":

@@ -171,7 +171,7 @@ def _decorators(f: dataclasses.Field, hint: Any, group: OptionGroup | None) -> I
 
 
 def _parameter(alias: Alias) -> str:
-    """The name that click knows it by."""
+    """The name by which click knows a spelling."""
     return "alias_" + alias.spelling.strip("-").replace("-", "_")
 
 

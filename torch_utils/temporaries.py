@@ -29,7 +29,7 @@ __all__ = ["TEMPORARY", "remove_abandoned", "temporary_beside"]
 
 TEMPORARY = re.compile(r"\..+\.[0-9a-f]{12}\.tmp")
 _OF_HOST = re.compile(r"\..+\.([0-9a-f]{6})([0-9a-f]{6})\.[0-9a-f]{12}\.tmp")
-_SHARE = 20  # looking into a folder takes at most one part of so many of the time spent writing there
+_SHARE = 20  # looking into a folder takes at most 1 / _SHARE of the time spent writing there
 
 _enough: dict[str, float] = {}  # folder -> until when the last look into it suffices
 

@@ -157,6 +157,6 @@ def _values(x: Tensor) -> Tensor:
 
 
 def _parts(n: int, tiles: int) -> list[slice]:
-    """Slices of a batch of `n` samples with so many tiles each."""
+    """Slices of a batch of `n` samples with `tiles` tiles each, so that a slice has at most `_CHUNK` tiles."""
     size = max(_CHUNK // tiles, 1)
     return [slice(i, i + size) for i in range(0, n, size)]

@@ -66,7 +66,7 @@ def _assignment(cost: Tensor) -> Tensor:
 
 @torch.no_grad()
 def same_label_ot(data: Tensor, noise: Tensor, source_labels: Tensor, labels: Tensor) -> Tensor:
-    """As `minibatch_ot` among rows of equal labels: of noise that has labels too, as the frames of series have.
+    """Couple as `minibatch_ot`, among rows of equal labels: for noise with labels, as the frames of series have.
 
     Args:
         source_labels, labels: `[B]` or `[B, label_dim]` of noise and data, each label as often in both.
@@ -148,7 +148,7 @@ def _pairs_at(plan: Array, u: Array) -> tuple[Array, Array]:
 
 
 def _columns_at(plan: Array, u: Array) -> Array:
-    """For each row a column, with a probability in proportion to its entry in the row, at uniform numbers `u`."""
+    """A column for each row, with a probability in proportion to its entry in the row, at uniform numbers `u`."""
     share = np.cumsum(plan, axis=1)
     if not (share[:, -1] > 0).all():
         raise ValueError("the plan leaves out some data of the batch: raise reg, or draw pairs with replacement")

@@ -170,7 +170,7 @@ class Projector(nn.Module):
         return [self.get_submodule(f"layer{i}_ccm")(x) for i, x in enumerate(features)]
 
     def mix_scales(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        """From the coarsest map on: add what came before, double the side, 1x1 convolution. Results finest first."""
+        """Mix from the coarsest map on: add what came before, double the side, 1x1 convolution; finest first."""
         results: list[Tensor] = []
         for i in reversed(range(self.maps)):
             x = maps[i] + results[-1] if results else maps[i]

@@ -29,7 +29,7 @@ max_pool_down = partial(F.max_pool2d, kernel_size=3, stride=2)
 
 
 def _source_pixels(size: int, target: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """For each of `target` outputs: index of the left source pixel, of the right one, and the right one's weight."""
+    """Source pixels of each of `target` outputs: index of the left, of the right one, and the right one's weight."""
     position = torch.arange(target, dtype=torch.float32, device=device) * (size / target)
     left = position.floor()
     index = left.long()

@@ -104,7 +104,7 @@ class Precond(nn.Module):
         return labels
 
     def _dtype(self, x: Tensor, force_fp32: bool) -> torch.dtype:
-        """Of the trunk in this call."""
+        """The trunk's dtype in this call."""
         if force_fp32 or (self.compute_dtype == torch.float16 and x.device.type != "cuda"):
             return torch.float32
         return self.compute_dtype

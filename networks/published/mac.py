@@ -30,7 +30,7 @@ CHURN = ("S_churn", "S_min", "S_max", "S_noise")
 
 
 def denoiser_spec(record: Record) -> tuple[str, dict[str, Any], dict[str, Tensor]]:
-    """As `to_network_spec`, also for MAC's own preconditioner classes.
+    """Class, arguments and state dict as `to_network_spec` gives them, also of MAC's own preconditioner classes.
 
     Those are EDM's under another name; one that is told the level of every element has twice the input channels.
     """

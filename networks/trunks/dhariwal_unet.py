@@ -109,7 +109,7 @@ class DhariwalUNet(nn.Module):
     def embed(
         self, x: Tensor, noise_labels: Tensor, class_labels: Tensor | None, augment_labels: Tensor | None
     ) -> Tensor:
-        """[N or 1, emb_channels]; `x` supplies batch size and device only."""
+        """Embedding of noise level and labels, `[N or 1, emb_channels]`; `x` supplies batch size and device only."""
         emb = self.map_noise(noise_labels)
         if self.map_augment is not None and augment_labels is not None:
             emb = emb + self.map_augment(augment_labels.to(emb.dtype))

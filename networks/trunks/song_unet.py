@@ -160,7 +160,7 @@ class SongUNet(nn.Module):
     def embed(
         self, x: Tensor, noise_labels: Tensor, class_labels: Tensor | None, augment_labels: Tensor | None
     ) -> Tensor:
-        """[N or 1, emb_channels]; `x` supplies batch size and device only."""
+        """Embedding of noise level and labels, `[N or 1, emb_channels]`; `x` supplies batch size and device only."""
         emb = self.map_noise(noise_labels)
         emb = emb.unflatten(1, (2, -1)).flip(1).flatten(1)  # [cos, sin] -> [sin, cos], the order of the checkpoints
         if self.map_label is not None:

@@ -170,7 +170,7 @@ class _Modulation(nn.Sequential):
         self.parts = parts
 
     def forward(self, c: list[Tensor], h: Tensor) -> tuple[Tensor, ...]:
-        """For tokens `h [N, T, D]`: `parts` tensors that broadcast against them.
+        """The `parts` tensors for tokens `h [N, T, D]`, which broadcast against them.
 
         `c` holds one condition `[n, T or 1, D]` for all rows of h, or one each for its first and its last rows.
         """

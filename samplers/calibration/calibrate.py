@@ -156,7 +156,7 @@ def calibrate(
     for n in wanted:
         if not 1 + exact <= n <= teacher.num_steps_tea - 2 + exact:
             raise ValueError(
-                f"nfe={n} evaluations are not possible with a teacher of {teacher.num_steps_tea} timestamps: "
+                f"nfe={n} evaluations are not possible with a teacher of {teacher.num_steps_tea} noise levels: "
                 f"give {1 + exact} to {teacher.num_steps_tea - 2 + exact}, or a finer teacher (num_steps_tea)"
             )
     if not wanted or len(set(wanted)) < len(wanted):
@@ -189,7 +189,7 @@ def calibrate(
     rest = collect(range(few, num_warmup), slice(None))
     every = _Warmup(first.chunks + rest.chunks, first.teacher + rest.teacher)
     heldout = collect(range(num_warmup, num_warmup + num_heldout), [0, -1])
-    tell(f"teacher: {teacher.solver_tea}, {len(grid)} timestamps, {num_warmup} + {num_heldout} samples")
+    tell(f"teacher: {teacher.solver_tea}, {len(grid)} noise levels, {num_warmup} + {num_heldout} samples")
     cost = (dist.all_reduce_sum(total) / num_warmup).cpu()
     afs_choices = (False, True) if afs is None and not exact else (bool(afs),)
 

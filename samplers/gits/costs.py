@@ -142,7 +142,7 @@ def read_coefficients(coeff: float | Sequence[float]) -> list[float]:
 
 
 def path_table(cost: Tensor, max_steps: int, coeff: float) -> dict[int, list[int]]:
-    """The cheapest schedule of every length from 2 to `max_steps` timestamps, from one dynamic programme.
+    """The cheapest schedule with 2 to `max_steps` levels, from one dynamic programme.
 
     V_1[j] = C[j, T-1]; V_k[j] = min_{j < i <= T-2} C[j, i] + coeff V_{k-1}[i]; the first minimiser in ascending i wins.
 
@@ -161,7 +161,7 @@ def path_table(cost: Tensor, max_steps: int, coeff: float) -> dict[int, list[int
     T = len(c)
     if not 2 <= max_steps <= T:
         raise ValueError(
-            f"a schedule of {max_steps} timestamps was asked for on a teacher grid of {T}: "
+            f"a schedule of {max_steps} noise levels was asked for on a teacher grid of {T}: "
             f"give 2 to {T}, or a finer teacher (num_steps_tea)"
         )
     if not coeff > 0:
@@ -181,7 +181,7 @@ def path_table(cost: Tensor, max_steps: int, coeff: float) -> dict[int, list[int
 
 
 def shortest_path(cost: Tensor, num_steps: int, coeff: float) -> list[int]:
-    """Indices of the cheapest schedule with `num_steps` timestamps; see `path_table`."""
+    """Indices of the cheapest schedule with `num_steps` levels; see `path_table`."""
     return path_table(cost, num_steps, coeff)[num_steps]
 
 

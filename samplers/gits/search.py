@@ -122,7 +122,7 @@ def search_schedule(
     teacher, options = Teacher.of(more)
     if not 2 <= num_steps <= teacher.num_steps_tea:
         raise ValueError(
-            f"num_steps={num_steps} timestamps cannot be chosen from a teacher's {teacher.num_steps_tea}: "
+            f"num_steps={num_steps} noise levels cannot be chosen from a teacher's {teacher.num_steps_tea}: "
             "give at least 2 and at most num_steps_tea"
         )
     student = solver_named(solver)
@@ -168,7 +168,7 @@ def _with_free_step(
         return insert_free_step(ends, grid, indices, solver, **options)
     if len(indices) == len(grid):
         raise ValueError(
-            f"a schedule of {len(indices)} timestamps takes all of the teacher's and leaves no room for the analytical "
+            f"a schedule of {len(indices)} levels takes all of the teacher's and leaves no room for the analytical "
             "first step: give a larger num_steps_tea or leave out afs"
         )
     return shortest_path(cost, len(indices) + 1, coeff)

@@ -80,7 +80,7 @@ class Teacher:
 
     @classmethod
     def of(cls, keywords: Mapping[str, Any]) -> tuple[Teacher, dict[str, Any]]:
-        """A teacher of those keywords that are its own, and the other keywords."""
+        """Build a teacher from the keywords that are its own; also returns the other keywords."""
         own = {f.name for f in dataclasses.fields(cls)}
         rest = {name: value for name, value in keywords.items() if name not in own}
         return cls(**{name: value for name, value in keywords.items() if name in own}), rest

@@ -210,7 +210,7 @@ def count_of(n: int, noun: str) -> str:
 
 
 def said(options: Mapping[str, Any]) -> str:
-    """Options behind a comma each."""
+    """Options as text, a comma before each."""
     return "".join(f", {name} {value:g}" if isinstance(value, float) else f", {name} {value}"
                    for name, value in options.items())  # fmt: skip
 

@@ -54,7 +54,7 @@ def sample_interpolant(
     trace: Callable[[Step], Any] | None = None,
     **options: Any,
 ) -> Tensor:
-    """From unit noise to images by `interpolant_sde` with its `options`.
+    """Sample from unit noise by `interpolant_sde` with its `options`.
 
     Args:
         noise: `[B, ...]`. A model of finite noise levels starts from as much of it as its first time has.

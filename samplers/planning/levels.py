@@ -51,7 +51,7 @@ def choose_levels(field: Field, given: Mapping[str, Any], options: Mapping[str, 
         given = {"calibrate": (), **{name: value for name, value in given.items() if name != "dp"}}
     sources = [n for n in ("t_steps", "schedule", "schedule_type", "dp", "calibrate") if n in given]
     if len(sources) > 1 and ("schedule" in given or {"dp", "calibrate"} <= set(given)):
-        raise ValueError(f"{' and '.join(map(flag, sources))} both say which time stamps: leave one of them out")
+        raise ValueError(f"{' and '.join(map(flag, sources))} both say which noise levels: leave one of them out")
     from_file = str(given.get("schedule", "")).endswith(".json")
     for name in SEARCH:
         if name in given and not {"dp", "calibrate"} & set(given) and not (name == "coeff" and from_file):
@@ -121,7 +121,7 @@ def _searched(
     how = found.settings
     about = (
         f"searched, {how['metric']}, coeff {next(iter(found.table)):g}, teacher {how['solver_tea']} over "
-        f"{how['num_steps_tea']} time stamps, {how['num_warmup']} samples"
+        f"{how['num_steps_tea']} levels, {how['num_warmup']} samples"
     )
     return ChosenLevels(found.sigmas, about, solver, options, afs, found=found)
 

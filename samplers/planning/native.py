@@ -15,7 +15,7 @@ DEFAULT_EVALUATIONS = 20
 
 
 def _default(solver: str, defined_at_zero: bool) -> int:
-    """The most evaluations up to the default that the solver can make; of Euler's successors in whole steps."""
+    """The largest number of evaluations, up to the default, that the solver can make in whole steps."""
     if solver not in DRIFT_SOLVERS or not SOLVERS[solver].reaches_zero:
         return DEFAULT_EVALUATIONS
     last, each = last_step_cost(solver, defined_at_zero), SOLVERS[solver].evaluations

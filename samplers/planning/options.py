@@ -54,13 +54,13 @@ EDM = OptionGroup(
     rank=2,
 )
 SOLVER = OptionGroup(
-    "Solver and time stamps",
-    "Any solver over N time stamps, N - 1 steps that end above 0: say --solver, --num-steps or another of these.",
+    "Solver and noise levels",
+    "Any solver over N noise levels, in N - 1 steps that end above 0: say --solver, --num-steps or another of these.",
     rank=3,
 )
 SEARCH = OptionGroup(
     "Search and calibration",
-    "Time stamps (--dp) or a whole solver (--calibrate) fitted to this network before the first image.",
+    "Noise levels (--dp) or a whole solver (--calibrate) fitted to this network before the first image.",
     rank=4,
 )
 FLOW = OptionGroup(
@@ -130,16 +130,16 @@ class SolverOptions:
 @dataclass(frozen=True, kw_only=True)
 class CountOptions:
     group: ClassVar = SOLVER
-    whose: ClassVar = "the solvers that take time stamps"
+    whose: ClassVar = "the solvers over given noise levels"
 
-    num_steps: int | None = opt(None, "Time stamps, one more than steps [default: 7]", metavar="INT")
+    num_steps: int | None = opt(None, "Noise levels, one more than steps [default: 7]", metavar="INT")
     nfe: int | None = _count("Network evaluations: of a schedule in a file, or of the stochastic interpolant sampler")
 
 
 @dataclass(frozen=True, kw_only=True)
 class LevelOptions:
     group: ClassVar = SOLVER
-    whose: ClassVar = "the solvers that take time stamps"
+    whose: ClassVar = "the solvers over given noise levels"
 
     schedule: str | None = opt(
         None,
@@ -148,10 +148,10 @@ class LevelOptions:
         metavar="NAME|FILE",
     )
     t_steps: tuple[float, ...] | None = opt(
-        None, "The time stamps themselves, e.g. [80,10.9,2.5,0.002]", metavar="LIST"
+        None, "The noise levels themselves, e.g. [80,10.9,2.5,0.002]", metavar="LIST"
     )
     schedule_type: str | None = opt(
-        None, "How time stamps are spread [default: polynomial]",
+        None, "How noise levels are spread [default: polynomial]",
         choices=["polynomial", "logsnr", "time_uniform", "discrete"],
     )  # fmt: skip
     schedule_rho: float | None = _number("Exponent of the spread [default: 7]", above=0)
@@ -169,7 +169,7 @@ class RangeOptions:
 @dataclass(frozen=True, kw_only=True)
 class EndOptions:
     group: ClassVar = SOLVER
-    whose: ClassVar = "the solvers that take time stamps"
+    whose: ClassVar = "the solvers over given noise levels"
 
     afs: bool | None = _switch("Analytical first step: one network evaluation less")
     denoise_to_zero: bool | None = _switch("One more evaluation at the end: the clean estimate is the image")
@@ -180,7 +180,7 @@ class MethodOptions:
     """Options of single solvers: each knows its own (`Solver.options`)."""
 
     group: ClassVar = SOLVER
-    whose: ClassVar = "the solvers that take time stamps"
+    whose: ClassVar = "the solvers over given noise levels"
 
     max_order: int | None = _count("Order of a multi-step solver [default: the solver's]")
     predict_x0: bool | None = _switch("dpmpp, unipc: step in the clean estimate, not the noise [default: True]")
@@ -188,8 +188,8 @@ class MethodOptions:
         None, "dpmpp, unipc: dynamic thresholding of the clean estimate", choices=["none", "dynamic"]
     )
     lower_order_final: bool | None = _switch("dpmpp, unipc: lower order in the last steps [default: True]")
-    variant: str | None = opt(None, "unipc: [default: bh2]", choices=["bh1", "bh2"])
-    deis_mode: str | None = opt(None, "deis: [default: tab]", choices=["tab", "rhoab"])
+    variant: str | None = opt(None, "unipc: its factor B(h) [default: bh2]", choices=["bh1", "bh2"])
+    deis_mode: str | None = opt(None, "deis: how its weights are integrated [default: tab]", choices=["tab", "rhoab"])
     rtol: float | None = _number("Adaptive solvers: relative tolerance of every image [default: 1e-5]", above=0)
     atol: float | None = _number("Adaptive solvers: absolute tolerance of every image [default: 1e-5]", above=0)
 
@@ -197,30 +197,30 @@ class MethodOptions:
 @dataclass(frozen=True, kw_only=True)
 class SearchOptions:
     group: ClassVar = SEARCH
-    whose: ClassVar = "the solvers that take time stamps"
+    whose: ClassVar = "the solvers over given noise levels"
 
-    dp: bool | None = _switch("Search the time stamps along the trajectories of this network (GITS)")
+    dp: bool | None = _switch("Search the noise levels along the trajectories of this network (GITS)")
     coeff: tuple[float, ...] | None = opt(
         None,
-        "Factor on every later jump, larger puts more time stamps at low noise; further ones are searched as well, for "
+        "Factor on every later jump, larger puts more levels at low noise; further ones are searched as well, for "
         "--save-schedule [default: 1.15]. Also: which one of a schedule file",
         metavar="LIST",
     )
     metric: str | None = opt(None, "Cost of a jump [default: dev]", choices=list(METRICS))
     num_warmup: int | None = _count("Samples to measure on [default: 256]")
     solver_tea: str | None = opt(None, "Solver of the teacher [default: ipndm]", metavar="NAME")
-    num_steps_tea: int | None = _count("Time stamps of the teacher [default: 61]")
+    num_steps_tea: int | None = _count("Noise levels of the teacher [default: 61]")
     search_seed: int | None = opt(None, "Seed of the warm-up samples [default: 0]", metavar="INT", at_least=0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrationOptions:
     group: ClassVar = SEARCH
-    whose: ClassVar = "the solvers that take time stamps"
+    whose: ClassVar = "the solvers over given noise levels"
 
     calibrate: tuple[int, ...] | None = opt(
         None,
-        "Fit a solver of NFE network evaluations to this network, time stamps and all; without a number: one less "
+        "Fit a solver of NFE network evaluations to this network, noise levels and all; without a number: one less "
         "than --num-steps. The options of the search hold. Of several, e.g. 3,5,8, the last makes the images, and "
         "--save-schedule keeps all",
         metavar="NFE", type=CountList(), bare="auto",
@@ -254,7 +254,7 @@ class DiffusionOptions:
     )  # fmt: skip
     last_step_size: float | None = _number("Length of the last step, in time [default: 0.04]", above=0, at_most=1)
     sde_order: int | None = opt(
-        None, "Of the other steps: 1 is Euler's, 2 is Heun's, of two evaluations [default: 1]", metavar="INT",
+        None, "Order of the other steps: 1 is Euler's, 2 is Heun's, of two evaluations [default: 1]", metavar="INT",
         at_least=1, at_most=2,
     )  # fmt: skip
     sample_eps: float | None = _number(

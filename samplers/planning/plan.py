@@ -71,7 +71,7 @@ KINDS: dict[str, Kind] = {
         (SolverOptions, RangeOptions, CountOptions, LevelOptions, SearchOptions, CalibrationOptions, EndOptions,
          MethodOptions, ChurnOptions, StartOptions),
         plan_grid,
-        "{flag} belongs to {whose} and {because} to the solvers that take time stamps: leave one of them out",
+        "{flag} belongs to {whose} and {because} to the solvers over given noise levels: leave one of them out",
     ),
     "adaptive": Kind(
         (SolverOptions, RangeOptions, EndOptions, MethodOptions, ChurnOptions, StartOptions),
@@ -200,7 +200,7 @@ def _kind(field: Field, given: dict[str, Any]) -> tuple[str, str]:
     grid = [n for n in given if FAMILY[n] not in (*KINDS["edm"].reads, NativeOptions)]
     if "steps" in given and "num_steps" in given:
         raise ValueError(
-            "--steps=N means N noise levels and a step to 0, --num-steps=N means N time stamps that end at sigma_min: "
+            "--steps=N means N noise levels and a step to 0, --num-steps=N means N noise levels that end at sigma_min: "
             "give one of them"
         )
     if edm or not (grid or solver):

@@ -33,7 +33,7 @@ VP_EPS = 1e-3  # the VP time of sigma_min; sigma_max is at time 1
 
 
 def polynomial(u: Tensor, start: float, end: float, rho: float) -> Tensor:
-    """From `start` at u = 0 to `end` at u = 1, in equal steps of the power 1 / rho."""
+    """Values from `start` at u = 0 to `end` at u = 1, in equal steps of the power 1 / rho."""
     return (start ** (1 / rho) + u * (end ** (1 / rho) - start ** (1 / rho))) ** rho
 
 

@@ -35,7 +35,7 @@ LARGEST = 10_000  # numbers in a sample that an implicit method takes: its matri
 
 
 class _Span(NamedTuple):
-    """From `start` to `end` by adaptive steps, then `jump` further by one step of first order; 0 = no such step."""
+    """The way: `start` to `end` in adaptive steps, then `jump` further in one step of first order; 0 = no such step."""
 
     start: float
     end: float
@@ -218,7 +218,7 @@ def _norm(v: Tensor) -> Tensor:
 
 
 def _whole(arrived: list[tuple[Tensor, ...]], under_way: tuple[Tensor, ...] | None = None) -> list[Tensor]:
-    """Columns of all samples in their order; the first column is their index."""
+    """Put the columns of all samples in the order of the samples; the first column is their index."""
     columns = [torch.cat(v) for v in zip(*arrived, *([under_way] if under_way else []), strict=True)]
     order = columns[0].argsort()
     return [v[order] for v in columns]
@@ -235,7 +235,7 @@ def _implicit(
     count: Count = None,
     trace: Trace = None,
 ) -> Tensor:
-    """As `_explicit`, by the implicit method of scipy of that name, sample by sample on the host; no gradients.
+    """Integrate as `_explicit` does, by an implicit method of scipy, sample by sample on the host; no gradients.
 
     Raises:
         ValueError: also for samples of too many numbers.

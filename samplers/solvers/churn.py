@@ -218,7 +218,7 @@ def _integrate(
     rng: TorchRNG | None = None,
     trace: Callable[[Step], Any] | None = None,
 ) -> Tensor:
-    """From `times[0]` to `times[-1]` (`[N+1]`), step i starting at `raised[i]` (`[N]`); both float64 on the CPU."""
+    """Integrate from `times[0]` to `times[-1]`, `[N+1]`; step i from `raised[i]`, `[N]`; float64 on the CPU."""
     n = len(raised)
     h = times[1:] - raised
     middle = times[1:] if alpha == 1 else raised + alpha * h  # times[1:] exactly: raised + h loses its last digits

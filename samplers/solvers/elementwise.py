@@ -62,7 +62,7 @@ def sample_mac(
     trace: Callable[[Step], Any] | None = None,
     **options: Any,
 ) -> Tensor:
-    """From unit noise to images along the levels that `net` chooses.
+    """Sample from unit noise along the levels that `net` chooses.
 
     Args:
         net: an adaptive network or a field of one.

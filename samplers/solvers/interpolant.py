@@ -85,7 +85,7 @@ def interpolant_sde(
     rng: TorchRNG | None = None,
     trace: Callable[[Step], Any] | None = None,
 ) -> Tensor:
-    """From `levels[0]` down to `levels[-1]`, one evaluation per step, two with `second_order`.
+    """Integrate from `levels[0]` down to `levels[-1]`, one evaluation per step, two with `second_order`.
 
     Args:
         field: a model in its own time, see `Field.on`.

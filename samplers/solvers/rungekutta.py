@@ -47,7 +47,7 @@ def _runge_kutta(
     first: Tensor | None = None,
     trace: Callable[[Step], Any] | None = None,
 ) -> Tensor:
-    """As every solver (`samplers.solvers.base`); one evaluation per stage."""
+    """Integrate over the levels, one evaluation per stage; arguments as in `samplers.solvers.base`."""
     grid = read_levels(levels, x)
     for i, h in enumerate(grid.h):
         data, drift = evaluate(field, x, grid.label[i], first if i == 0 else None)

@@ -249,7 +249,7 @@ def test_a_saved_schedule_makes_the_same_images(run):
     output = ok(run("--npz=b.npz --seeds=0-2 --schedule=s.json"))
     assert "dpm, 3 steps" in output
     np.testing.assert_array_equal(np.load("a.npz")["images"], np.load("b.npz")["images"])
-    check_refused(run("--npz=c.npz --steps=3 --save_schedule=s2.json"), "--save-schedule keeps time stamps")
+    check_refused(run("--npz=c.npz --steps=3 --save_schedule=s2.json"), "--save-schedule keeps noise levels")
     check_refused(run("--npz=c.npz --num_steps=3 --save_schedule=s2"), "must end in .json")
     check_refused(run("--npz=c.npz --schedule=absent.json"), "absent.json")
     assert files(".") == ["a.npz", "b.npz", "s.json"]
@@ -258,7 +258,7 @@ def test_a_saved_schedule_makes_the_same_images(run):
 def test_schedule_search(run):
     search = "--solver=ipndm --max_order=3 --num_steps=5 --dp=True --metric=dev --coeff=1.15 --num_steps_tea=13"
     output = ok(run(f"{search} --num_warmup=8 --npz=a.npz --seeds=0-2 --batch=4 --save_schedule=s.json"))
-    assert "searched, dev, coeff 1.15, teacher ipndm over 13 time stamps, 8 samples: 80, " in output
+    assert "searched, dev, coeff 1.15, teacher ipndm over 13 levels, 8 samples: 80, " in output
     assert "4 network evaluations" in output
     ok(run("--schedule=s.json --num_steps=5 --npz=b.npz --seeds=0-2"))
     np.testing.assert_array_equal(np.load("a.npz")["images"], np.load("b.npz")["images"])
@@ -421,7 +421,7 @@ def test_help_teaches_every_option():
     for name in ("--network", "--seeds", "--class", "--steps", "--S-churn", "--num-steps", "--t-steps", "torchrun"):
         assert name in output
     assert all(p.help for p in generate.main.params)
-    titles = ["Network", "What to make", "EDM sampler", "Solver and time stamps", "Search and calibration"]
+    titles = ["Network", "What to make", "EDM sampler", "Solver and noise levels", "Search and calibration"]
     titles += ["Flow models", "Guidance", "Device"]
     places = [output.index(f"\n{title}:\n  ") for title in titles]
     assert places == sorted(places)

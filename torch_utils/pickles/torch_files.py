@@ -259,7 +259,7 @@ def _tensor(arguments: tuple) -> torch.Tensor:
 
 
 def _tensor_of_bytes(arguments: tuple) -> torch.Tensor:
-    """As `_tensor`, with the element type among the arguments."""
+    """View of a storage as `_tensor` makes it, with the element type among the arguments."""
     storage, dtype = (arguments[0], arguments[6]) if len(arguments) in (7, 8) else (None, None)
     raw = isinstance(storage, Storage) and storage.data.dtype == torch.uint8 and isinstance(dtype, torch.dtype)
     if not raw or dtype == torch.bool or len(storage.data) % dtype.itemsize:

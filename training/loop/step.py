@@ -43,7 +43,7 @@ def nonfinite_count(parameters: Iterable[nn.Parameter]) -> Tensor:
 
 @torch.no_grad()
 def sanitize_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """In every gradient, in place: NaN becomes 0, +inf 1e5, -inf -1e5; finite entries stay, however large."""
+    """Replace in every gradient, in place, NaN by 0, +inf by 1e5, -inf by -1e5; finite entries stay, however large."""
     chunk: list[Tensor] = []
     size = 0
     for gradient in _gradients(parameters):

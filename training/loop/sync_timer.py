@@ -56,17 +56,17 @@ class SyncTimer:
         return allreduce_hook(None, bucket)
 
     def begin(self) -> None:
-        """A step starts."""
+        """Mark the start of a step."""
         self._began = self._mark() if len(self._steps) < _MAX_STEPS else None
 
     def synchronised(self) -> None:
-        """The backward pass that exchanged gradients is over."""
+        """Mark the end of the backward pass that exchanged gradients."""
         if self._ready is not None:
             self._waits.append((self._ready, self._mark()))
             self._ready = None
 
     def end(self, images: int) -> None:
-        """The step is over; this process had `images` of its batch."""
+        """Mark the end of a step, of whose batch this process had `images`."""
         if self._began is not None:
             self._steps.append((self._began, self._mark()))
             self._images += images

@@ -63,7 +63,7 @@ def _difference(data: Tensor, noise: Tensor, offset: Tensor, x: Tensor, t: Tenso
 
 
 def _pinned(data: Tensor, noise: Tensor, offset: Tensor, x: Tensor, t: Tensor, sigma: float) -> Tensor:
-    """With the drift of the Brownian bridge's own deviation."""
+    """The target with the drift of the Brownian bridge's own deviation."""
     return (1 - 2 * t) / (2 * t * (1 - t) + _TINY) * offset + noise - data
 
 

@@ -59,7 +59,7 @@ def _default(name: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class _Network:
-    group: ClassVar = OptionGroup("Network", "Of images an ADM U-Net, of points an MLP with SELU.", rank=3)
+    group: ClassVar = OptionGroup("Network", "For images an ADM U-Net, for points an MLP with SELU.", rank=3)
 
     preset: str | None = opt(
         None, "A published recipe: network, loss and learning [default: toys for points, else CIFAR-10's with 1,2,2,2]",
@@ -122,7 +122,7 @@ class _Pairs:
         None, "Entropic regularisation of other plans than the exact one [default: 0.05]", metavar="FLOAT", above=0
     )
     ot_reg_m: float | None = opt(
-        None, "Of the unbalanced plan: what leaving out weight costs [default: 1]", metavar="FLOAT", above=0
+        None, "Cost of leaving out weight in the unbalanced plan [default: 1]", metavar="FLOAT", above=0
     )
 
 

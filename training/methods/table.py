@@ -50,5 +50,5 @@ STAGES: dict[str, MethodEntry] = {
 
 
 def method_entry(name: str) -> MethodEntry:
-    """Of either table."""
+    """The entry of a method, from either table."""
     return METHODS[name] if name in METHODS else STAGES[name]

@@ -1,4 +1,4 @@
-"""FID during training: samples of the average against a reference, every so many ticks, on all processes.
+"""FID during training: samples of the average against a reference, every few ticks, on all processes.
 
 The distance is that of `fid.py` (Heusel et al. 2017, arXiv 1706.08500): same seeds, sampler, features and reference
 give the same number. The reference of `--fid-ref=auto` is the training data, without mirrored copies; its statistics

@@ -1,4 +1,4 @@
-"""Where time stamps come from, above all schedule files, which bring solver and options with them."""
+"""Where noise levels come from, above all schedule files, which bring solver and options with them."""
 
 import pytest
 import torch
@@ -183,7 +183,7 @@ def test_calibration_is_that_of_the_library(asked, fit, tmp_path):
         ({"calibrate": (4,), "steps": 4}, "--steps belongs to EDM's samplers and --calibrate"),
         ({"calibrate": (4,), "variant": "bh1"}, "no option variant"),
         ({"calibrate": (4,), "coeff": (1.1, 1.2)}, "one number as --coeff"),
-        ({"calibrate": (100,)}, "61 timestamps"),
+        ({"calibrate": (100,)}, "61 noise levels"),
         ({"calibrate": (3, 5), "num_steps": 4}, "--calibrate=3,5 and --num-steps=4 are different"),
         ({"nfe": 4}, "--nfe chooses from the schedules of a file"),
         ({"nfe": 4, "solver": "rk45"}, "chooses its steps itself: leave out --nfe"),
