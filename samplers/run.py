@@ -106,6 +106,10 @@ def generate(
     """
     if conditional:
         check_class(Facts.of(net), class_idx)
+    if torch.device(rng_device or device).type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(
+            "random numbers of a GPU were asked for (--rng-device=cuda), and this machine has none: use cpu"
+        )
     rank = dist.get_rank() if rank is None else rank
     world = dist.get_world_size() if world is None else world
     batches = seed_batches(seeds, batch, rank, world)

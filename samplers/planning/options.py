@@ -83,12 +83,23 @@ GUIDED = OptionGroup("Guidance", "Conditional networks, with every sampler.", ra
 DIFFUSION_FORMS = {**{name: name for name in FORMS}, "inccreasing-decreasing": "increasing-decreasing"}
 
 
+MOST = 1_000_000  # of any number: beyond it arithmetic overflows, or sampling does not end
+
+
 def _number(text: str, **limits: Any) -> Any:
+    if not limits.keys() & {"at_least", "above"}:
+        limits["at_least"] = -MOST
+    if limits.get("finite", True):
+        limits.setdefault("at_most", MOST)
     return opt(None, text, metavar="FLOAT", **limits)
 
 
+_LEVEL = {"at_least": 1e-8}
+_EXPONENT = {"at_least": 0.1, "at_most": 1000}  # of levels; beyond, they all lie at one end
+
+
 def _count(text: str, **limits: Any) -> Any:
-    return opt(None, text, metavar="INT", at_least=1, **limits)
+    return opt(None, text, metavar="INT", at_least=1, **{"at_most": MOST, **limits})
 
 
 def _switch(text: str) -> Any:
@@ -100,8 +111,8 @@ class EDMSamplerOptions:
     group: ClassVar = EDM
     whose: ClassVar = "EDM's samplers"
 
-    steps: int | None = opt(None, "Noise levels, then a step to 0 [default: 18]", metavar="INT")
-    rho: float | None = _number("Exponent of the noise levels [default: 7]", above=0)
+    steps: int | None = opt(None, "Noise levels, then a step to 0 [default: 18]", metavar="INT", at_most=MOST)
+    rho: float | None = _number("Exponent of the noise levels [default: 7]", **_EXPONENT)
     disc: str | None = opt(None, "General form: which noise levels [default: edm]", choices=list(DISCRETIZATIONS))
     scaling: str | None = opt(None, "General form: s(t) [default: none]", choices=list(SCALINGS))
 
@@ -132,7 +143,7 @@ class CountOptions:
     group: ClassVar = SOLVER
     whose: ClassVar = "the solvers over given noise levels"
 
-    num_steps: int | None = opt(None, "Noise levels, one more than steps [default: 7]", metavar="INT")
+    num_steps: int | None = opt(None, "Noise levels, one more than steps [default: 7]", metavar="INT", at_most=MOST)
     nfe: int | None = _count("Network evaluations: of a schedule in a file, or of the stochastic interpolant sampler")
 
 
@@ -154,7 +165,7 @@ class LevelOptions:
         None, "How noise levels are spread [default: polynomial]",
         choices=["polynomial", "logsnr", "time_uniform", "discrete"],
     )  # fmt: skip
-    schedule_rho: float | None = _number("Exponent of the spread [default: 7]", above=0)
+    schedule_rho: float | None = _number("Exponent of the spread [default: 7]", **_EXPONENT)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,8 +173,12 @@ class RangeOptions:
     group: ClassVar = SOLVER
     whose: ClassVar = "sampling in sigma coordinates"
 
-    sigma_min: float | None = _number("Lowest noise level; narrowed to the network's range [default: 0.002]", above=0)
-    sigma_max: float | None = _number("Highest noise level; narrowed to the network's range [default: 80]", above=0)
+    sigma_min: float | None = _number(
+        "Lowest noise level; narrowed to the network's range [default: 0.002]", at_least=1e-8
+    )
+    sigma_max: float | None = _number(
+        "Highest noise level; narrowed to the network's range [default: 80]", at_least=1e-8
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,8 +205,8 @@ class MethodOptions:
     lower_order_final: bool | None = _switch("dpmpp, unipc: lower order in the last steps [default: True]")
     variant: str | None = opt(None, "unipc: its factor B(h) [default: bh2]", choices=["bh1", "bh2"])
     deis_mode: str | None = opt(None, "deis: how its weights are integrated [default: tab]", choices=["tab", "rhoab"])
-    rtol: float | None = _number("Adaptive solvers: relative tolerance of every image [default: 1e-5]", above=0)
-    atol: float | None = _number("Adaptive solvers: absolute tolerance of every image [default: 1e-5]", above=0)
+    rtol: float | None = _number("Adaptive solvers: relative tolerance of every image [default: 1e-5]", at_least=1e-13)
+    atol: float | None = _number("Adaptive solvers: absolute tolerance of every image [default: 1e-5]", at_least=1e-13)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,7 +224,7 @@ class SearchOptions:
     metric: str | None = opt(None, "Cost of a jump [default: dev]", choices=list(METRICS))
     num_warmup: int | None = _count("Samples to measure on [default: 256]")
     solver_tea: str | None = opt(None, "Solver of the teacher [default: ipndm]", metavar="NAME")
-    num_steps_tea: int | None = _count("Noise levels of the teacher [default: 61]")
+    num_steps_tea: int | None = _count("Noise levels of the teacher [default: 61]", at_most=10_000)
     search_seed: int | None = opt(None, "Seed of the warm-up samples [default: 0]", metavar="INT", at_least=0)
 
 
@@ -232,7 +247,9 @@ class NativeOptions:
     group: ClassVar = FLOW
     whose: ClassVar = "flow models in native time"
 
-    N: int | None = opt(None, "In native time: network evaluations, odd for heun [default: 20]", metavar="INT")
+    N: int | None = opt(
+        None, "In native time: network evaluations, odd for heun [default: 20]", metavar="INT", at_most=MOST
+    )
     coordinates: str | None = opt(
         None, "Step in the model's own time or in sigma [default: native, unless options of sigma samplers are given]",
         choices=list(COORDINATES),

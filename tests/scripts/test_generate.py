@@ -197,6 +197,20 @@ def test_latents_have_a_record_of_their_own(run):
     )
 
 
+@pytest.mark.parametrize("option", [
+    "--rho=1e-9", "--rho=1e30", "--schedule-rho=1e-9", "--sigma-max=1e30", "--sigma-min=1e-300", "--S_churn=1e30",
+    "--S_noise=1e30", "--guidance-rate=1e30", "--guidance-rate=-1e30", "--rtol=1e-300", "--num-steps=100000000",
+    "--num-warmup=100000000", "--num-steps-tea=100000", "--steps=100000000", "--N=100000000", "--calibrate=0",
+])  # fmt: skip
+def test_numbers_out_of_reach_name_their_option(run, option):
+    check_refused(run(f"--seeds=0 {option}"), option.partition("=")[0].replace("_", "-"))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_random_numbers_of_a_gpu_that_is_not_there(run):
+    check_refused(run("--seeds=0 --npz=a.npz --rng-device=cuda"), "this machine has none")
+
+
 def test_nothing_to_do_is_fine(run):
     ok(run("--outdir=out --seeds=0 --steps=1"))
     assert "0 images" in ok(run("--outdir=out --seeds=0 --steps=1"))
