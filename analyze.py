@@ -313,7 +313,9 @@ def _beta(net: Any) -> float | None:
 @click.option(
     "--atol", type=click.FloatRange(0, min_open=True), metavar="FLOAT", help="Adaptive solvers [default: 1e-5]"
 )
-@click.option("--seed", type=int, default=0, metavar="INT", help="Of choice, spread of grey values and signs")
+@click.option(
+    "--seed", type=int, default=0, metavar="INT", help="Seed of the choice, of the spread of grey values and of signs"
+)
 @click.option("--batch", type=click.IntRange(1), default=64, metavar="INT", help="Most images at once")
 @click.option("--device", default="auto", metavar="DEVICE", help="cpu, cuda or auto (a GPU when there is one)")
 def likelihood_command(network: str, data: str, outdir: str | None, device: str, **how: Any) -> None:

@@ -23,7 +23,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported
 import click
 import torch
 
-from bench.rows.base import Row
+from bench.rows.row import Row
 from torch_utils.cli import Command
 
 AREAS = ("solvers", "gits", "metrics", "dataset", "denoiser")

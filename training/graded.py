@@ -263,7 +263,7 @@ class Graded:
         rng: PerSampleRNG,
         trace: Callable[[Any], Any] | None = None,
     ) -> Tensor:
-        """As `Plan`, for the model without references; `rng` says the seeds."""
+        """Sample as `Plan` does, for the model without references; `rng` says the seeds."""
         rows = torch.tensor([seed % len(self.references) for seed in rng.seeds])
         if not self.elements:
             reference = self.references[rows].to(noise)

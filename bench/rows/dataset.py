@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from bench.reference import dataset as reference
-from bench.rows.base import Row, Work
+from bench.rows.row import Row, Work
 from training.data.sources import open_source
 from training.data.transforms import make_transform
 from training.data.writer import convert

@@ -13,7 +13,7 @@ from torch import nn
 
 from bench.presets import PRESETS, Preset
 from bench.reference import denoiser as reference
-from bench.rows.base import Row, Work
+from bench.rows.row import Row, Work
 from bench.train import SyntheticBatches
 from samplers.run import prepare
 from samplers.solvers.churn import edm_sampler

@@ -7,7 +7,7 @@ from functools import partial
 import torch
 
 from bench.reference import gits as reference
-from bench.rows.base import Row, Work
+from bench.rows.row import Row, Work
 from samplers import get_schedule
 from samplers.gits.costs import cost_matrix
 

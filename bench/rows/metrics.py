@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from bench.reference import metrics as reference
-from bench.rows.base import Row, Work
+from bench.rows.row import Row, Work
 from networks.features.inception import FEATURES, Inception2015
 from networks.features.table import inception_extractor
 from torch_utils.frechet import FeatureStats, frechet_distance

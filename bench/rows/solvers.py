@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from bench.reference import solvers as reference
-from bench.rows.base import Row, Work
+from bench.rows.row import Row, Work
 from samplers import get_schedule, sample
 
 __all__ = ["ROWS"]

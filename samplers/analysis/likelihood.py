@@ -31,7 +31,7 @@ LEVELS = 127.5  # grey values of a pixel per unit
 
 
 class Likelihood(NamedTuple):
-    """Of every sample `[B]` float64: log p in nats; where its flow ends `[B, ...]`."""
+    """Results for every sample: log p in nats, `[B]` float64, and where its flow ends, `[B, ...]`."""
 
     logp: Tensor
     noise: Tensor

@@ -7,7 +7,7 @@ import torch
 from click.testing import CliRunner
 
 from bench.pairs import main, measure, rows
-from bench.rows.base import Row, Work
+from bench.rows.row import Row, Work
 
 CHEAP = [name for name in rows() if name.startswith("solver") and "float32" in name]
 
