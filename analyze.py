@@ -34,7 +34,7 @@ from samplers.analysis.straightness import curvature_table, measure_curvature
 from samplers.analysis.trajectory_file import load_trajectory, summarise
 from samplers.gits.costs import METRICS, cost_matrix, path_cost, shortest_path
 from samplers.recipe import ScheduleFile
-from samplers.run import image_shape, prepare
+from samplers.run import decoded_shape, prepare
 from torch_utils import distributed as dist
 from torch_utils.cli import Group, IntList
 from torch_utils.files import write_json
@@ -150,7 +150,7 @@ def compare_command(options: CompareOptions) -> None:
             texts.append(f"{ScheduleFile.load(path).solver}@{path}")
         contestants = [parse_contestant(t) for t in texts]
         net = _load(options.network, device)
-        reference, extractor = _reference(options, math.prod(image_shape(net)), device)
+        reference, extractor = _reference(options, math.prod(decoded_shape(net)), device)
         measure = Measure(
             num=options.num, seed=options.seed, teacher_solver=options.teacher_solver,
             teacher_steps=options.teacher_steps, reference=reference, extractor=extractor,

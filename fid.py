@@ -29,7 +29,7 @@ from networks import load_network
 from networks.features.table import FEATURES, FeatureExtractor, load_features
 from networks.load import unfinished_note
 from samplers.planning.plan import SamplerOptions, build_plan
-from samplers.run import generate, image_shape, prepare
+from samplers.run import decoded_shape, generate, prepare
 from torch_utils import distributed as dist
 from torch_utils.cli import Group
 from torch_utils.files import write_json
@@ -219,7 +219,7 @@ def _samples(options: CalcOptions | RefOptions, device: torch.device) -> Picture
         net, seeds, plan, batch=options.batch, device=device, class_idx=options.class_idx, prior=plan.prior,
         conditional=conditional,
     )  # fmt: skip
-    return Pictures(len(seeds), image_shape(net), (to_uint8(s.images) for s in samples))
+    return Pictures(len(seeds), decoded_shape(net), (to_uint8(s.images) for s in samples))
 
 
 def _dim(extractor: FeatureExtractor, source: Pictures) -> int:

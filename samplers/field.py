@@ -55,6 +55,7 @@ class Facts:
         start_noise: `(unit noise, prior or None) -> noise` that the model starts from; None: unit noise.
         gaussian_noise: noise was Gaussian and independent of the data in training, so that the model has a score.
         decode: samples -> images, for models of latents; None: samples are what is wanted.
+        decoded_shape: of one image then; None: `shape`.
         encode_text: texts -> conditions `[B, ...]`, of models with text; None: they take none.
         empty_condition: () -> the condition that guidance moves away from, where it is not zeros.
         with_classifier: rate -> the network guided by a classifier that it comes with; None: it has none.
@@ -86,6 +87,7 @@ class Facts:
     start_noise: Callable[[Tensor, str | None], Tensor] | None = None
     gaussian_noise: bool = True
     decode: Callable[[Tensor], Tensor] | None = None
+    decoded_shape: tuple[int, ...] | None = None
     encode_text: Callable[[Sequence[str]], Tensor] | None = None
     empty_condition: Callable[[], Tensor] | None = None
     with_classifier: Callable[[float], Callable[..., Tensor]] | None = None
@@ -132,6 +134,7 @@ class Facts:
             start_noise=said("start_noise"),
             gaussian_noise=said("gaussian_noise", True),
             decode=said("decode"),
+            decoded_shape=said("decoded_shape"),
             encode_text=said("encode_text"),
             empty_condition=said("empty_condition"),
             with_classifier=said("with_classifier"),

@@ -29,6 +29,7 @@ __all__ = [
     "Recorder",
     "Samples",
     "decoded",
+    "decoded_shape",
     "generate",
     "image_shape",
     "prepare",
@@ -65,6 +66,11 @@ def image_shape(net: Any) -> tuple[int, ...]:
     if shape is None:
         raise ValueError("this model does not say what its samples look like: it needs img_channels and img_resolution")
     return shape
+
+
+def decoded_shape(net: Any) -> tuple[int, ...]:
+    """Shape of one image that `generate` yields: of a sample, or of what a model of latents makes of one."""
+    return Facts.of(net).decoded_shape or image_shape(net)
 
 
 def generate(

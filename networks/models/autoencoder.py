@@ -51,7 +51,7 @@ class _Autoencoder(nn.Module):
         dropout: float,
     ) -> None:
         super().__init__()
-        self.embed_dim, self.factor = embed_dim, 2 ** (len(ch_mult) - 1)
+        self.embed_dim, self.channels, self.factor = embed_dim, out_ch, 2 ** (len(ch_mult) - 1)
         moments = 1 + double_z
         shape = (ch, tuple(ch_mult), num_res_blocks, tuple(attn_resolutions), dropout, resolution)
         self.encoder = _Encoder(in_channels, z_channels * moments, *shape)

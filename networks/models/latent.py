@@ -60,7 +60,8 @@ class LatentDenoiser(NoisePrecond):
         )  # fmt: skip
         self.scale_factor = float(scale_factor)
         self.first_stage = build_autoencoder(**first_stage)
-        self.image_resolution = img_resolution * self.first_stage.factor
+        side = img_resolution * self.first_stage.factor
+        self.decoded_shape = (self.first_stage.channels, side, side)
         self.class_embedding = nn.Embedding(label_dim + 1, width) if label_dim else None
         self.text_encoder = None if text is None else CLIPText(**text)
         self.tokenizer: Any = TOKENIZER

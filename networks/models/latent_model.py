@@ -32,6 +32,8 @@ class LatentModel(nn.Module):
         self.network = network
         self.first_stage = build_autoencoder(**first_stage)
         self.scale_factor = float(scale_factor)
+        side = network.img_resolution * self.first_stage.factor
+        self.decoded_shape = (self.first_stage.channels, side, side)
         if self.first_stage.embed_dim != network.img_channels:
             raise ValueError(
                 f"an autoencoder of {self.first_stage.embed_dim} channels does not fit a model of latents with "

@@ -72,6 +72,10 @@ class DiffusersModel(nn.Module):
         if self.takes_text and (text_encoder is None or tokenizer is None):
             raise ValueError("its network takes text, and the folder has no text_encoder and tokenizer")
         self.latent = autoencoder is not None
+        self.decoded_shape: tuple[int, int, int] | None = None
+        if autoencoder is not None:
+            side = config.sample_size * 2 ** (len(autoencoder.config.block_out_channels) - 1)
+            self.decoded_shape = (autoencoder.config.out_channels, side, side)
         self.compute_dtype = torch.float32
         self.register_buffer("alphas_cumprod", table.double())
         self._empty: Tensor | None = None

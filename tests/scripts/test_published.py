@@ -97,6 +97,24 @@ def test_latents_are_decoded_in_chunks(run):
     assert close(whole, images_of(run, "ldm", f"{sampler} --decode_batch=1"))
 
 
+def test_a_latent_models_distance_is_that_of_its_images(made, tmp_path, monkeypatch):
+    import fid
+    from networks import load_network, save_network
+
+    files, _ = made
+    monkeypatch.chdir(tmp_path)
+    net = load_network(files["cin"].path, config=files["cin"].config)
+    save_network("net.safetensors", net)
+    sampler = ["--solver=euler", "--num-steps=3", "--batch=8"]
+    arguments = ["--network=net.safetensors", "--seeds=0-7", "--outdir=out", *sampler]
+    ok(CliRunner().invoke(generate.main, arguments))
+    assert np.asarray(Image.open("out/000000.png")).shape == net.decoded_shape[1:] + net.decoded_shape[:1]
+    more = ["--features=pixels", "--num=8"]
+    ok(CliRunner().invoke(fid.main, ["ref", "--data=out", "--dest=ref.npz", "--features=pixels"]))
+    output = ok(CliRunner().invoke(fid.main, ["calc", "--network=net.safetensors", "--ref=ref.npz", *more, *sampler]))
+    assert abs(float(output.split()[-1])) < 1e-3
+
+
 def test_guidance_of_text(run):
     sampler = "--solver=euler --num_steps=4"
     plain = images_of(run, "sd", sampler)
