@@ -65,7 +65,8 @@ HANDLED: dict[str, set[str]] = {
         "path", "path_lambda", "path_rng", "loss_state", "loss", "loss_order1_target", "loss_order1",
         "ensemble_scores", "trajectory_scores", "two_sample", "regression_scores", "ot_cost", "ot_plan",
         "ot_assignment", "ot_sample", "wasserstein", "field", "sample_sde", "sample_ode", "sample_rollout",
-        "edm_denoiser", "edm_mapping", "network_forward", "network_keys", "toy_draws",
+        "edm_denoiser", "edm_mapping", "network_forward", "network_keys", "toy_draws", "toy_w2",
+        "toy_w2_floor",
     },
     "checkpoints": {
         "unet_forward", "unet_probes", "classifier", "autoencoder_decode", "autoencoder_encode", "beta_schedule",
