@@ -77,7 +77,29 @@ class InterpolantOptions(CommonOptions):
         may_change=True,
     )  # fmt: skip
 
-    batch: int = opt(256, "Total batch size over all processes", metavar="INT", at_least=1)
+    # the published spellings of options that every method has
+    data: str = opt(
+        None, "Data set made by dataset_tool.py", metavar="ZIP|DIR", required=True, names=("--data-path",)
+    )  # fmt: skip
+    outdir: str = opt(
+        None, "Where to save the results", metavar="DIR", required=True, may_change=True, names=("--results-dir",)
+    )
+    resume: str | None = opt(
+        None, "Continue from a run directory or a training state", metavar="DIR|FILE", may_change=True,
+        names=("--ckpt",),
+    )  # fmt: skip
+    seed: int | None = opt(
+        None, "Random seed; default: drawn and recorded", metavar="INT", at_least=0, names=("--global-seed",)
+    )
+    workers: int = opt(
+        1, "Threads that read and decode images", metavar="INT", at_least=1, may_change=True, names=("--num-workers",)
+    )
+    image_size: int | None = opt(None, "Refuse data of another size", metavar="INT", at_least=1)
+    num_classes: int | None = opt(None, "Refuse data of another number of classes", metavar="INT", at_least=0)
+
+    batch: int = opt(
+        256, "Total batch size over all processes", metavar="INT", at_least=1, names=("--global-batch-size",)
+    )
     duration: float = opt(1792.0, "Training duration in million images", metavar="MIMG", above=0)
     lr: float = opt(1e-4, "Learning rate", metavar="FLOAT", above=0)
     lr_rampup: float = opt(0.0, "Linear learning-rate ramp-up in million images", metavar="MIMG", at_least=0)
@@ -155,6 +177,7 @@ def build_network(options: InterpolantOptions, dataset: ImageDataset) -> nn.Modu
     Raises:
         ValueError: a name, size or data set that do not fit.
     """
+    _check_data(options, dataset)
     given = {"width": options.width, "depth": options.depth, "num_heads": options.num_heads}
     config = transformer_config(
         options.model, dataset.resolution, dataset.num_channels, dataset.label_dim if options.cond else 0,
@@ -167,6 +190,22 @@ def build_network(options: InterpolantOptions, dataset: ImageDataset) -> nn.Modu
             "time a sample: use a ComboStoc model, or train.py sit"
         )
     return networks.build(**config | {name: value for name, value in given.items() if value is not None})
+
+
+def _check_data(options: InterpolantOptions, dataset: ImageDataset) -> None:
+    """Compare what the published command line says of its data with the data."""
+    sizes = (dataset.resolution, *([8 * dataset.resolution] if dataset.num_channels == 4 else []))
+    if options.image_size not in (None, *sizes):
+        raise ValueError(
+            f"--image-size={options.image_size}, and the data set holds {dataset.resolution}x{dataset.resolution}: "
+            "leave it out, or convert the data by dataset_tool.py --resolution"
+        )
+    classes = dataset.label_dim if options.cond else 0
+    if options.num_classes not in (None, classes):
+        raise ValueError(
+            f"--num-classes={options.num_classes}, and this run has {classes} classes: "
+            + ("leave it out" if options.cond else "add --cond=1 for those of the data, or leave it out")
+        )
 
 
 def _compensates(options: InterpolantOptions) -> bool:
