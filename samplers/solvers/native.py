@@ -49,6 +49,7 @@ def uniform_times(evaluations: int, solver: str = "euler", *, defined_at_zero: b
         raise ValueError(
             f"N={evaluations} does not suit solver '{solver}': every step costs {each} evaluations"
             + (" but the last, which is an Euler step" if last == 1 else "")
+            + (", so N is odd" if (each, last) == (2, 1) else "")
             + f"; give {' or '.join(map(str, fits))}"
         )
     return torch.arange(before + 1, -1, -1, dtype=torch.float64) / (before + 1)

@@ -7,9 +7,7 @@ transformers of the same sizes; `sit` draws one uniform time a sample, whatever 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -19,7 +17,6 @@ import networks
 from networks.models.interpolant import transformer_config
 from samplers.path import PATHS
 from samplers.solvers.interpolant import time_interval
-from torch_utils.images import save_image
 from torch_utils.misc import format_count
 from torch_utils.options import OptionGroup, opt
 from training.data.batches import ImageDataset
@@ -36,7 +33,7 @@ from training.method import Batch, LossOut, Method
 from training.methods import common
 from training.options import CommonOptions
 from training.performance import DTYPES
-from training.pictures.preview import sample_grid
+from training.pictures.preview import preview_of
 
 __all__ = ["ComboStocOptions", "InterpolantOptions", "SiTOptions", "build"]
 
@@ -258,7 +255,7 @@ def build(options: InterpolantOptions, dataset: ImageDataset, device: torch.devi
         phases=(common.adam_phase(loss, options, whole_first_step=True),),
         averages=common.averages(options),
         save=common.save,
-        preview=_preview,
+        preview=preview_of(dataset),
         flops_per_image=3 * cost.flops,
         summary=_summary(net, cost, options, dataset, interval),
     )
@@ -274,8 +271,3 @@ def _summary(
         ("FLOPs per image", f"{format_count(cost.flops)} forward, {format_count(3 * cost.flops)} per training step"),
         common.steps(options),
     )
-
-
-def _preview(path: Path, averaged: Mapping[str, nn.Module]) -> None:
-    """A grid of samples from fixed seeds, one row per class where there are classes."""
-    save_image(sample_grid(averaged["ema"]), path)

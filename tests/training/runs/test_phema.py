@@ -11,7 +11,7 @@ from run_locks import release_locks
 
 import networks
 import train
-import training.methods.edm
+import training.pictures.preview
 from torch_utils import checkpoint
 from training.runs import phema
 
@@ -30,7 +30,7 @@ def run_dir(tmp_path_factory):
         (folder / "toy").mkdir(exist_ok=True)
         Image.fromarray(pixels).save(folder / "toy" / f"{i:02d}.png")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training.methods.edm, "sample_grid", lambda net: torch.zeros(1, 8, 8, dtype=torch.uint8))
+        patch.setattr(training.pictures.preview, "sample_grid", lambda net: torch.zeros(1, 8, 8, dtype=torch.uint8))
         arguments = [f"--outdir={folder}/runs", f"--data={folder}/toy", *OPTIONS.split()]
         result = CliRunner().invoke(train.main, arguments)
     release_locks()
