@@ -10,6 +10,9 @@ from pathlib import Path
 import click
 import pytest
 
+from samplers.solvers.table import SOLVERS
+from training.methods.table import METHODS
+
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 PACKAGES = ("networks", "samplers", "training", "torch_utils", "bench", "tests", "docs")
@@ -137,6 +140,12 @@ def test_readme_lists_every_page():
     linked = {target for target, _ in LINK.findall((ROOT / "README.md").read_text())}
     pages = {f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md")}
     assert not pages - linked, f"README.md has no link to {', '.join(sorted(pages - linked))}"
+
+
+def test_every_solver_and_method_is_named():
+    solvers, readme = ((ROOT / name).read_text() for name in ("docs/solvers.md", "README.md"))
+    assert [name for name in SOLVERS if f"`{name}`" not in solvers] == []
+    assert [name for name in METHODS if f"`train.py {name}" not in readme] == []
 
 
 def test_architecture_names_every_room():
