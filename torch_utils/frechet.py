@@ -255,11 +255,16 @@ def load_moments(path: str | PathLike[str]) -> Moments:
     """
     try:
         with np.load(path, allow_pickle=False) as data:
-            arrays = {key: data[key] for key in ("mu", "sigma", "num", "features") if key in data.files}
+            found = data.files
+            arrays = {key: data[key] for key in ("mu", "sigma", "num", "features") if key in found}
     except (zipfile.BadZipFile, EOFError, ValueError, AttributeError) as error:
         raise ValueError(f"{path} is not an npz file of feature statistics: {error}") from error
     if not {"mu", "sigma"} <= arrays.keys():
-        raise ValueError(f"{path} holds no arrays mu and sigma: make reference statistics with `fid.py ref`")
+        kind = "images" if {"arr_0", "images"} & set(found) else "arrays"
+        raise ValueError(
+            f"{path} holds {kind} ({', '.join(found[:5]) or 'none'}) and not mu and sigma, the statistics of their "
+            "features: make those with `fid.py ref` of the same data"
+        )
     mu, sigma = (torch.from_numpy(arrays[key].astype(np.float64)) for key in ("mu", "sigma"))
     if mu.ndim != 1 or sigma.shape != (len(mu), len(mu)):
         raise ValueError(f"{path}: mu of shape {list(mu.shape)} and sigma of shape {list(sigma.shape)} do not match")

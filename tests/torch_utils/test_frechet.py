@@ -179,7 +179,7 @@ def test_moments_file_of_others(tmp_path):
 @pytest.mark.parametrize(
     ("arrays", "words"),
     [
-        ({"mean": np.zeros(2)}, "no arrays mu and sigma"),
+        ({"mean": np.zeros(2)}, "and not mu and sigma"),
         ({"mu": np.zeros(2), "sigma": np.eye(3)}, "do not match"),
         ({"mu": np.array([None]), "sigma": np.eye(1)}, "not an npz"),
     ],
@@ -206,3 +206,20 @@ def test_full_size(num):
     assert frechet_distance(mu, sigma, mu, sigma) < 1e-8 * float(sigma.trace())
     expected = float(sigma.trace()) * (1 - 3**0.5) ** 2
     assert frechet_distance(mu, sigma, mu, 3 * sigma) == pytest.approx(expected, rel=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "words"),
+    [
+        ({"arr_0": np.zeros((2, 4, 4, 3), np.uint8)}, "holds images .arr_0. and not mu and sigma"),
+        ({"mu_s": np.zeros(3), "sigma_s": np.eye(3)}, "holds arrays .mu_s, sigma_s. and not"),
+        ({}, "holds arrays .none. and not"),
+        ({"mu": np.zeros(3)}, "holds arrays .mu. and not"),
+        ({"mu": np.zeros((3, 1)), "sigma": np.eye(3)}, "do not match"),
+        ({"mu": np.array([None]), "sigma": np.eye(1)}, "is not an npz file"),
+    ],
+)
+def test_reference_files_of_other_tools(arrays, words, tmp_path):
+    np.savez(tmp_path / "ref.npz", **arrays)
+    with pytest.raises(ValueError, match=words):
+        load_moments(tmp_path / "ref.npz")
