@@ -84,7 +84,7 @@ class RefFiles:
 class Sampled:
     group: ClassVar = OptionGroup("Network", "Instead of images from files: those of a network's sampler.", rank=1)
 
-    network: str | None = opt(None, "Take the images from this network's sampler", metavar="FILE|URL|ALIAS")
+    network: str | None = opt(None, "Take the images from this network's sampler", metavar="FILE|URL|NAME")
     seeds: tuple[int, ...] | None = opt(None, "Seeds of its images [default: 0 to num-1]", metavar="LIST")
     class_idx: int | None = opt(
         None, "One class for all images [default: random]", metavar="INT", at_least=0, names=("--class",)

@@ -114,7 +114,7 @@ class EDMSamplerOptions:
     steps: int | None = opt(None, "Noise levels, then a step to 0 [default: 18]", metavar="INT", at_most=MOST)
     rho: float | None = _number("Exponent of the noise levels [default: 7]", **_EXPONENT)
     disc: str | None = opt(None, "General form: which noise levels [default: edm]", choices=list(DISCRETIZATIONS))
-    scaling: str | None = opt(None, "General form: s(t) [default: none]", choices=list(SCALINGS))
+    scaling: str | None = opt(None, "General form: scale s(t) of the state [default: none]", choices=list(SCALINGS))
 
 
 @dataclass(frozen=True, kw_only=True)

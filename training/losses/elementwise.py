@@ -118,7 +118,9 @@ class EDMGammaLoss(EDMLoss):
 class CoefficientOptions:
     """The coefficient family on the command line; None = not given, see `coefficient_settings`."""
 
-    group: ClassVar = OptionGroup("Coefficients", "A level for every element: edm_gamma, train_trajectory.py.", 3.5)
+    group: ClassVar = OptionGroup(
+        "Coefficients", "A level for every element: --precond=edm_gamma, train_trajectory.py.", 3.5
+    )
 
     scale: float | None = opt(None, "MAC: bound of the coefficients [default: 0.05]", metavar="FLOAT", above=0)
     basis_num: int | None = opt(None, "MAC: number of basis functions [default: 5]", metavar="INT", at_least=1)

@@ -145,7 +145,7 @@ class CurvatureOptions(_Measures, _Coupling, _Networks, CommonOptions):
     iterations: int | None = opt(
         None, "Training duration in steps [default: the preset's, else 1000000]", metavar="STEPS", at_least=1
     )
-    optimizer: str | None = opt(None, "[default: the preset's, else adamw]", choices=["adamw", "adam"])
+    optimizer: str | None = opt(None, "The optimiser [default: the preset's, else adamw]", choices=["adamw", "adam"])
     warmup_steps: int | None = opt(
         None, "Linear warm-up of the learning rate in steps" + _default("warmup_steps"), metavar="STEPS", at_least=0
     )

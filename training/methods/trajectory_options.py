@@ -32,9 +32,9 @@ class _Sampler:
         "path]", choices=list(FAMILIES),
     )  # fmt: skip
     s_churn: float = opt(0.0, "Added noise of the sampler in the C and D phases", metavar="FLOAT", at_least=0)
-    s_min: float = opt(0.0, "Lowest noise level that gets it", metavar="FLOAT", at_least=0)
+    s_min: float = opt(0.0, "Lowest noise level that gets added noise", metavar="FLOAT", at_least=0)
     s_max: float | None = opt(
-        None, "Highest noise level that gets it; default: all", metavar="FLOAT", at_least=0, finite=False
+        None, "Highest noise level that gets added noise; default: all", metavar="FLOAT", at_least=0, finite=False
     )
     s_noise: float = opt(1.0, "Inflation of the added noise", metavar="FLOAT", at_least=0)
 
@@ -68,15 +68,15 @@ class _Phases:
     dlr: float = opt(2e-3, "Learning rate of D", metavar="FLOAT", above=0)
     level_draw: str = opt(
         "nearest",
-        "V phase: which of the sampler's levels is trained how often: of a log-normal draw the nearest (published; "
-        "rarely the high ones), the nearest in log sigma, or all alike",
+        "V phase: how often each of the sampler's levels is trained: nearest: the one nearest to a log-normal draw "
+        "(published; rarely the high ones); log: the nearest in log sigma; uniform: all alike",
         choices=list(LEVEL_DRAWS),
     )
     p_mean: float = opt(-1.2, "V phase: mean of ln(sigma) of the draw", metavar="FLOAT")
     p_std: float = opt(1.2, "V phase: std of ln(sigma) of the draw", metavar="FLOAT", above=0)
     backbones: str = opt(
         "deit_base_distilled_patch16_224,tf_efficientnet_lite0",
-        f"Frozen features of D: {', '.join(BACKBONES)}; NAME=FILE loads weights from a file, NAME=random none",
+        f"Frozen features of D: {', '.join(BACKBONES)}; NAME=FILE: weights from a file, NAME=random: random ones",
         metavar="LIST",
     )
     diffaugment: str = opt(POLICY, "What D's images are augmented by; empty = nothing", metavar="LIST")
