@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["Denoiser", "heun", "training_step"]
+__all__ = ["Denoiser", "UNet", "heun", "training_step"]
 
 
 def _norm(channels: int) -> nn.GroupNorm:
@@ -69,10 +69,12 @@ class _Block(nn.Module):
         return x
 
 
-class _UNet(nn.Module):
+class UNet(nn.Module):
+    """Images, noise labels `[N]` and one-hot classes -> `out_channels` (default: as many as came in)."""
+
     def __init__(
         self, resolution: int, channels: int, classes: int, width: int, multipliers: list[int], blocks: int,
-        attend: list[int], dropout: float,
+        attend: list[int], dropout: float, out_channels: int | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
         self.width, self.classes = width, classes
@@ -103,7 +105,7 @@ class _UNet(nn.Module):
                 self.dec[f"{size}x{size}_block{i}"] = _Block(now + skips.pop(), out, emb, dropout, last)
                 now = out
         self.dec[f"{resolution}x{resolution}_aux_norm"] = _norm(now)
-        self.dec[f"{resolution}x{resolution}_aux_conv"] = _Conv(now, channels, 3)
+        self.dec[f"{resolution}x{resolution}_aux_conv"] = _Conv(now, out_channels or channels, 3)
 
     def forward(self, x: Tensor, noise: Tensor, labels: Tensor | None) -> Tensor:
         half = self.width // 2
@@ -131,7 +133,7 @@ class Denoiser(nn.Module):
 
     def __init__(self, **network: object) -> None:
         super().__init__()
-        self.model = _UNet(**network)
+        self.model = UNet(**network)
 
     def forward(self, x: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
         x = x.to(torch.float32)

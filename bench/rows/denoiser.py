@@ -23,9 +23,17 @@ from training.loop.settings import LoopOptions
 from training.methods.edm import build_network
 from training.methods.table import METHODS
 
-__all__ = ["ROWS"]
+__all__ = ["ROWS", "wake"]
 
 CPU = torch.device("cpu")
+
+
+@torch.no_grad()
+def wake(net: nn.Module) -> None:
+    """Give weights to the last layers that start at nearly zero, so that outputs depend on the whole network."""
+    for name, parameter in net.named_parameters():
+        if name.endswith(("conv1.weight", "proj.weight", "aux_conv.weight")):
+            parameter.copy_(torch.randn_like(parameter) / parameter[0].numel() ** 0.5)
 
 
 def _pair(preset: str, dropout: float) -> tuple[Preset, nn.Module, reference.Denoiser]:
@@ -35,10 +43,7 @@ def _pair(preset: str, dropout: float) -> tuple[Preset, nn.Module, reference.Den
     entry = dataclasses.replace(entry, options=dataclasses.replace(entry.options, augment=0.0, dropout=dropout))
     torch.manual_seed(0)
     ours = build_network(entry.options, entry.dataset())
-    with torch.no_grad():
-        for name, parameter in ours.named_parameters():
-            if name.endswith(("conv1.weight", "proj.weight", "aux_conv.weight")):
-                parameter.copy_(torch.randn_like(parameter) / parameter[0].numel() ** 0.5)
+    wake(ours)
     kwargs = entry.options.network_kwargs()
     plain = reference.Denoiser(
         resolution=entry.resolution, channels=entry.channels, classes=entry.classes, width=kwargs["model_channels"],

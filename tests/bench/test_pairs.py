@@ -7,6 +7,7 @@ import torch
 from click.testing import CliRunner
 
 from bench.pairs import main, measure, rows
+from bench.rows.curvature import step
 from bench.rows.row import Row, Work
 
 CHEAP = [name for name in rows() if name.startswith("solver") and "float32" in name]
@@ -43,3 +44,10 @@ def test_command_line():
     done = CliRunner().invoke(main, ["--only=nothing"])
     assert done.exit_code != 0
     assert "no row's name holds" in done.output
+
+
+def test_plain_and_own_networks_of_the_curvature_step_hold_the_same_weights():
+    """Making the row compares outputs of both networks, and of both encoders; then both sides train once."""
+    work = step("digits", 2)
+    assert work.reference() is None
+    assert work.ours() is False
