@@ -22,11 +22,11 @@ def first_lines(tree):
 
 
 def help_texts(tree):
-    """What options say of themselves: the second argument of `opt` and every `help=`."""
+    """What options and their groups say: the second argument of `opt` and `OptionGroup`, and every `help=`."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Call):
             said = [k.value for k in node.keywords if k.arg == "help"]
-            said += node.args[1:2] if getattr(node.func, "id", "") == "opt" else []
+            said += node.args[1:2] if getattr(node.func, "id", "") in ("opt", "OptionGroup") else []
             yield from ((s.lineno, s.value) for s in said if isinstance(s, ast.Constant) and isinstance(s.value, str))
 
 

@@ -13,7 +13,8 @@ from samplers.field import Facts, Field, as_field
 from samplers.fusion import Fusion, Fusion2024, Fusion2025, fused
 from samplers.path import BrownianBridge
 from samplers.planning.base import Plan, Request, count_of
-from samplers.planning.options import FIELDS, flag
+from samplers.planning.model_options import FIELDS
+from samplers.planning.options import flag
 from samplers.solvers.bridge import srid2
 from torch_utils.rng import TorchRNG
 

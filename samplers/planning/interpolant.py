@@ -16,7 +16,7 @@ from torch import Tensor
 from samplers.field import Field
 from samplers.path import VE, VP, Linear
 from samplers.planning.base import Plan, Request, count_of
-from samplers.planning.options import DIFFUSION_FORMS
+from samplers.planning.model_options import DIFFUSION_FORMS
 from samplers.schedules.formulas import get_schedule
 from samplers.solvers.base import Step
 from samplers.solvers.interpolant import interpolant_sde, time_interval

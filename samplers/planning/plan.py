@@ -25,25 +25,27 @@ from samplers.planning.fusion import drift_of, fused_field, has_noise, plan_brid
 from samplers.planning.grid import plan_adaptive, plan_grid
 from samplers.planning.interpolant import plan_interpolant
 from samplers.planning.levels import DEFAULT_SOLVER, choose_levels
+from samplers.planning.model_options import (
+    DiffusionOptions,
+    FusionOptions,
+    GuidanceOptions,
+    NativeOptions,
+    StartOptions,
+)
 from samplers.planning.native import plan_native
 from samplers.planning.options import (
     FAMILY,
     CalibrationOptions,
     ChurnOptions,
     CountOptions,
-    DiffusionOptions,
     EDMSamplerOptions,
     EndOptions,
-    FusionOptions,
-    GuidanceOptions,
     LevelOptions,
     MethodOptions,
-    NativeOptions,
     RangeOptions,
     SamplerOptions,
     SearchOptions,
     SolverOptions,
-    StartOptions,
     flag,
 )
 from samplers.schedules.edm import SCHEDULE_FORMS

@@ -5,7 +5,8 @@ import torch
 
 import networks
 from samplers.planning.levels import schedule_file
-from samplers.planning.options import FIELDS, SamplerOptions
+from samplers.planning.model_options import FIELDS
+from samplers.planning.options import SamplerOptions
 from samplers.planning.plan import build_plan
 from samplers.run import generate
 

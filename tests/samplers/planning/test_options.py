@@ -18,8 +18,9 @@ import networks
 from samplers import SOLVERS
 from samplers.field import Facts
 from samplers.planning import elementwise, levels
-from samplers.planning.options import FAMILY, GuidanceOptions, SamplerOptions, SearchOptions, flag
-from samplers.planning.options import FIELDS as FIELDS_OF_HEADS
+from samplers.planning.model_options import FIELDS as FIELDS_OF_HEADS
+from samplers.planning.model_options import GuidanceOptions
+from samplers.planning.options import FAMILY, SamplerOptions, SearchOptions, flag
 from samplers.planning.plan import KINDS, build_plan
 from samplers.run import generate
 from torch_utils.rng import TorchRNG
