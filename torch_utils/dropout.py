@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from torch_utils.rng import TorchRNG
 
-__all__ = ["Dropout", "dropout", "keyed", "rand_rows"]
+__all__ = ["Dropout", "dropout", "keyed", "rand_rows", "reordered"]
 
 PLACES = 128  # drawn at once; part of the definition of the masks
 
@@ -32,6 +32,7 @@ class _Words:
 
     def __init__(self, rng: TorchRNG, batch: int) -> None:
         self.rng, self.batch, self.used = rng, batch, 0
+        self.order: Tensor | None = None
         self.factors, self.shifts = self._draw()
 
     def _draw(self) -> Sequence[Tensor]:
@@ -44,7 +45,8 @@ class _Words:
         if self.used and place == 0:
             self.factors, self.shifts = self._draw()
         self.used += 1
-        return self.factors[:, place], self.shifts[:, place]
+        words = self.factors[:, place], self.shifts[:, place]
+        return words if self.order is None else tuple(word[self.order] for word in words)
 
 
 _words: _Words | None = None
@@ -59,6 +61,19 @@ def keyed(rng: TorchRNG, batch: int) -> Iterator[None]:
         yield
     finally:
         _words = before
+
+
+@contextmanager
+def reordered(order: Tensor) -> Iterator[None]:
+    """Within `keyed`: what is passed on are its samples in this order, `[B]` indices; their masks stay theirs."""
+    if _words is None:
+        yield
+        return
+    before, _words.order = _words.order, order
+    try:
+        yield
+    finally:
+        _words.order = before
 
 
 def dropout(x: Tensor, p: float, training: bool) -> Tensor:

@@ -8,8 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from torch_utils.dropout import PLACES, Dropout, dropout, keyed, rand_rows
-from torch_utils.rng import BatchRNG
+from torch_utils.dropout import PLACES, Dropout, dropout, keyed, rand_rows, reordered
+from torch_utils.rng import BatchRNG, TorchRNG
 
 ROOT = Path(__file__).parents[2]
 
@@ -123,3 +123,17 @@ def test_networks_draw_nowhere_else():
                     if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute):
                         owner = getattr(call.func.value, "id", "")
                         assert not (owner in ("F", "nn", "torch") and call.func.attr in unkeyed), (path, call.lineno)
+
+
+def test_masks_stay_with_their_samples():
+    """In another order, samples have the masks and rows that they have in their own."""
+    x, order = torch.ones(6, 50), torch.tensor([3, 0, 5, 1, 2, 4])
+    found = []
+    for how in (torch.arange(6), order):
+        with keyed(TorchRNG(generator=torch.Generator().manual_seed(0)), 6), reordered(how):
+            found.append((dropout(x, 0.5, True), rand_rows(x)))
+    for own, other in zip(*found, strict=True):
+        assert torch.equal(own[order], other)
+        assert not torch.equal(own, other)
+    with reordered(order):  # outside of a keyed pass nothing is ordered
+        assert rand_rows(x).shape == (6, 1)

@@ -17,6 +17,7 @@ import networks
 from networks.models.interpolant import transformer_config
 from samplers.path import PATHS
 from samplers.solvers.interpolant import time_interval
+from torch_utils.dropout import reordered
 from torch_utils.misc import format_count
 from torch_utils.options import OptionGroup, opt
 from training.data.batches import ImageDataset
@@ -239,13 +240,15 @@ def build(options: InterpolantOptions, dataset: ImageDataset, device: torch.devi
         noise = batch.rng.randn_like(batch.data)
         t, asynchronous = options.times(batch, interval)
         data, labels, synchronous = batch.data, batch.labels if net.label_dim else None, 0
+        order = torch.arange(len(data), device=data.device)
         if t.shape[2:] != (1, 1) and options.halves:  # rows of one time last: they cost less, see Transformer.forward
             order = torch.argsort(asynchronous, descending=True, stable=True)
             synchronous = sum(p % 2 == 0 for p in batch.rng.positions(len(data)))
             data, noise, t, asynchronous = (v[order] for v in (data, noise, t, asynchronous))
             labels = None if labels is None else labels[order]
         target = loss_fn.target(data, noise, t, asynchronous)
-        out = net(target.x_t, t, labels, synchronous=synchronous)
+        with reordered(order):
+            out = net(target.x_t, t, labels, synchronous=synchronous)
         per_sample = loss_fn(out, target, noise, t)
         return LossOut(per_sample, {"Loss/loss": per_sample})
 
