@@ -59,7 +59,7 @@ def to_checkpoint(
         "img_resolution": math.isqrt(state["pos_embed"].shape[1]) * patch,
         "img_channels": channels,
         "label_dim": 0 if labels is None else len(labels) - 1,
-        **({"network": network} if kind == "dit" else {**network, "element_times": kind == "combostoc"}),
+        **({"network": network} if kind == "dit" else {**network, **_elements(kind)}),
     }
     tensors = {f"model.{k}": v for k, v in state.items()}
     if kind == "dit":
@@ -79,6 +79,11 @@ def to_checkpoint(
     elif first_stage is not None:
         raise ValueError(f"{path} makes images, not latents: leave the autoencoder out")
     return kwargs, {"config": kwargs, **facts}, tensors
+
+
+def _elements(kind: str) -> dict[str, bool]:
+    """A time for every element, whose velocities the published program trains compensated."""
+    return {"element_times": kind == "combostoc", "compensated": kind == "combostoc"}
 
 
 def _kind(path: str | Path, state: Mapping[str, Tensor], config: Mapping[str, Any]) -> str:
