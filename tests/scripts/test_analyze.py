@@ -143,7 +143,7 @@ def test_compare_does_not_depend_on_the_batch(run):
         ("--network=FILES/net.pkl --nfe=0", "NFE at least 1"),
         ("--network=FILES/net.pkl --solvers=,", "at least one solver"),
         ("--network=FILES/net.pkl --ref=FILES/other.npz", "12 features an image, 'pixels' gives 64"),
-        ("--network=FILES/net.pkl --ref=FILES/traj.npz", "no arrays mu and sigma"),
+        ("--network=FILES/net.pkl --ref=FILES/traj.npz", "and not mu and sigma"),
         ("--network=FILES/net.pkl --ref=none.npz", "no file none.npz"),
         ("--network=FILES/net.pkl --num-fid=9", "give --ref"),
         ("--network=FILES/net.pkl --ref=FILES/ref.npz --num-fid=9", "at most num_fid"),
