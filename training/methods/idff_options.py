@@ -208,6 +208,11 @@ class IDFFOptions(_Pairs, _Path, _Network, CommonOptions):
             refuse(self, ["ot_reg"], "belongs to other plans than the exact one, see --ot-method")
         if self.ot_method != "unbalanced":
             refuse(self, ["ot_reg_m"], "belongs to --ot-method=unbalanced")
+        if coupling != "independent" and 1 in (self.batch, self.batch_gpu):
+            raise ValueError(
+                f"--coupling={coupling} pairs samples of a process and pass, and --batch or --batch-gpu leaves one: "
+                "give 2 or more, or --coupling=independent"
+            )
         if coupling == "ot-labels" and not self.cond:
             raise ValueError("--coupling=ot-labels assigns noise among samples of one label: add --cond=1")
         sigma = self._published()["sigma"] if self.sigma is None else self.sigma

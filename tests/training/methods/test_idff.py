@@ -70,6 +70,8 @@ def test_filled_options_stay_as_they_are(more):
         ("a.zip", {"ot_reg": 1.0}, "other plans than the exact one"),
         ("a.zip", {"ot_method": "sinkhorn", "ot_reg_m": 1.0}, "belongs to --ot-method=unbalanced"),
         ("a.zip", {"coupling": "ot-labels"}, "add --cond=1"),
+        ("a.zip", {"batch_gpu": 1}, "leaves one"),
+        ("toy:moons", {"batch": 1}, "leaves one"),
     ],
 )
 def test_options_that_do_not_fit(data, more, words):
@@ -168,3 +170,20 @@ def test_pictures(tmp_path):
     method = build(made, images, CPU)
     method.preview(tmp_path / "grid.png", {"ema": method.modules["net"].eval()})
     assert Path(tmp_path / "grid.png").stat().st_size > 1000
+
+
+@pytest.mark.slow
+def test_the_published_cifar10_network_takes_a_step():
+    """At full size, of two images."""
+    made = options(preset="cifar10", batch=2)
+    torch.manual_seed(0)
+    method = build(made, _Images(32), CPU)
+    (phase,), net = method.phases, method.modules["net"]
+    assert sum(p.numel() for p in net.parameters()) > 60e6
+    optimizer = phase.optimizer(list(net.parameters()))
+    before = [p.detach().clone() for p in net.parameters()]
+    images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    phase.loss(Batch(images, torch.zeros(2, 0), BatchRNG(0, 0, 0, 2), 0)).loss.sum().backward()
+    optimizer.step()
+    assert all(p.isfinite().all() for p in net.parameters())
+    assert any(not torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True))
