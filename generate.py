@@ -166,7 +166,7 @@ class DeviceOptions:
     decode_batch: int = opt(8, "Most latents that become images at once on one process", metavar="INT", at_least=1)
     device: str = opt("auto", "cpu, cuda or auto (a GPU when there is one)", metavar="DEVICE")
     precision: str = opt("auto", "Precision of the network's trunk; auto: as it was saved", choices=list(PRECISIONS))
-    compile: bool = opt(False, "Compile the network with torch.compile", flag=True)
+    compile: bool = opt(False, "Compile the network with torch.compile; did not pay on a CPU", flag=True)
     rng_device: str | None = opt(
         None, "Where random numbers are drawn: cpu makes the same images on every device; default: --device",
         choices=["cpu", "cuda"],

@@ -16,6 +16,7 @@ if __name__ == "__main__":
 import dataclasses
 import json
 import statistics
+import time
 
 import click
 import torch
@@ -65,14 +66,18 @@ def main(
         method = METHODS["edm"].build(options, entry.dataset(), dev)
         batches = SyntheticBatches(batch, entry.dataset().image_shape, entry.classes, dev)
         loop = Loop(method, batches, LoopOptions(seed=0, batch=total), dev)
-        seconds = statistics.median(time_it(loop.step, dev, repeats=steps, warmup=warmup))
+        time_it(loop.step, dev, repeats=warmup, warmup=0)
+        cpu = -time.process_time()
+        seconds = statistics.median(time_it(loop.step, dev, repeats=steps, warmup=0))
+        cpu = dist.all_reduce_sum(torch.tensor((cpu + time.process_time()) / steps, device=dev)).item()
         known = peak_flops(dev, DTYPES[precision])
         peak = known or measured_peak(dev, torch.float32)
         speed = batch / seconds
         result = {
             "preset": preset, "device": _name(dev), "torch": torch.__version__, "processes": dist.get_world_size(),
             "batch": batch, "precision": precision, "compile": compiled, "ms_per_step": round(1e3 * seconds, 2),
-            "img_per_sec": round(speed, 1), "utilisation": round(method.flops_per_image * speed / peak, 4),
+            "cpu_ms_per_step": round(1e3 * cpu, 2), "img_per_sec": round(speed, 1),
+            "utilisation": round(method.flops_per_image * speed / peak, 4),
             "peak": f"{'data sheet' if known else 'measured'} {peak / 1e12:.3g} TFLOP/s",
         }  # fmt: skip
         if dev.type == "cuda":
