@@ -26,7 +26,7 @@ import torch
 from bench.rows.row import Row
 from torch_utils.cli import Command
 
-AREAS = ("solvers", "gits", "metrics", "dataset", "denoiser", "curvature")
+AREAS = ("solvers", "gits", "metrics", "dataset", "denoiser", "curvature", "transformer")
 SHORTEST = 0.02  # seconds of CPU time that one timing takes at the least
 
 

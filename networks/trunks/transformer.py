@@ -174,10 +174,13 @@ class _Modulation(nn.Sequential):
 
         `c` holds one condition `[n, T or 1, D]` for all rows of h, or one each for its first and its last rows.
         """
-        values = [super(_Modulation, self).forward(part) for part in c]
-        if len(values) > 1:
-            values = [torch.cat([v.expand(-1, h.shape[1], -1) for v in values])]
-        return values[0].to(h.dtype).chunk(self.parts, dim=-1)
+        if len(c) == 1:
+            return super().forward(c[0]).to(h.dtype).chunk(self.parts, dim=-1)
+        # in one product, so that its weights have one gradient
+        rows = super().forward(torch.cat([part.flatten(0, 1) for part in c]))
+        parts = rows.to(h.dtype).split([part.shape[0] * part.shape[1] for part in c])
+        values = [v.unflatten(0, part.shape[:2]).expand(-1, h.shape[1], -1) for v, part in zip(parts, c, strict=True)]
+        return torch.cat(values).chunk(self.parts, dim=-1)
 
 
 class _Attention(nn.Module):
