@@ -143,6 +143,10 @@ class OutputOptions:
         None, "Models of text: a CSV file whose column `text` has the text of seed i in row i", metavar="FILE.csv"
     )
     npz: str | None = opt(None, "All images in one array file: images [N,H,W,C] uint8, seeds, labels", metavar="FILE")
+    npz_name: str = opt(
+        "images", "Name of the images in --npz; arr_0: as evaluation suites for ADM, DiT and SiT read them",
+        choices=["images", "arr_0"],
+    )  # fmt: skip
     subdirs: bool | None = opt(None, "A sub-folder for every 1000 seeds", metavar="BOOL", bare=True)
     overwrite: bool = opt(False, "Also make images whose files exist", flag=True)
     save_schedule: str | None = opt(
@@ -354,12 +358,15 @@ def choose_targets(options: Options, name: str, plan: Plan, record: dict[str, An
             traj=Path(options.save_traj) if options.save_traj else None,
             latents=Path(options.save_latents) if options.save_latents else None, record=record,
         )  # fmt: skip
+    if options.npz_name != "images" and not options.npz:
+        raise ValueError(f"--npz-name={options.npz_name} names the images in an array file: add --npz=FILE")
     return Targets(
         record=record,
         latents=Path(options.save_latents) if options.save_latents else None,
         outdir=Path(outdir) if outdir is not None and not in_outdir else None,
         grid=Path(outdir, "grid.png") if in_outdir else Path(grid) if grid else None,
         npz=Path(options.npz) if options.npz else None,
+        npz_name=options.npz_name,
         traj=Path(options.save_traj) if options.save_traj else None,
         subdirs=bool(options.subdirs),
     )

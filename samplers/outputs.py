@@ -51,6 +51,7 @@ class Targets:
         grid: one picture of all images.
         npz: `images [N, H, W, C]` uint8, or of points in the plane `points [N, 2]` float32; `seeds`, and `labels`
             where there are classes.
+        npz_name: "arr_0" instead of "images", what suites for ADM, DiT and SiT read.
         traj: `x [N, T, ...]`, `drift [N, T-1, ...]`, `sigmas [N, T]`, `seeds`; the sampler must be a `Recorder`.
         latents: folder of the noise that each image was made from, SEED.npy float32 `[C, H, W]`.
         record: what makes these images, plain JSON.
@@ -60,6 +61,7 @@ class Targets:
     subdirs: bool = False
     grid: Path | None = None
     npz: Path | None = None
+    npz_name: str = "images"
     traj: Path | None = None
     latents: Path | None = None
     record: Mapping[str, Any] = dataclass_field(default_factory=dict)
@@ -170,7 +172,8 @@ class Targets:
         for path, keys in ((self.npz, of_npz), (self.traj, ("x", "drift", "sigmas", "seeds"))):
             if path is not None:
                 with atomic_write(path) as f:
-                    np.savez(f, **{key: arrays[key] for key in keys if key in arrays})
+                    names = {"images": self.npz_name} if path == self.npz else {}
+                    np.savez(f, **{names.get(key, key): arrays[key] for key in keys if key in arrays})
 
 
 def _quantise(batch: Samples) -> Tensor:

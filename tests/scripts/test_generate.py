@@ -486,3 +486,40 @@ def test_evaluations_of_an_adaptive_solver_are_said_afterwards(tmp_path):
     assert result.exit_code == 0, result.output
     assert "known after sampling" in result.output
     assert "on average over images" in result.output
+
+
+def test_stochastic_interpolant_sampler(run):
+    """Of a denoiser; the last step in any spelling, both spellings of a form, the cost as it is said."""
+    output = ok(run("--npz=a.npz --seeds=0-2 --sde-order=1 --num-steps=4 --last-step=Tweedie"))
+    assert re.search(r"NFE: +4 network evaluations per image", output)
+    ok(run("--npz=b.npz --seeds=0-2 --nfe=4 --last-step=tweedie --diffusion-form=inccreasing-decreasing"))
+    ok(run("--npz=c.npz --seeds=0-2 --nfe=4 --last-step=tweedie --diffusion-form=increasing-decreasing --batch=2"))
+    a, b, c = (np.load(f"{name}.npz")["images"].astype(int) for name in "abc")
+    assert abs(b - c).max() <= 1  # in another batch, pixels on an edge may round to the other side
+    assert abs(a - b).max() > 1
+    check_refused(run("--grid=g.png --sde-order=2 --nfe=4"), "give 3, 5, 7")
+    check_refused(run("--grid=g.png --sde-order=1 --solver=heun"), "has no --solver")
+
+
+def test_arrays_for_other_suites(run):
+    ok(run("--npz=a.npz --npz-name=arr_0 --seeds=0-2 --steps=1"))
+    ok(run("--npz=b.npz --seeds=0-2 --steps=1"))
+    with np.load("a.npz") as a, np.load("b.npz") as b:
+        assert np.array_equal(a["arr_0"], b["images"])
+        assert "images" not in a
+    check_refused(run("--outdir=out --npz-name=arr_0 --seeds=0 --steps=1"), "add --npz=FILE")
+
+
+def test_references_are_kept(run):
+    """A denoiser has one level for all elements, which is said; what is kept is the reference to the last bit."""
+    ok(run("--outdir=refs --seeds=0-1 --steps=2"))
+    output = ok(run("--outdir=out --seeds=0-2 --steps=3 --reference=refs --keep=left:1"))
+    assert "plain replacement" in output
+    for seed in range(3):
+        kept, own = pixels(f"refs/{seed % 2:06d}.png"), pixels(f"out/{seed:06d}.png")
+        assert abs(kept[:, :4] - own[:, :4]).max() <= 1
+        assert abs(kept[:, 4:] - own[:, 4:]).max() > 1
+    check_refused(run("--outdir=out --seeds=0-2 --steps=3 --reference=refs --keep=left:0.5"), "graded.keep")
+    check_refused(run("--grid=g.png --keep=0.5"), "add --reference")
+    check_refused(run("--grid=g.png --reference=refs --keep=some"), "says no strengths")
+    check_refused(run("--grid=g.png --reference=refs --keep=0.5", network="grey"), "samples of this network 1x8x8")

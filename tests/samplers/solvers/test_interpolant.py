@@ -8,7 +8,7 @@ from golden_cases import cases
 from transformer_golden import Mixture, Stream, field_of, path_of
 
 from samplers.field import Field
-from samplers.path import VE, VP, Linear
+from samplers.path import VE, VP, Linear, Trig
 from samplers.solvers.adaptive import dopri5
 from samplers.solvers.interpolant import FORMS, LAST_STEPS, interpolant_sde, time_interval
 from samplers.solvers.onestep import euler
@@ -242,3 +242,35 @@ def test_words_that_do_not_fit(given, message):
 def test_sigma_coordinates_are_refused():
     with pytest.raises(ValueError, match="lives in sigma"):
         interpolant_sde(Field(lambda x, s, y: x, VE(), "data"), torch.zeros(2, 1), [0.9, 0.1, 0.0])
+
+
+@pytest.mark.parametrize("path", [Linear(), Trig(), VP()])
+def test_one_call_is_two(path):
+    """Velocity and score from one call are those of a call each, at every step (Euler's, with a last step)."""
+    field = gaussian(path, "velocity")
+    x = start = torch.randn(8, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    times = [0.98, 0.6, 0.3, 0.05]
+    rng = TorchRNG(generator=torch.Generator().manual_seed(1))
+    for now, then in zip(times, [*times[1:], 0.0], strict=True):
+        t = torch.tensor(now, dtype=torch.float64)
+        velocity = field.velocity(x, t)
+        score = -field.noise(x, t) / path.sigma(t)
+        drift, h = path.sigma(t) * score - velocity, now - then  # towards the data
+        added = (2 * path.sigma(t) * h) ** 0.5 * rng.randn(x.shape, dtype=x.dtype) if then else 0
+        x = x + h * drift + added
+    rng = TorchRNG(generator=torch.Generator().manual_seed(1))
+    own = interpolant_sde(field, start, [*times, 0.0], form="sigma", rng=rng)
+    torch.testing.assert_close(own, x, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("path", [Linear(), Trig(), VP()])
+def test_all_predictions_have_one_flow(path):
+    """Exact models of a mixture that predict velocity, noise, score or data end alike; tolerances of the solver."""
+    spec = {"type": "exact_gaussian_mixture_elementwise", "w": [0.4, 0.6], "mu": [-1.0, 0.7], "std": 0.3}
+    x = torch.randn(6, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    ends = [
+        dopri5(Field(getattr(Mixture(spec, path), kind), path, kind), x, [0.999, 0.001], rtol=1e-8, atol=1e-8)
+        for kind in ("velocity", "noise", "score", "data")
+    ]
+    for end in ends[1:]:
+        torch.testing.assert_close(end, ends[0], rtol=0, atol=1e-6)
