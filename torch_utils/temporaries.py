@@ -69,31 +69,47 @@ def temporary_beside(target: Path, *, folder: bool = False) -> Iterator[Path]:
 
 
 def _create(target: Path, folder: bool) -> tuple[Path, int | None]:
+    """A new temporary, and the descriptor that holds its lock; None where nothing can be locked.
+
+    Between its making and its locking another process or thread may take it for abandoned: it then has the lock, or has
+    had it and the name is gone, and another temporary is made.
+    """
     while True:
         temporary = target.with_name(f".{target.name[:128]}.{''.join(_host())}.{secrets.token_hex(6)}.tmp")
         if folder:
             temporary.mkdir()
+            if fcntl is None:  # where a folder has no descriptor either
+                return temporary, None
+            try:
+                descriptor = os.open(temporary, os.O_RDONLY)
+            except FileNotFoundError:
+                continue
         else:
-            os.close(os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666))
-        descriptor = _lock(temporary)
-        if descriptor is None or os.path.exists(temporary):  # else another process took it before it was locked
+            descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+        if _lock(descriptor) is not False and _is_still(temporary, descriptor):
             return temporary, descriptor
+        os.close(descriptor)
 
 
-def _lock(path: str | Path) -> int | None:
-    """A descriptor that holds the lock of `path` until it is closed; None where that is taken or impossible."""
+def _is_still(path: Path, descriptor: int) -> bool:
+    """Whether `path` names what the descriptor is open on."""
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
+
+
+def _lock(descriptor: int) -> bool | None:
+    """Lock what a descriptor is open on until it is closed: False where others hold the lock, None where none exist."""
     if fcntl is None:
         return None
     try:
-        descriptor = os.open(path, os.O_RDONLY if os.path.isdir(path) else os.O_RDWR)
-    except OSError:
-        return None
-    try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
     except OSError:
-        os.close(descriptor)
         return None
-    return descriptor
+    return True
 
 
 def remove_abandoned(folder: Path) -> None:
@@ -111,10 +127,13 @@ def remove_abandoned(folder: Path) -> None:
 
 
 def _remove_if_abandoned(path: str) -> None:
-    descriptor = _lock(path)
-    if descriptor is None:
+    try:
+        descriptor = os.open(path, os.O_RDONLY if os.path.isdir(path) else os.O_RDWR)
+    except OSError:
         return
     try:
+        if not _lock(descriptor):
+            return
         if os.path.isdir(path):
             shutil.rmtree(path, ignore_errors=True)
         else:

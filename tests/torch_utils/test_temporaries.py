@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -87,3 +88,19 @@ def test_a_large_folder_is_not_searched_at_every_write(tmp_path, monkeypatch):
         with atomic_write(tmp_path / str(i)):
             pass
     assert len(searched) < 10
+
+
+@pytest.mark.parametrize("folder", [False, True])
+def test_what_is_just_being_made_is_never_lost(folder, tmp_path):
+    """Many threads write and look for the abandoned at once, with nothing to slow them down."""
+
+    def write(i):
+        for k in range(40):
+            temporaries._enough.clear()
+            with temporary_beside(tmp_path / f"{i}-{k}", folder=folder) as path:
+                (path / "part" if folder else path).write_bytes(b"whole")
+                path.rename(tmp_path / f"{i}-{k}")
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(write, range(8)))
+    assert len(list(tmp_path.iterdir())) == 8 * 40
