@@ -37,6 +37,7 @@ __all__ = [
 
 
 JOIN_TIMEOUT = timedelta(minutes=10)
+THREADS_END = 0.2  # seconds; what they have left to do takes microseconds
 
 _LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "NCCL", "Gloo", "gloo")
 
@@ -107,8 +108,15 @@ def fresh_store(store: dist.Store, rank: int, world: int) -> dist.Store:
 
 
 def shutdown() -> None:
+    """Leave the process group, and let its threads end first.
+
+    A thread of gloo takes the interpreter's lock to drop the tensors of its last collective; one that still waits for
+    it when the interpreter ends aborts a process whose work was done (PyTorch 2.13.0: "terminate called without an
+    active exception"), and torchrun then starts everything again.
+    """
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
+        time.sleep(THREADS_END)  # asleep, this thread holds no lock
 
 
 @contextmanager
