@@ -26,7 +26,7 @@ from networks.trunks.adm_unet import ADMUNet
 from torch_utils.misc import expand_to
 from torch_utils.noise_table import NoiseTable
 
-__all__ = ["NoiseLevels", "NoisePrecond", "VPLevels", "denoise"]
+__all__ = ["NoiseLevels", "NoisePrecond", "OnLevels", "VPLevels", "denoise"]
 
 CONVENTIONS = ("vp-continuous", "table")
 
@@ -122,7 +122,35 @@ def log_probability_slope(
         return torch.autograd.grad(chosen, x_in, create_graph=keep)[0]
 
 
-class NoisePrecond(nn.Module):
+class OnLevels:
+    """The maps between noise levels and times that samplers ask of a denoiser, all from its `levels`."""
+
+    path = "ve"
+    predicts = "data"
+    levels: NoiseLevels
+
+    @property
+    def sigma_min(self) -> float:
+        return self.levels.sigma_min
+
+    @property
+    def sigma_max(self) -> float:
+        return self.levels.sigma_max
+
+    def sigma(self, t: Tensor | float) -> Tensor:
+        """Noise level at time `t` in [0, 1], any shape."""
+        return self.levels.sigma(t)
+
+    def sigma_inv(self, sigma: Tensor | float) -> Tensor:
+        """Time of a noise level, any shape."""
+        return self.levels.sigma_inv(sigma)
+
+    def round_sigma(self, sigma: Tensor | float) -> Tensor:
+        """The nearest noise level that the network supports: every one."""
+        return torch.as_tensor(sigma)
+
+
+class NoisePrecond(OnLevels, nn.Module):
     """An `ADMUNet` that predicts noise, with a classifier beside it where there is one.
 
     Args:
@@ -141,9 +169,6 @@ class NoisePrecond(nn.Module):
 
     Keys: model.*, classifier.*, alphas_cumprod [num_levels] float64 (of a table).
     """
-
-    path = "ve"
-    predicts = "data"
 
     def __init__(
         self,
@@ -201,26 +226,6 @@ class NoisePrecond(nn.Module):
     def label_dropout(self) -> float:
         """Share of labels left out in training: 0, guidance without classifier is not possible."""
         return 0.0
-
-    @property
-    def sigma_min(self) -> float:
-        return self.levels.sigma_min
-
-    @property
-    def sigma_max(self) -> float:
-        return self.levels.sigma_max
-
-    def sigma(self, t: Tensor | float) -> Tensor:
-        """Noise level at time `t` in [0, 1], any shape."""
-        return self.levels.sigma(t)
-
-    def sigma_inv(self, sigma: Tensor | float) -> Tensor:
-        """Time of a noise level, any shape."""
-        return self.levels.sigma_inv(sigma)
-
-    def round_sigma(self, sigma: Tensor | float) -> Tensor:
-        """The nearest noise level that the network supports: every one."""
-        return torch.as_tensor(sigma)
 
     def forward(
         self,

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from networks.models.noise_precond import denoise
+from networks.models.noise_precond import OnLevels, denoise
 from torch_utils.noise_table import NoiseTable, alphas_cumprod, betas_of
 from torch_utils.pickles.machine import shown
 
@@ -34,7 +34,7 @@ _PREDICTIONS = ("epsilon", "v_prediction", "sample")
 _MISSING = "folders of diffusers need that package: pip install 'fewstep[diffusers]'"
 
 
-class DiffusersModel(nn.Module):
+class DiffusersModel(OnLevels, nn.Module):
     """D(x; sigma) of a folder's network, `decode` where it works on latents, `encode_text` where it takes text.
 
     Args:
@@ -43,9 +43,6 @@ class DiffusersModel(nn.Module):
         prediction: "epsilon", "v_prediction" or "sample".
         autoencoder, text_encoder, tokenizer: of the folder, or None.
     """
-
-    path = "ve"
-    predicts = "data"
 
     def __init__(
         self,
@@ -88,26 +85,6 @@ class DiffusersModel(nn.Module):
     @property
     def levels(self) -> NoiseTable:
         return NoiseTable(self.alphas_cumprod)
-
-    @property
-    def sigma_min(self) -> float:
-        return self.levels.sigma_min
-
-    @property
-    def sigma_max(self) -> float:
-        return self.levels.sigma_max
-
-    def sigma(self, t: Tensor | float) -> Tensor:
-        """Noise level at time `t` in [0, 1], any shape."""
-        return self.levels.sigma(t)
-
-    def sigma_inv(self, sigma: Tensor | float) -> Tensor:
-        """Time of a noise level, any shape."""
-        return self.levels.sigma_inv(sigma)
-
-    def round_sigma(self, sigma: Tensor | float) -> Tensor:
-        """The nearest noise level that the network supports: every one."""
-        return torch.as_tensor(sigma)
 
     @property
     def conditioning(self) -> str:
