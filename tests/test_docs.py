@@ -15,7 +15,7 @@ from training.methods.table import METHODS
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-PACKAGES = ("networks", "samplers", "training", "torch_utils", "bench", "tests", "docs")
+PACKAGES = ("analyses", "networks", "samplers", "training", "torch_utils", "bench", "tests", "docs")
 PATH = re.compile(rf"(?<![\w./{{-])(?:(?:{'|'.join(PACKAGES)})/[\w./*-]*|[a-z]\w*\.py(?![\w/]))")
 MODULE = re.compile(rf"(?<![\w./-])(?:{'|'.join(PACKAGES)})(?:\.[A-Za-z_]\w*)+")
 IMPORT = re.compile(rf"^ *from ((?:{'|'.join(PACKAGES)})[\w.]*) import ([\w, ]+)$", re.MULTILINE)
@@ -84,7 +84,7 @@ def parse(module, arguments):
     command = importlib.import_module(module).main
     if isinstance(command, click.Group):
         name, *rest = arguments if not arguments[0].startswith("-") else [command.default, *arguments]
-        command, arguments = command.commands[name], rest
+        command, arguments = command.get_command(click.Context(command), name), rest
     command.make_context(module, list(arguments))
 
 

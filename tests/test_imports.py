@@ -1,6 +1,7 @@
 """The structure that docs/architecture.md promises, read from the syntax trees.
 
-Direction: scripts -> training -> {samplers, networks} -> torch_utils; no script imports a script. Inside a package no
+Direction: scripts, analyses -> training -> {samplers, networks} -> torch_utils; no script imports a script, and nobody
+imports an analysis: `analyze.py` names them. Inside a package no
 file imports from a folder that contains it (its `__init__` may not be needed to load a part of it), nothing imports in
 a circle, and `samplers` is at most `MOST_FLOORS` high: a file stands one floor above the highest file it imports.
 """
@@ -18,6 +19,7 @@ MAY_IMPORT = {
     "networks": {"torch_utils", "networks"},
     "samplers": {"torch_utils", "samplers"},
     "training": {"torch_utils", "networks", "samplers", "training"},
+    "analyses": PACKAGES | {"analyses"},
     "bench": PACKAGES | {"bench"},
 }
 MOST_FLOORS = 8
@@ -41,7 +43,7 @@ def module_of(path, root=ROOT):
     return ".".join(path.relative_to(root).with_suffix("").parts)
 
 
-def modules(root=ROOT, packages=("bench", "networks", "samplers", "torch_utils", "training")):
+def modules(root=ROOT, packages=("analyses", "bench", "networks", "samplers", "torch_utils", "training")):
     """Dotted name -> file, of every file below the packages; a folder's `__init__` goes by that name."""
     return {module_of(p, root): p for folder in packages for p in sorted((root / folder).rglob("*.py"))}
 
@@ -104,7 +106,7 @@ def imports_from_above(edges):
 
 
 def files():
-    for folder in (*sorted(PACKAGES), "bench"):
+    for folder in (*sorted(PACKAGES), "analyses", "bench"):
         yield from ((folder, p) for p in sorted((ROOT / folder).rglob("*.py")))
     yield from (("script", p) for p in sorted(ROOT.glob("*.py")))
 
@@ -112,7 +114,7 @@ def files():
 @pytest.mark.parametrize(("kind", "path"), [pytest.param(k, p, id=str(p.relative_to(ROOT))) for k, p in files()])
 def test_import_direction(kind, path):
     allowed = MAY_IMPORT.get(kind, PACKAGES)
-    own = (PACKAGES | SCRIPTS | {"bench", "tests"}) & imported_names(path)
+    own = (PACKAGES | SCRIPTS | {"analyses", "bench", "tests"}) & imported_names(path)
     assert own <= allowed, f"{path.name} may import {sorted(allowed)}, but imports {sorted(own - allowed)}"
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = ("networks", "samplers", "training", "torch_utils", "bench")
+FOLDERS = ("networks", "samplers", "training", "torch_utils", "analyses", "bench")
 FILES = [*sorted(ROOT.glob("*.py")), *(p for folder in FOLDERS for p in sorted((ROOT / folder).rglob("*.py")))]
 DEFINITIONS = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 SAME_NAME = {"Linear"}  # a layer and a path, each the word of its field

@@ -9,6 +9,7 @@ FEWSTEP_TRACEBACK=1 to see where an error came from.
 
 from __future__ import annotations
 
+import importlib
 import io
 import math
 import os
@@ -25,7 +26,7 @@ import cloup
 from torch_utils.misc import parse_int_list
 from torch_utils.signals import SignalExit, ending_as_exit
 
-__all__ = ["Choice", "Command", "CountList", "Group", "IntList", "NumberList", "Option", "sentence"]
+__all__ = ["Choice", "Command", "CountList", "Group", "IntList", "LazyGroup", "NumberList", "Option", "sentence"]
 
 
 def sentence(error: BaseException) -> str:
@@ -158,6 +159,28 @@ class Group(cloup.Group):
         if self.default and args and args[0].startswith("-") and args[0] not in ("--help", "-h"):
             args = [self.default, *args]
         return super().parse_args(ctx, args)
+
+
+class LazyGroup(Group):
+    """A group whose sub-commands are imported when they are called: `package.NAME.command` for each NAME in `lines`.
+
+    Args:
+        package: where their modules lie.
+        lines: name -> one line of the group's `--help`.
+    """
+
+    def __init__(self, *args: Any, package: str, lines: dict[str, str], **kwargs: Any) -> None:
+        super().__init__(*args, context_settings={"show_default": True}, **kwargs)
+        self.package = package
+        for name, line in lines.items():
+            self.add_command(Command(name, help=line))
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if super().get_command(ctx, name) is None:
+            return None
+        command = importlib.import_module(f"{self.package}.{name}").command
+        command.epilog = self.epilog
+        return command
 
 
 class IntList(click.ParamType):

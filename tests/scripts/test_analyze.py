@@ -3,6 +3,8 @@
 import html.parser
 import json
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +22,8 @@ from samplers.gits.costs import cost_matrix, shortest_path
 from samplers.recipe import Entry, ScheduleFile
 from torch_utils.frechet import Moments, save_moments
 from training.runs.curve import read_curve
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -368,3 +372,24 @@ def test_bad_pages(run, tmp_path, arguments, message):
 def test_an_unwritable_folder_is_one_sentence(run, tmp_path):
     (tmp_path / "file").write_text("")
     check_refused(run("curve FILES/run --outdir=file/out"), "file")
+
+
+def test_help_waits_for_neither_torch_nor_matplotlib():
+    code = (
+        "import sys, analyze\ntry: analyze.main(['--help'])\nfinally: print({'torch', 'matplotlib'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.splitlines()[-1] == "set()", done.stderr
+    assert all(name in done.stdout for name in analyze.ANALYSES)
+
+
+def test_a_file_for_every_line():
+    assert {p.stem for p in (ROOT / "analyses").glob("*.py")} == {*analyze.ANALYSES, "__init__", "shared"}
+
+
+@pytest.mark.parametrize("name", analyze.ANALYSES)
+def test_help_of_every_subcommand(name):
+    result = CliRunner().invoke(analyze.main, [name, "--help"])
+    assert result.exit_code == 0
+    assert f"Usage: main {name} " in result.output
+    assert "Examples:" in result.output

@@ -15,8 +15,8 @@ def commands(command, path):
     if not isinstance(command, Group):
         yield path, command
         return
-    for name, sub in command.commands.items():
-        yield from commands(sub, (*path, name))
+    for name in command.commands:
+        yield from commands(command.get_command(click.Context(command), name), (*path, name))
 
 
 def numeric():

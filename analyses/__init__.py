@@ -1,0 +1,1 @@
+"""The sub-commands of `analyze.py`: one file each, which holds its options and its `command`."""

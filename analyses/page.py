@@ -1,0 +1,46 @@
+"""`analyze.py page`: the pictures and tables of a folder as one page."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from samplers.analysis.compare import tables
+from torch_utils.cli import Command
+from torch_utils.report.page import Table, write_page
+
+CAPTIONS = {
+    "compare.png": "Error of solvers against a fine teacher from the same held-out noise, by network evaluations.",
+    "trajectory.png": "Geometry of sampling trajectories, from noise (left) to data (right); thin lines are samples.",
+    "projection.png": "Sampling trajectories along their chord and the two leading directions orthogonal to it.",
+    "strip.png": "States and denoised estimates along sampling trajectories, one pair of rows per seed.",
+    "schedules.png": "Noise levels of schedules.",
+    "cost.png": "Cost of every Euler jump between levels, and the cheapest path of jumps.",
+    "curve.png": "Training loss and speed.",
+    "curvature.png": "Curvature along sampling trajectories (band: two standard errors), and by weight of the prior.",
+}
+
+
+@click.command("page", cls=Command)
+@click.argument("folder", metavar="DIR")
+@click.option("--title", default="Results", metavar="TEXT", help="Head of the page")
+@click.option("--caption", multiple=True, metavar="FILE=TEXT", help="Caption of a picture; may be repeated")
+def command(folder: str, title: str, caption: tuple[str, ...]) -> None:
+    """Write DIR/index.html, which shows every PNG of DIR, and compare.json as tables."""
+    if wrong := next((c for c in caption if "=" not in c), None):
+        raise ValueError(f"--caption='{wrong}' names no picture: write for example --caption=classes.png=Samples")
+    given = dict(c.split("=", 1) for c in caption)
+    found = _tables(Path(folder) / "compare.json")
+    path = write_page(folder, title, tables=found, captions={**CAPTIONS, **given}, first=list(given) + list(CAPTIONS))
+    click.echo(path)
+
+
+def _tables(path: Path) -> list[Table]:
+    if not path.is_file():
+        return []
+    try:
+        return tables(json.loads(path.read_text(encoding="utf-8")))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
