@@ -19,7 +19,7 @@ import torch
 
 from torch_utils import distributed as dist
 
-__all__ = ["Collector", "StatsFile", "Tee", "Wandb"]
+__all__ = ["Collector", "StatsFile", "Tee"]
 
 
 class Collector:
@@ -134,36 +134,3 @@ class _Both:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
-
-
-class Wandb:
-    """Optional Weights & Biases sink; works offline (WANDB_MODE=offline). `run_id` continues an earlier run."""
-
-    def __init__(self, run_dir: Path, name: str, config: Mapping[str, Any], run_id: str | None = None) -> None:
-        try:
-            import wandb
-        except ImportError as error:
-            raise ValueError("--wandb needs the package wandb: pip install wandb") from error
-        # Without an account the run is kept on disk instead of asking for a key in the middle of a job.
-        mode = os.environ.get("WANDB_MODE") or ("online" if wandb.api.api_key else "offline")
-        self._run = wandb.init(
-            project=os.environ.get("WANDB_PROJECT", "fewstep"),
-            name=name,
-            dir=str(run_dir),
-            config=dict(config),
-            id=run_id,
-            resume="allow",
-            mode=mode,
-        )
-        self.run_id: str = self._run.id
-
-    def log(self, stats: Mapping[str, Mapping[str, float]], kimg: float, grid: Path | None = None) -> None:
-        values: dict[str, Any] = {name: s["mean"] for name, s in stats.items()}
-        if grid is not None:
-            import wandb
-
-            values["Samples/grid"] = wandb.Image(str(grid))
-        self._run.log({**values, "kimg": kimg}, step=round(kimg * 1000))
-
-    def close(self) -> None:
-        self._run.finish()

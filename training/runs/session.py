@@ -18,11 +18,12 @@ from torch_utils import checkpoint
 from torch_utils import distributed as dist
 from torch_utils.files import atomic_write, retain
 from torch_utils.misc import format_time
-from torch_utils.options import OptionGroup, opt
+from torch_utils.options import Alias, OptionGroup, opt
 from torch_utils.pickles.foreign import naming
 from torch_utils.profile import cpu_memory_gib, peak_flops
 from torch_utils.signals import SignalExit
-from torch_utils.stats import StatsFile, Wandb
+from torch_utils.stats import StatsFile
+from torch_utils.trackers import TRACKERS, Tracker, TrackerList
 from training.loop.loop import Loop
 from training.runs import run_dir as runs
 from training.runs.fid_meter import FidMeter
@@ -49,7 +50,11 @@ class ReportOptions:
     keep_snapshots: int | None = opt(
         None, "Snapshots to keep; default: all", metavar="INT", at_least=1, may_change=True
     )
-    wandb: bool = opt(False, "Also log to Weights & Biases (offline without an account)", flag=True, may_change=True)
+    track: tuple[str, ...] | None = opt(
+        None, f"Also log to these trackers, which need no network: {', '.join(TRACKERS)}", metavar="LIST",
+        type=TrackerList(), may_change=True,
+        aliases=(Alias("--wandb", "Same as --track=wandb", lambda on: ("wandb",) if on else None, bool),),
+    )  # fmt: skip
 
 
 class Session:
@@ -77,7 +82,8 @@ class Session:
         self.tick = 0
         self.tick_start_nimg = 0
         self.elapsed = 0.0  # seconds of training before this process started
-        self._wandb_id: str | None = None
+        self._trackers: dict[str, Tracker] = {}
+        self._tracked: dict[str, str] = {}  # tracker -> the run it knows this one by
         self._stats_size = 0
         self._branch_of: Path | None = None
         self._peak = peak_flops(loop.device, autocast_dtype)
@@ -105,7 +111,7 @@ class Session:
         session = contents.info["session"]
         self.tick, self.tick_start_nimg = session["tick"], session["tick_start_nimg"]
         self.elapsed, self._stats_size = session["elapsed"], session["stats_size"]
-        self._wandb_id = session["wandb_id"]
+        self._tracked = session.get("trackers", {})
         self._best = tuple(session["best"]) if session["best"] else None
         if path.parent.resolve() != self.run_dir.resolve():
             self._branch_of = path.parent
@@ -122,8 +128,8 @@ class Session:
             )
 
     def _inherit_statistics(self, source: Path) -> None:
-        """A run that branches off another one begins with a copy of its statistics, and is a new run to wandb."""
-        self._wandb_id = None
+        """A run that branches off another one begins with a copy of its statistics, and is a new run to trackers."""
+        self._tracked = {}
         stats = source / "stats.jsonl"
         head = stats.read_bytes()[: self._stats_size] if stats.is_file() else b""
         self._stats_size = len(head)
@@ -136,8 +142,7 @@ class Session:
             self._stats.sync()
             session = {
                 "tick": self.tick, "tick_start_nimg": self.tick_start_nimg, "elapsed": self._total_seconds(),
-                "stats_size": self._stats.size, "wandb_id": self._wandb.run_id if self._wandb else self._wandb_id,
-                "best": self._best,
+                "stats_size": self._stats.size, "trackers": self._tracked, "best": self._best,
             }  # fmt: skip
             path = self.run_dir / f"training-state-{self.loop.nimg // 1000:06d}.pt"
             checkpoint.save(path, "state", {**self.info, "session": session}, payload)
@@ -178,11 +183,11 @@ class Session:
         if self.main and self._branch_of is not None:
             self._inherit_statistics(self._branch_of)
         self._stats = StatsFile(self.run_dir / "stats.jsonl", self._stats_size) if self.main else None
-        self._wandb = (
-            Wandb(self.run_dir, self.run_dir.name, self.info.get("options", {}), self._wandb_id)
-            if self.options.wandb and self.main
-            else None
-        )
+        if self.main:
+            options = self.info.get("options", {})
+            for name in self.options.track or ():
+                self._trackers[name] = TRACKERS[name](self.run_dir, options, self._tracked.get(name))
+                self._tracked[name] = self._trackers[name].run_id
         progress = Progress(
             self.loop.nimg,
             self._total,
@@ -200,8 +205,8 @@ class Session:
             progress.close()
             if self._stats is not None:
                 self._stats.close()
-            if self._wandb is not None:
-                self._wandb.close()
+            for tracker in self._trackers.values():
+                tracker.close()
 
     def _train(self, progress: Progress, stop: StopRequest) -> None:
         loop, total = self.loop, self._total
@@ -243,8 +248,9 @@ class Session:
         grid = self._write_snapshot() if due(options.snap) else None
         if self.main:
             self._stats.write(stats)
-            if self._wandb is not None:
-                self._wandb.log(stats, loop.nimg / 1000, grid)
+            means = {name: s["mean"] for name, s in stats.items()}
+            for tracker in self._trackers.values():
+                tracker.log(means, loop.nimg, {} if grid is None else {"Samples/grid": grid})
             parts += [
                 f"sec/tick {seconds:.1f}",
                 f"maintenance {idle:.1f}",
