@@ -10,7 +10,8 @@ from transformer_golden import network_of, one_hot, velocity
 
 import networks
 from networks.models.interpolant import transformer_config
-from networks.trunks.transformer import LabelEmbedder, position_table, time_features
+from networks.trunks.tokens import LabelEmbedder, time_features
+from networks.trunks.transformer import position_table
 
 
 @pytest.mark.parametrize("case", cases("combostoc", "timestep_embedding"))

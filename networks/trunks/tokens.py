@@ -1,0 +1,226 @@
+"""Blocks over tokens that times and labels modulate: what transformers of patches and of parts are made of.
+
+    h = h + gate1 * attention(norm(h) * (1 + scale1) + shift1)        # shift, scale and gate: a linear map of silu(c)
+    h = h + gate2 * mlp(norm(h) * (1 + scale2) + shift2)
+
+Peebles and Xie 2023 (arXiv 2212.09748). c is one vector a sample or, of times that differ between tokens, a token (Xie
+et al. 2024, arXiv 2405.13729). N batch, D width, T tokens. Keys are those of the published files.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from networks.trunks.layers import Init, Linear
+from networks.trunks.unet_block import condition_labels
+
+__all__ = ["CODE", "XAVIER", "LabelEmbedder", "TimeEmbedder", "TokenTransformer", "element_code", "time_features"]
+
+XAVIER = Init("xavier_uniform")
+_ZERO = Init(weight=0)
+_FREQUENCIES = 256
+CODE = 4  # numbers that code the time of one element
+
+
+def time_features(t: Tensor, dim: int = _FREQUENCIES, max_period: float = 10_000) -> Tensor:
+    """Times of any shape -> `[..., dim]`: cos(t f_k), then sin(t f_k), f_k = max_period^(-k / (dim // 2)).
+
+    Float32, or float64 of times in float64. A last 0 where dim is odd.
+    """
+    half = dim // 2
+    t = t if t.dtype == torch.float64 else t.to(torch.float32)
+    k = torch.arange(half, dtype=t.dtype, device=t.device)
+    phase = t[..., None] * torch.exp(-math.log(max_period) * k / half)
+    return F.pad(torch.cat([phase.cos(), phase.sin()], dim=-1), (0, dim % 2))
+
+
+def _small_linear(inputs: int, outputs: int) -> Linear:
+    layer = Linear(inputs, outputs, init=_ZERO)
+    nn.init.normal_(layer.weight, std=0.02)
+    return layer
+
+
+class TimeEmbedder(nn.Module):
+    """One time a sample -> one vector a sample. Keys: mlp.{0, 2}.{weight, bias}."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(_small_linear(_FREQUENCIES, width), nn.SiLU(), _small_linear(width, width))
+
+    def forward(self, t: Tensor) -> Tensor:
+        """`t [N or 1, 1, 1, 1]` -> `[N or 1, 1, D]`; of times that vary within a sample, the mean counts."""
+        return self.mlp(time_features(t.flatten(1).mean(1)))[:, None]
+
+
+def element_code() -> nn.Sequential:
+    """The map from the features of an element's time to the CODE numbers that code it."""
+    return nn.Sequential(_small_linear(_FREQUENCIES, CODE), nn.SiLU(), _small_linear(CODE, CODE))
+
+
+class LabelEmbedder(nn.Module):
+    """One-hot labels -> one vector a sample. Key: embedding_table.weight `[label_dim + 1, D]`, the last for no label.
+
+    Without label dropout the table has no last row, and a sample without label has the zero vector.
+    """
+
+    def __init__(self, label_dim: int, width: int, label_dropout: float) -> None:
+        super().__init__()
+        self.label_dim, self.label_dropout = label_dim, label_dropout
+        self.embedding_table = nn.Module()
+        rows = label_dim + (label_dropout > 0)
+        self.embedding_table.weight = nn.Parameter(torch.randn(rows, width) * 0.02)
+
+    def forward(self, labels: Tensor) -> Tensor:
+        """`[N, label_dim]` -> `[N, D]`; rows of zeros have no label. Rows in between mix, so that gradients exist."""
+        if self.label_dropout > 0:
+            labels = torch.cat([labels, 1 - labels.sum(1, keepdim=True)], dim=1)
+        return labels @ self.embedding_table.weight.to(labels.dtype)
+
+
+def _modulated(h: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    return F.layer_norm(h, h.shape[-1:], eps=1e-6) * (1 + scale) + shift
+
+
+class _Modulation(nn.Sequential):
+    """c -> `parts` vectors each. Keys: 1.{weight, bias}; both begin at 0, so that a block begins as the identity."""
+
+    def __init__(self, width: int, parts: int) -> None:
+        super().__init__(nn.SiLU(), Linear(width, parts * width, init=_ZERO))
+        self.parts = parts
+
+    def forward(self, c: list[Tensor], h: Tensor) -> tuple[Tensor, ...]:
+        """The `parts` tensors for tokens `h [N, T, D]`, which broadcast against them.
+
+        `c` holds one condition `[n, T or 1, D]` for all rows of h, or one each for its first and its last rows.
+        """
+        if len(c) == 1:
+            return super().forward(c[0]).to(h.dtype).chunk(self.parts, dim=-1)
+        # in one product, so that its weights have one gradient
+        rows = super().forward(torch.cat([part.flatten(0, 1) for part in c]))
+        parts = rows.to(h.dtype).split([part.shape[0] * part.shape[1] for part in c])
+        values = [v.unflatten(0, part.shape[:2]).expand(-1, h.shape[1], -1) for v, part in zip(parts, c, strict=True)]
+        return torch.cat(values).chunk(self.parts, dim=-1)
+
+
+class _Attention(nn.Module):
+    """Self-attention over tokens. Keys: qkv.{weight, bias}, proj.{weight, bias}; q, k, v each split by heads."""
+
+    def __init__(self, width: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv, self.proj = Linear(width, 3 * width, init=XAVIER), Linear(width, width, init=XAVIER)
+
+    def forward(self, h: Tensor) -> Tensor:
+        q, k, v = self.qkv(h).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+class _MLP(nn.Module):
+    """Keys: fc1.{weight, bias}, fc2.{weight, bias}."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1, self.fc2 = Linear(width, hidden, init=XAVIER), Linear(hidden, width, init=XAVIER)
+
+    def forward(self, h: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(h), approximate="tanh"))
+
+
+class _Block(nn.Module):
+    """Attention and MLP, each modulated. Keys: attn, mlp, adaLN_modulation."""
+
+    def __init__(self, width: int, num_heads: int, hidden: int) -> None:
+        super().__init__()
+        self.attn, self.mlp = _Attention(width, num_heads), _MLP(width, hidden)
+        self.adaLN_modulation = _Modulation(width, 6)
+
+    def forward(self, h: Tensor, c: list[Tensor]) -> Tensor:
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN_modulation(c, h)
+        h = torch.addcmul(h, gate1, self.attn(_modulated(h, shift1, scale1)))
+        return torch.addcmul(h, gate2, self.mlp(_modulated(h, shift2, scale2)))
+
+
+class _Final(nn.Module):
+    """Keys: linear.{weight, bias}, which begin at 0, adaLN_modulation."""
+
+    def __init__(self, width: int, outputs: int) -> None:
+        super().__init__()
+        self.linear, self.adaLN_modulation = Linear(width, outputs, init=_ZERO), _Modulation(width, 2)
+
+    def forward(self, h: Tensor, c: list[Tensor]) -> Tensor:
+        return self.linear(_modulated(h, *self.adaLN_modulation(c, h)))
+
+
+class TokenTransformer(nn.Module):
+    """Blocks over tokens that are modulated by times and labels: what transformers of patches and of parts share.
+
+    Args:
+        t_embedder: times -> `[N or 1, T or 1, D]`.
+        token_axes: axes of the times along which tokens differ.
+        outputs: numbers made of a token.
+        label_dim, label_dropout, width, depth, num_heads, mlp_ratio: as of `Transformer`.
+
+    Attributes:
+        checkpointing: recompute the blocks in the backward pass: less memory, a third more arithmetic.
+
+    Raises:
+        ValueError: a width that heads do not divide.
+    """
+
+    def __init__(
+        self, t_embedder: nn.Module, token_axes: tuple[int, ...], outputs: int, label_dim: int, label_dropout: float,
+        width: int, depth: int, num_heads: int, mlp_ratio: float,
+    ) -> None:  # fmt: skip
+        if num_heads < 1 or width % num_heads:
+            raise ValueError(f"width {width} cannot be split over {num_heads} heads: choose a divisor of the width")
+        super().__init__()
+        self.label_dim, self.label_dropout, self.token_axes = label_dim, label_dropout, token_axes
+        self.checkpointing = False
+        self.t_embedder = t_embedder
+        self.y_embedder = LabelEmbedder(label_dim, width, label_dropout) if label_dim else None
+        self.blocks = nn.ModuleList(_Block(width, num_heads, int(width * mlp_ratio)) for _ in range(depth))
+        self.final_layer = _Final(width, outputs)
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile block by block: all share one graph, so that a deep network compiles as fast as a shallow one."""
+        for block in self.blocks:
+            block.compile(*args, **kwargs)
+
+    def varies(self, t: Tensor) -> bool:
+        """Whether times differ between the tokens of a sample, as far as their shape says."""
+        return any(t.shape[axis] > 1 for axis in self.token_axes)
+
+    def condition(self, t: Tensor, labels: Tensor | None, x: Tensor, synchronous: int) -> list[Tensor]:
+        """c for all rows, or for the first rows and the `synchronous` last ones, whose tokens share their times."""
+        parts = [t]
+        if synchronous and self.varies(t) and len(t) == len(x):
+            rows = len(x) - synchronous
+            last = t[rows:]
+            for axis in self.token_axes:
+                last = last.narrow(axis, 0, 1)
+            parts = [part for part in (t[:rows], last) if len(part)]
+        c = [self.t_embedder(part) for part in parts]
+        if self.y_embedder is None:
+            return c
+        labels = condition_labels(labels, x, self.label_dim, self.label_dropout, self.training)
+        y = self.y_embedder(labels.to(c[0].dtype))[:, None]
+        if len(y) == 1 or len(c) == 1:
+            return [part + y for part in c]
+        return [c[0] + y[: len(c[0])], c[1] + y[len(c[0]) :]]
+
+    def through_blocks(self, h: Tensor, c: list[Tensor]) -> Tensor:
+        """Tokens `[N, T, D]` and conditions -> `[N, T, outputs]`."""
+        for block in self.blocks:
+            h = _recomputed(block, h, c) if self.checkpointing and torch.is_grad_enabled() else block(h, c)
+        return self.final_layer(h, c)
+
+
+def _recomputed(block: Callable[..., Tensor], h: Tensor, c: list[Tensor]) -> Tensor:
+    return checkpoint(block, h, c, use_reentrant=False)
