@@ -107,9 +107,9 @@ def load_network(
         ValueError: no such file or alias, no connection, a damaged or hostile file, an unknown class; one sentence.
     """
     if str(source).startswith(PREFIX):
-        if config is not None or classifier is not None:
-            raise ValueError(f"{source} says itself what it holds: leave out the configuration and the classifier")
-        return load_folder(str(source).removeprefix(PREFIX)).eval().requires_grad_(False).to(device)
+        if classifier is not None or vae is not None:
+            raise ValueError(f"{source} says itself what it holds: leave out the classifier and the autoencoder")
+        return load_folder(str(source).removeprefix(PREFIX), config).eval().requires_grad_(False).to(device)
     path = _locate(str(source), verbose, sha256)
     published = None if Path(source).exists() else named(str(source))
     if classifier is None and published is not None:

@@ -3,90 +3,19 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from published_files import tokenizer
+from pipelines import FLOW, PIPELINES, TEXT, write
 
 import networks
-from samplers import Field
+from networks.published.diffusers_text import pack, unpack
+from samplers import Field, get_schedule, sample
+from samplers.guidance import cfg
 
 diffusers = pytest.importorskip("diffusers")
-transformers = pytest.importorskip("transformers")
-
-BLOCKS = {"block_out_channels": (32, 32), "layers_per_block": 1, "norm_num_groups": 8}
-
-
-def pixels(**options):
-    down, up = ("DownBlock2D", "AttnDownBlock2D"), ("AttnUpBlock2D", "UpBlock2D")
-    return diffusers.UNet2DModel(
-        sample_size=8, in_channels=3, **{"out_channels": 3, **options}, down_block_types=down, up_block_types=up,
-        **BLOCKS,
-    )  # fmt: skip
-
-
-def text_unet():
-    down, up = ("CrossAttnDownBlock2D", "DownBlock2D"), ("UpBlock2D", "CrossAttnUpBlock2D")
-    return diffusers.UNet2DConditionModel(
-        sample_size=8, in_channels=4, out_channels=4, cross_attention_dim=64, attention_head_dim=8,
-        down_block_types=down, up_block_types=up, **BLOCKS,
-    )  # fmt: skip
-
-
-def dit():
-    return diffusers.DiTTransformer2DModel(
-        num_attention_heads=2, attention_head_dim=8, in_channels=4, out_channels=8, num_layers=1, sample_size=8,
-        num_embeds_ada_norm=10,
-    )  # fmt: skip
-
-
-def vae():
-    return diffusers.AutoencoderKL(
-        block_out_channels=(32, 32), norm_num_groups=8, down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2, scaling_factor=0.3,
-    )  # fmt: skip
-
-
-PIPELINES = {
-    "pixels": (pixels, {"beta_schedule": "linear"}, "unet", False),
-    "learned variance": (lambda: pixels(out_channels=6), {"beta_schedule": "squaredcos_cap_v2"}, "unet", False),
-    "classes": (lambda: pixels(num_class_embeds=5), {"prediction_type": "v_prediction"}, "unet", False),
-    "sample": (pixels, {"prediction_type": "sample", "num_train_timesteps": 300}, "unet", False),
-    "text": (text_unet, {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}, "unet", True),
-    "dit": (dit, {"beta_schedule": "linear"}, "transformer", True),
-}
-
-
-def write(folder, name):
-    """A pipeline's folder with random weights."""
-    torch.manual_seed(0)
-    make, scheduler, part, latent = PIPELINES[name]
-    net = make()
-    for p in net.parameters():  # zero-initialised layers would hide what they do
-        torch.nn.init.normal_(p, std=0.05)
-    index = {
-        "_class_name": "Some",
-        part: ["diffusers", type(net).__name__],
-        "scheduler": ["diffusers", "DDIMScheduler"],
-    }
-    net.save_pretrained(folder / part)
-    diffusers.DDIMScheduler(clip_sample=False, set_alpha_to_one=False, **scheduler).save_pretrained(
-        folder / "scheduler"
-    )
-    if latent:
-        vae().save_pretrained(folder / "vae")
-        index["vae"] = ["diffusers", "AutoencoderKL"]
-    if name == "text":
-        config = transformers.CLIPTextConfig(
-            hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=1, vocab_size=19,
-            max_position_embeddings=8, bos_token_id=17, eos_token_id=18,
-        )  # fmt: skip
-        transformers.CLIPTextModel(config).save_pretrained(folder / "text_encoder")
-        words = transformers.CLIPTokenizer.from_pretrained(str(tokenizer(folder / "words")), model_max_length=8)
-        words.save_pretrained(folder / "tokenizer")
-        index |= {"text_encoder": ["transformers", "CLIPTextModel"], "tokenizer": ["transformers", "CLIPTokenizer"]}
-    (folder / "model_index.json").write_text(json.dumps(index))
-    return folder
+pytest.importorskip("transformers")
 
 
 @pytest.fixture(scope="module")
@@ -104,14 +33,19 @@ def folders(tmp_path_factory):
 def conditions(net, n):
     """Ours, and the keyword arguments of the library's network."""
     if net.conditioning == "text":
-        tokens = net.encode_text(["ab", "c"][:n])
-        return tokens, {"encoder_hidden_states": tokens}
+        condition = net.encode_text(["ab", "c"][:n])
+        tokens, pooled = unpack(condition, net.text.pooled)
+        more = {"encoder_hidden_states": tokens}
+        if pooled is not None:  # of Stable Diffusion XL
+            ids = torch.tensor([[16.0, 16, 0, 0, 16, 16]] * n)
+            more["added_cond_kwargs"] = {"text_embeds": pooled, "time_ids": ids}
+        return condition, more
     if net.label_dim:
         return torch.eye(net.label_dim)[[1, 3]], {"class_labels": torch.tensor([1, 3])}
     return None, {}
 
 
-@pytest.mark.parametrize("name", PIPELINES)
+@pytest.mark.parametrize("name", [n for n in PIPELINES if n not in FLOW])
 def test_the_librarys_own_conversion_and_step(name, folders):
     net = networks.load_network(f"diffusers:{folders(name)}")
     scheduler = diffusers.DDIMScheduler.from_pretrained(folders(name) / "scheduler")
@@ -140,11 +74,130 @@ def test_the_librarys_own_conversion_and_step(name, folders):
         assert net(x, shape, labels).shape == x.shape
 
 
-@pytest.mark.parametrize("name", ["text", "dit"])
-def test_latents(name, folders):
+def parts(net):
+    """The parts of a loaded folder as the library's pipelines name them."""
+    found = {"vae": net.first_stage}
+    for i, (encoder, words) in enumerate(zip(net.text.encoders, net.text.tokenizers, strict=True)):
+        found |= {f"text_encoder{f'_{i + 1}' if i else ''}": encoder, f"tokenizer{f'_{i + 1}' if i else ''}": words}
+    return found
+
+
+@pytest.mark.parametrize("name", ["text", "xl"])
+def test_the_librarys_own_pipeline_of_a_noise_model(name, folders):
+    net = networks.load_network(f"diffusers:{folders(name)}")
+    scheduler = diffusers.DDIMScheduler.from_pretrained(folders(name) / "scheduler", steps_offset=1)
+    more = {"safety_checker": None, "feature_extractor": None} if name == "text" else {}
+    kind = diffusers.StableDiffusionPipeline if name == "text" else diffusers.StableDiffusionXLPipeline
+    pipeline = kind(unet=net.model, scheduler=scheduler, **parts(net), **more)
+    pipeline.set_progress_bar_config(disable=True)
+    start = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+    theirs = pipeline(
+        "ab", latents=start, num_inference_steps=4, guidance_scale=3.0, output_type="latent", height=16, width=16
+    ).images  # fmt: skip
+    abar = scheduler.alphas_cumprod[[*scheduler.timesteps.tolist(), 0]].double()
+    sigmas = ((1 - abar) / abar).sqrt()
+    noise = start.double() / abar[0].sqrt() / sigmas[0]
+    guided = cfg(net, 3.0, class_labels=net.encode_text(["ab"]))
+    ours = sample(guided, noise, sigmas, solver="euler") * abar[-1].sqrt()
+    torch.testing.assert_close(ours.float(), theirs, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", FLOW)
+def test_the_librarys_own_pipeline_of_a_flow_model(name, folders):
+    net = networks.load_network(f"diffusers:{folders(name)}", config={"guidance": 2.5})
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler.from_pretrained(folders(name) / "scheduler")
+    kind = diffusers.StableDiffusion3Pipeline if name == "sd3" else diffusers.FluxPipeline
+    pipeline = kind(transformer=net.model, scheduler=scheduler, **parts(net))
+    pipeline.set_progress_bar_config(disable=True)
+    start = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+    packed = start if name == "sd3" else pipeline._pack_latents(start, 1, 4, 8, 8)
+    times = np.linspace(1, 0.25, 4)
+    theirs = pipeline(
+        "ab", latents=packed, sigmas=times, num_inference_steps=4, output_type="latent", height=16, width=16,
+        guidance_scale=1.0 if name == "sd3" else 2.5, max_sequence_length=6,
+    ).images  # fmt: skip
+    theirs = theirs if name == "sd3" else pipeline._unpack_latents(theirs, 16, 16, 2)
+    sigmas = net.sigma(torch.from_numpy(times[1:]))  # the first is infinite: the exact start
+    torch.testing.assert_close(
+        sigmas.float(), scheduler.sigmas[1:4] / (1 - scheduler.sigmas[1:4]), rtol=1e-5, atol=1e-6
+    )
+    field = Field(net).bind(net.encode_text(["ab"]))
+    ours = sample(field, start.double(), sigmas, solver="euler", denoise_to_zero=True)
+    torch.testing.assert_close(ours.float(), theirs, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", FLOW)
+def test_drift_and_step_of_a_flow_model(name, folders):
+    net = networks.load_network(f"diffusers:{folders(name)}")
+    field, labels = Field(net), net.encode_text(["ab", "c"])
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler.from_pretrained(folders(name) / "scheduler")
+    times = np.linspace(1, 0.1, 10)
+    scheduler.set_timesteps(sigmas=times, mu=float(np.log(net.shift)) if name == "flux" else None)
+    x = torch.randn(2, 4, 8, 8, dtype=torch.float64)
+    for i in (0, 4, 9):
+        t, then = scheduler.sigmas[i].double(), scheduler.sigmas[i + 1].double()
+        drift = field.bind(labels).drift(x, t)
+        scheduler._step_index = i
+        theirs = scheduler.step(drift.float(), scheduler.timesteps[i], x.float()).prev_sample
+        torch.testing.assert_close((x + (then - t) * drift).float(), theirs, rtol=1e-4, atol=1e-5)
+    for shape in (t, t[None], t.expand(2)):
+        torch.testing.assert_close(net(x, shape, labels), net(x, t, labels))
+    levels = get_schedule(5, sigma_max=20, schedule_type="discrete", schedule_rho=1, net=net)
+    steps = net.sigma_inv(levels).diff()
+    torch.testing.assert_close(steps, steps.mean().expand(4), rtol=1e-9, atol=1e-12)
+
+
+def test_sizes_and_strength_that_the_folder_does_not_say(folders):
+    small = networks.load_network(f"diffusers:{folders('flux')}", config={"image_size": 8, "guidance": 1.0})
+    other = networks.load_network(f"diffusers:{folders('flux')}")
+    assert (small.img_resolution, small.decoded_shape) == (4, (3, 8, 8))
+    assert small.shift < other.shift, "fewer tokens are shifted less"
+    x, condition = torch.randn(1, 4, 4, 4), small.encode_text(["ab"])
+    assert not torch.allclose(small(x, 0.5, condition), other(x, 0.5, condition))
+    for value, piece in (
+        ({"image_size": 9}, "image_size of 9"), ({"guidance": "x"}, "guidance=x"), ({"seed": 1}, "not seed=1"),
+        ({"image_size": 2}, "1 is odd"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=piece):
+            networks.load_network(f"diffusers:{folders('flux')}", config=value)
+    with pytest.raises(ValueError, match="image_size of 32 is not possible"):
+        networks.load_network(f"diffusers:{folders('dit')}", config={"image_size": 32})
+
+
+def test_the_last_encoder_of_stable_diffusion_3_may_be_left_out(folders, tmp_path):
+    shutil.copytree(folders("sd3"), tmp_path / "x")
+    changed(tmp_path / "x", "model_index.json", text_encoder_3=[None, None], tokenizer_3=[None, None])
+    net = networks.load_network(f"diffusers:{tmp_path / 'x'}")
+    tokens, pooled = unpack(net.encode_text(["ab"]), net.text.pooled)
+    assert tokens.shape == (1, 8 + 256, 80)
+    assert pooled.shape == (1, 48)
+    assert not tokens[:, 8:].any()
+
+
+def test_half_precision_files_alone_are_read(folders, tmp_path):
+    shutil.copytree(folders("pixels"), tmp_path / "x")
+    file = next((tmp_path / "x/unet").glob("*.safetensors"))
+    diffusers.UNet2DModel.from_pretrained(tmp_path / "x/unet").half().save_pretrained(
+        tmp_path / "x/unet", variant="fp16"
+    )
+    file.unlink()
+    net = networks.load_network(f"diffusers:{tmp_path / 'x'}")
+    assert {p.dtype for p in net.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("size", [0, 3, 5, 10, 11])
+def test_one_tensor_holds_tokens_and_vector(size):
+    tokens, pooled = torch.randn(2, 4, 5), torch.randn(2, size) if size else None
+    back = unpack(pack(tokens, pooled), size)
+    assert torch.equal(back[0], tokens)
+    assert (back[1] is None) if pooled is None else torch.equal(back[1], pooled)
+
+
+@pytest.mark.parametrize(("name", "shift", "scale"), [("text", 0, 0.3), ("dit", 0, 0.3), ("sd3", 0.12, 0.36)])
+def test_latents(name, shift, scale, folders):
     net = networks.load_network(f"diffusers:{folders(name)}")
     z = torch.randn(2, 4, 8, 8)
-    torch.testing.assert_close(net.decode(z), net.first_stage.decode(z / 0.3).sample)
+    torch.testing.assert_close(net.decode(z), net.first_stage.decode(z / scale + shift).sample)
 
 
 def test_the_row_of_zeros_is_the_class_after_the_last(folders):
@@ -159,8 +212,8 @@ def test_generate(name, folders, tmp_path, monkeypatch):
     import generate
 
     monkeypatch.chdir(tmp_path)
-    more = {"text": ["--prompt=ab", "--guidance-type=cfg", "--guidance-rate=3"],
-            "dit": ["--guidance-type=cfg", "--guidance-rate=2"]}.get(name, [])  # fmt: skip
+    more = ["--prompt=ab"] if name in TEXT else []
+    more += ["--guidance-type=cfg", "--guidance-rate=2"] if name in (*TEXT, "dit") else []
     arguments = [f"--network=diffusers:{folders(name)}", "--seeds=0,1", "--solver=ipndm", "--num-steps=6"]
     done = CliRunner().invoke(generate.main, [*arguments, "--schedule-type=discrete", "--grid=x.png", *more])
     assert done.exit_code == 0, done.output
@@ -186,7 +239,12 @@ BAD = {
     "no part": (lambda f: changed(f, "model_index.json", unet=[None, None]), "no unet or transformer"),
     "schedule": (lambda f: changed(f, "scheduler/scheduler_config.json", beta_schedule="x"), "noise schedule x"),
     "prediction": (lambda f: changed(f, "scheduler/scheduler_config.json", prediction_type="x"), "predicts x"),
-    "flow": (lambda f: changed(f, "scheduler/scheduler_config.json", _class_name="FlowMatchX"), "flow-matching"),
+    "zero": (lambda f: changed(f, "scheduler/scheduler_config.json", rescale_betas_zero_snr=True), "zero signal"),
+    "flow": (lambda f: changed(f, "scheduler/scheduler_config.json", _class_name="FlowMatchX"), "does not go with"),
+    "shards": (
+        lambda f: (f / "unet/x.safetensors.index.json").write_text('{"weight_map": {"a": "../../x.bin"}}'),
+        "no .safetensors of its folder",
+    ),
     "no index": (lambda f: (f / "model_index.json").unlink(), "no folder of diffusers"),
     "no weights": (lambda f: next((f / "unet").glob("*.safetensors")).unlink(), "cannot be loaded"),
     "damaged": (lambda f: (f / "model_index.json").write_text("["), "not a JSON object"),
@@ -204,6 +262,28 @@ def test_bad_folders(name, folders, tmp_path):
     assert str(folder) in str(caught.value)
 
 
+BAD_TEXT = {
+    "no encoder": (lambda f: changed(f, "model_index.json", text_encoder=None), "has none there"),
+    "other encoder": (lambda f: changed(f, "model_index.json", text_encoder_2=["os", "system"]), "another class"),
+    "further": (lambda f: changed(f, "unet/config.json", encoder_hid_dim_type="text_proj", encoder_hid_dim=8),
+                "further conditions"),
+    "no words": (lambda f: shutil.rmtree(f / "tokenizer"), "cannot be loaded"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD_TEXT)
+def test_bad_text_parts(name, folders, tmp_path):
+    damage, piece = BAD_TEXT[name]
+    folder = tmp_path / "x"
+    shutil.copytree(folders("xl"), folder)
+    damage(folder)
+    with pytest.raises(ValueError, match=piece):
+        networks.load_network(f"diffusers:{folder}")
+
+
 def test_a_folder_says_itself_what_it_holds(folders):
-    with pytest.raises(ValueError, match="leave out the configuration"):
-        networks.load_network(f"diffusers:{folders('pixels')}", config={"image_size": 8})
+    with pytest.raises(ValueError, match="leave out the classifier"):
+        networks.load_network(f"diffusers:{folders('pixels')}", classifier="x")
+    net = networks.load_network(f"diffusers:{folders('text')}")
+    with pytest.raises(ValueError, match="leave out --tokenizer"):
+        net.tokenizer = "x"
