@@ -25,9 +25,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from networks import load_network
 from networks.features.table import FEATURES, FeatureExtractor, load_features
-from networks.load import unfinished_note
 from samplers.planning.plan import SamplerOptions, build_plan
 from samplers.run import decoded_shape, generate, prepare
 from torch_utils import distributed as dist
@@ -40,6 +38,7 @@ from torch_utils.npz_images import NpzImages
 from torch_utils.options import OptionGroup, opt, options_of
 from training.data.image_dataset import ImageDataset, decoded, subset_indices
 from training.data.label_pool import give_labels, refuse_labels
+from training.trained import open_network
 
 NUM = 50_000  # images, where neither --num nor --seeds says otherwise
 
@@ -206,10 +205,7 @@ def _samples(options: CalcOptions | RefOptions, device: torch.device) -> Picture
         raise ValueError(f"--seeds names {len(seeds)} images and --num={options.num}: leave one of them out")
     if len(seeds) < 2:
         raise ValueError(f"--seeds names {len(seeds)} images, 2 are needed at least: write for example --seeds=0-999")
-    net = dist.rank0_first(lambda: load_network(options.network))
-    if note := unfinished_note(net):
-        dist.print0(note, file=sys.stderr)
-    net = prepare(net, device)
+    net = open_network(options.network, partial(prepare, device=device))
     conditional = options.guidance_type != "uncond"
     refuse_labels(options.labels, options.class_idx, conditional)
     give_labels(net, options.labels)

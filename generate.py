@@ -11,54 +11,31 @@ from torch_utils import process
 if __name__ == "__main__":
     process.tune()  # before torch starts its threads
 
-import dataclasses
 import functools
-import sys
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 import click
 import torch
 from tqdm import tqdm
 
-import networks
-from networks.load import unfinished_note
-from networks.models.clip_text import TOKENIZER
-from networks.published.table import DATASETS, PUBLISHED
-from networks.share import load_unsafe
 from samplers.conditions import check_class
-from samplers.field import Facts, Field, as_field
+from samplers.field import Facts, Field
 from samplers.gits.teacher import Teacher
-from samplers.guidance import autoguidance
 from samplers.outputs import Targets, network_record
-from samplers.planning.levels import schedule_file
 from samplers.planning.plan import Plan, SamplerOptions, build_plan
 from samplers.prompts import Prompts
-from samplers.run import PRECISIONS, Recorder, generate, image_shape, prepare
+from samplers.run import PRECISIONS, Recorder, generate, prepare
+from samplers.wanted import OutputOptions, choose_targets, save_schedule
 from torch_utils import distributed as dist
 from torch_utils.checkpoint import tensor_hash
 from torch_utils.cli import Command
-from torch_utils.misc import format_count, format_time
+from torch_utils.misc import format_time
 from torch_utils.options import OptionGroup, opt, options_of
-from torch_utils.provenance import digest
-from torch_utils.report.scatter import is_points
 from training.data.label_pool import give_labels, refuse_labels
 from training.graded import Graded, GradedOptions
-
-# What published settings decide, and the options that say it instead.
-SETTLED = {
-    "schedule_type": (
-        "steps", "rho", "disc", "scaling", "schedule", "t_steps", "schedule_type", "schedule_rho", "calibrate",
-    ),
-    "solver": ("steps", "rho", "disc", "scaling", "schedule", "solver", "calibrate"),
-    "guidance_type": ("guidance_type", "guidance_rate", "guidance_network"),
-}  # fmt: skip
-GROUPS = {
-    "schedule_rho": "schedule_type", "max_order": "solver", "predict_x0": "solver", "lower_order_final": "solver",
-    "guidance_rate": "guidance_type",
-}  # fmt: skip
+from training.trained import NetworkOptions, away_from, describe, open_chosen, with_settings
 
 EXAMPLES = """\b
 Examples:
@@ -75,91 +52,6 @@ Examples:
 
 The same command again makes only what is missing (--overwrite to redo); another network, sampler or class is refused
 where its images would be mixed with those that are there."""
-
-SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 120}
-
-
-@dataclass(frozen=True, kw_only=True)
-class NetworkOptions:
-    group: ClassVar = OptionGroup("Network", "Whose images are made: give one of the first two.", rank=0)
-
-    network: str | None = opt(
-        None, "A file, an address, or the name of a published checkpoint", metavar="FILE|URL|NAME",
-        names=("--model-path",),
-    )  # fmt: skip
-    dataset_name: str | None = opt(
-        None, "A published checkpoint by its data set, with the settings its published figures were measured with "
-        f"where no others are given: {', '.join(DATASETS)}", metavar="NAME",
-    )  # fmt: skip
-    unsafe_pickle: bool = opt(
-        False, "Open --network with dill, which runs the code that the file carries: files of people you trust alone",
-        flag=True,
-    )  # fmt: skip
-    config_de: str | None = opt(
-        None, "For a file that holds tensors alone (.pt, .pth, .ckpt): what they do not show, as a JSON file, the "
-        "original's YAML file, or the name of a preset of train.py curvature [default: known by their shapes]",
-        metavar="FILE|NAME", names=("--config",),
-    )  # fmt: skip
-    classifier: str | None = opt(
-        None, "Classifier of noisy images for --guidance-type=cg [default: the published one of a published name]",
-        metavar="FILE|URL",
-    )  # fmt: skip
-    vae: str | None = opt(
-        None, "Autoencoder of a DiT or SiT file on latents, which brings none: a file of its own, or a Stable "
-        "Diffusion checkpoint", metavar="FILE|URL",
-    )  # fmt: skip
-    guidance_network: str | None = opt(
-        None, "A weaker network of the same data, away from which --guidance-rate guides (autoguidance)",
-        metavar="FILE|URL|NAME",
-    )  # fmt: skip
-    tokenizer: str | None = opt(
-        None, "For models of text: folder with CLIP's tokenizer.json, or vocab.json and merges.txt, or its name on the "
-        f"hub [default: {TOKENIZER}]", metavar="DIR|NAME",
-    )  # fmt: skip
-
-
-@dataclass(frozen=True, kw_only=True)
-class OutputOptions:
-    group: ClassVar = OptionGroup("What to make", "Which images, and the files they are written to.", rank=1)
-
-    seeds: tuple[int, ...] | None = opt(None, "One image per seed, e.g. 1,2,5-10 [default: 0-63]", metavar="LIST")
-    outdir: str | None = opt(
-        None,
-        "Folder of SEED.png; default without --grid=FILE or --npz: samples/NETWORK/SOLVER_nfeNFE[_GUIDANCE]-HASH, "
-        "HASH of all that decides an image",
-        metavar="DIR",
-    )
-    grid: str | None = opt(
-        None, "All images in one; alone: OUTDIR/grid.png, and nothing else", metavar="FILE", bare="True"
-    )
-    class_idx: int | None = opt(
-        None, "One class for all images; default: drawn per seed", metavar="INT", names=("--class",)
-    )
-    labels: str | None = opt(
-        None, "Draw labels per seed from a data set or file, for networks of label vectors", metavar="DATA|NPY|NPZ|JSON"
-    )
-    prompt: str | None = opt(None, "Models of text: one text for all images; may be empty", metavar="TEXT")
-    prompts: str | None = opt(
-        None, "Models of text: a CSV file whose column `text` has the text of seed i in row i", metavar="FILE.csv"
-    )
-    npz: str | None = opt(None, "All images in one array file: images [N,H,W,C] uint8, seeds, labels", metavar="FILE")
-    npz_name: str = opt(
-        "images", "Name of the images in --npz; arr_0: as evaluation suites for ADM, DiT and SiT read them",
-        choices=["images", "arr_0"],
-    )  # fmt: skip
-    subdirs: bool | None = opt(None, "A sub-folder for every 1000 seeds", metavar="BOOL", bare=True)
-    overwrite: bool = opt(False, "Also make images whose files exist", flag=True)
-    save_schedule: str | None = opt(
-        None, "Noise levels, solver and its options, as a file for --schedule", metavar="FILE.json"
-    )
-    nfe_convention: str = opt(
-        "true", "Beside the true number of network evaluations, say the number of steps, which IDFF was published with",
-        choices=["true", "steps"],
-    )  # fmt: skip
-    save_traj: str | None = opt(None, "States and drifts of every step, in one array file", metavar="FILE")
-    save_latents: str | None = opt(
-        None, "Folder of SEED.npy: the noise of every image, for train.py distill", metavar="DIR"
-    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,7 +75,7 @@ class Options(DeviceOptions, GradedOptions, SamplerOptions, OutputOptions, Netwo
     pass
 
 
-@click.command(cls=Command, context_settings=SETTINGS, epilog=EXAMPLES)
+@click.command(cls=Command, epilog=EXAMPLES)
 @options_of(Options)
 def main(options: Options) -> None:
     """Make images with a trained network.
@@ -193,13 +85,16 @@ def main(options: Options) -> None:
     """
     with dist.process_group(options.device) as device:
         options = with_settings(options)
-        net, name = load(options, device)
+        ready = functools.partial(
+            prepare, device=device, precision=options.precision, tf32=options.tf32, compile=options.compile
+        )
+        net, name = open_chosen(options, ready)
         conditional = options.guidance_type != "uncond"
         refuse_labels(options.labels, options.class_idx, conditional)
         give_labels(net, options.labels)
         if conditional:
             check_class(Facts.of(net), options.class_idx)
-        model, options, weaker = guided_by_network(net, options, device)
+        model, options, weaker = away_from(net, options, ready)
         prompts = Prompts.of(model, options.prompt, options.prompts, conditional)
         wanted = range(64) if options.seeds is None else options.seeds
         if prompts is not None:
@@ -234,80 +129,6 @@ def steps_of(plan: Plan) -> str:
     return f"Steps:    {plan.steps}, what IDFF was published with as its NFE"
 
 
-def load(options: Options, device: torch.device) -> tuple[torch.nn.Module, str]:
-    """The network, and a name for it in paths."""
-    if options.network is None and options.dataset_name is None:
-        raise click.UsageError(
-            "which network? give --network (a file, an address or the name of a published checkpoint)"
-        )
-    if options.network is None and options.dataset_name not in DATASETS:
-        raise ValueError(
-            f"no published checkpoint is known for --dataset-name={options.dataset_name}: "
-            f"choose from {', '.join(DATASETS)}, or give --network"
-        )
-    source = options.network or DATASETS[options.dataset_name]
-    if options.unsafe_pickle:
-        dist.print0(f"Note: {source} is opened with dill, which runs the code that it carries", file=sys.stderr)
-        net = dist.rank0_first(lambda: load_unsafe(source))
-    else:
-        net = dist.rank0_first(
-            lambda: networks.load_network(
-                source,
-                verbose=dist.get_rank() == 0,
-                config=options.config_de,
-                classifier=options.classifier,
-                vae=options.vae,
-            )
-        )
-    if note := unfinished_note(net):
-        dist.print0(note, file=sys.stderr)
-    if options.tokenizer is not None:
-        if Facts.of(net).encode_text is None:
-            raise ValueError("--tokenizer belongs to models of text, and this network takes none: leave it out")
-        net.tokenizer = options.tokenizer
-    net = prepare(net, device, precision=options.precision, tf32=options.tf32, compile=options.compile)
-    return net, options.dataset_name or Path(source).stem
-
-
-def with_settings(options: Options) -> Options:
-    """The options, with what published figures of --dataset-name were measured with where nothing else is asked."""
-    if options.network is not None or options.dataset_name not in DATASETS:
-        return options
-    said = {name for name in (f.name for f in dataclasses.fields(options)) if getattr(options, name) is not None}
-    settings = PUBLISHED[DATASETS[options.dataset_name]].settings
-    free = {name for name, others in SETTLED.items() if not said & set(others)}
-    used = {k: v for k, v in settings.items() if GROUPS.get(k, k) in free and getattr(options, k) is None}
-    if used:
-        dist.print0(f"Settings: {', '.join(f'{k}={v}' for k, v in used.items())} (of the published figures)")
-    return dataclasses.replace(options, **used)
-
-
-def guided_by_network(
-    net: torch.nn.Module, options: Options, device: torch.device
-) -> tuple[Field, Options, dict[str, Any]]:  # fmt: skip
-    """The model, guided away from --guidance-network where there is one, the options that are left, and a record."""
-    if options.guidance_network is None:
-        return as_field(net), options, {}
-    if options.guidance_type is not None or options.guidance_rate is None:
-        raise ValueError(
-            "--guidance-network is a guidance of its own: give --guidance-rate with it and no --guidance-type"
-        )
-    weak = dist.rank0_first(lambda: networks.load_network(options.guidance_network, verbose=dist.get_rank() == 0))
-    weak = prepare(weak, device, precision=options.precision, tf32=options.tf32, compile=options.compile)
-    rate = options.guidance_rate
-    dist.print0(f"Guidance: away from {options.guidance_network}, rate {rate:g}")
-    guided = autoguidance(net, weak, rate)
-    return guided, dataclasses.replace(options, guidance_rate=None), {"weaker": network_record(weak), "rate": rate}
-
-
-def describe(net: torch.nn.Module) -> str:
-    facts = Facts.of(net)
-    kinds = {"none": "unconditional", "classes": f"{facts.label_dim} classes", "text": "text"}
-    condition = kinds.get(facts.conditioning, f"{facts.conditioning} labels of {facts.label_dim} numbers")
-    size, count = "x".join(map(str, image_shape(net))), format_count(sum(p.numel() for p in net.parameters()))
-    return f"{type(net).__name__} {size}, {condition}, {count} parameters"
-
-
 def plan_with_progress(model: Field, options: Options, prompts: Prompts | None = None) -> Plan:
     """The sampler; a schedule search shows how far it is."""
     if prompts is not None and (options.dp or options.calibrate is not None):
@@ -334,54 +155,6 @@ def record_of(net: torch.nn.Module, plan: Plan, options: Options, device: torch.
         "tf32": options.tf32,
         "rng_device": torch.device(options.rng_device or device).type,
     }
-
-
-def choose_targets(options: Options, name: str, plan: Plan, record: dict[str, Any]) -> Targets:
-    """What the options ask to be written; points in the plane have no image each, so OUTDIR gets two joint files.
-
-    A folder of the default name is that of one record: its last part changes with it.
-    """
-    points = is_points(tuple(record["network"]["shape"]))
-    grid = (options.grid or "").strip()
-    in_outdir = grid.lower() in ("true", "1", "yes")
-    grid = "" if grid.lower() in ("false", "0", "no") else grid
-    outdir = options.outdir
-    steps = f"rtol{options.rtol or 1e-5:g}" if plan.nfe is None else f"nfe{plan.nfe}"
-    if outdir is None and (in_outdir or not (grid or options.npz or options.save_traj)):
-        rate = "" if options.guidance_rate is None else f"{options.guidance_rate:g}"
-        guided = f"_{options.guidance_type}{rate}" if options.guidance_type else ""
-        parts = [*(["grids"] if in_outdir else []), name, f"{plan.solver}_{steps}{guided}-{digest(record)}"]
-        outdir = Path("samples", *parts)
-    if points and outdir is not None and not in_outdir:
-        return Targets(
-            grid=Path(grid or Path(outdir, "points.png")), npz=Path(options.npz or Path(outdir, "points.npz")),
-            traj=Path(options.save_traj) if options.save_traj else None,
-            latents=Path(options.save_latents) if options.save_latents else None, record=record,
-        )  # fmt: skip
-    if options.npz_name != "images" and not options.npz:
-        raise ValueError(f"--npz-name={options.npz_name} names the images in an array file: add --npz=FILE")
-    return Targets(
-        record=record,
-        latents=Path(options.save_latents) if options.save_latents else None,
-        outdir=Path(outdir) if outdir is not None and not in_outdir else None,
-        grid=Path(outdir, "grid.png") if in_outdir else Path(grid) if grid else None,
-        npz=Path(options.npz) if options.npz else None,
-        npz_name=options.npz_name,
-        traj=Path(options.save_traj) if options.save_traj else None,
-        subdirs=bool(options.subdirs),
-    )
-
-
-def save_schedule(options: Options, plan: Plan, net: torch.nn.Module) -> None:
-    """Write what `--schedule=FILE.json` reads."""
-    if options.save_schedule is None:
-        return
-    if plan.chosen is None:
-        raise ValueError(f"--save-schedule keeps noise levels, and {plan.solver} has none: choose another solver")
-    if not options.save_schedule.endswith(".json"):
-        raise ValueError(f"--save-schedule={options.save_schedule} must end in .json, by which --schedule knows a file")
-    if dist.get_rank() == 0:
-        schedule_file(plan.chosen, plan.model(net)).save(options.save_schedule)
 
 
 def make(

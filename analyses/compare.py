@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
 import click
 from tqdm import tqdm
 
-from analyses.shared import make_folder, open_network, write
+from analyses.shared import make_folder, write
 from networks.features.table import FeatureExtractor, load_features
 from samplers.analysis import figures
 from samplers.analysis.compare import HELD_OUT, Measure, compare, tables
 from samplers.analysis.contestants import parse_contestant, plan_cells
 from samplers.recipe import ScheduleFile
-from samplers.run import decoded_shape
+from samplers.run import decoded_shape, prepare
 from samplers.solvers.table import SOLVERS
 from torch_utils import distributed as dist
 from torch_utils.cli import Command
 from torch_utils.frechet import Moments, check_fits, load_moments, local_file
 from torch_utils.options import OptionGroup, opt, options_of
+from training.trained import open_network
 
 # Adaptive solvers have no NFE that could be asked for, the calibrated one needs a schedule file.
 FIXED = [name for name, solver in SOLVERS.items() if not solver.adaptive and name != "calibrated"]
@@ -88,7 +90,7 @@ def command(options: CompareOptions) -> None:
         for path in (options.schedule or "").split(",") if options.schedule else ():
             texts.append(f"{ScheduleFile.load(path).solver}@{path}")
         contestants = [parse_contestant(t) for t in texts]
-        net = open_network(options.network, device)
+        net = open_network(options.network, partial(prepare, device=device))
         reference, extractor = _reference(options, math.prod(decoded_shape(net)), device)
         measure = Measure(
             num=options.num, seed=options.seed, teacher_solver=options.teacher_solver,

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import click
 from tqdm import tqdm
 
-from analyses.shared import OUTDIR, make_folder, open_network, write
+from analyses.shared import OUTDIR, make_folder, write
 from samplers.analysis import figures
 from samplers.analysis.compare import HELD_OUT
 from samplers.analysis.straightness import curvature_table, measure_curvature
+from samplers.run import prepare
 from torch_utils import distributed as dist
 from torch_utils.cli import Command
+from training.trained import open_network
 
 
 @click.command("curvature", cls=Command)
@@ -36,7 +39,7 @@ def command(
             raise ValueError(f"{given}: once each, or not at all")
         folder, results = make_folder(outdir), []
         for name, text in zip(networks_, label or networks_, strict=True):
-            net = open_network(name, dev)
+            net = open_network(name, partial(prepare, device=dev))
             with tqdm(total=measured["num"], unit="img", desc=text, disable=dist.get_rank() > 0 or None) as bar:
                 report = measure_curvature(net, **measured, batch=batch, device=dev, progress=bar.update)
             results.append({"network": name, "label": text, "beta": _beta(net), **report})

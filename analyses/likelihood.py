@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import click
 
-from analyses.shared import make_folder, open_network
+from analyses.shared import make_folder
+from samplers.run import prepare
 from torch_utils import distributed as dist
 from torch_utils.cli import Command
 from torch_utils.files import write_json
 from training.likelihood import image_likelihood
+from training.trained import open_network
 
 
 @click.command("likelihood", cls=Command)
@@ -37,7 +40,7 @@ def command(network: str, data: str, outdir: str | None, device: str, **how: Any
         result = {
             "network": network,
             "data": data,
-            **image_likelihood(open_network(network, dev), data, device=dev, **how),
+            **image_likelihood(open_network(network, partial(prepare, device=dev)), data, device=dev, **how),
         }
         if dist.get_rank() == 0:
             error = "" if result["bpd_se"] is None else f" +- {result['bpd_se']:.4f}"

@@ -1,32 +1,18 @@
-"""What the sub-commands share: the folder of results, the network, and numbers beside their picture."""
+"""What the sub-commands share: the folder of results, and numbers beside their picture."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
-import torch
 
-import networks
-from networks.load import unfinished_note
-from samplers.run import prepare
-from torch_utils import distributed as dist
 from torch_utils.files import write_json
 
-__all__ = ["OUTDIR", "make_folder", "open_network", "write"]
+__all__ = ["OUTDIR", "make_folder", "write"]
 
 OUTDIR = click.option("--outdir", required=True, metavar="DIR", help="Folder of the pictures and numbers")
-
-
-def open_network(source: str, device: torch.device) -> torch.nn.Module:
-    """The network that a path, an address or a name means, ready on the device of this process."""
-    net = dist.rank0_first(lambda: networks.load_network(source))
-    if note := unfinished_note(net):
-        dist.print0(f"{note} ({source})", file=sys.stderr)
-    return prepare(net, device)
 
 
 def make_folder(outdir: str) -> Path:

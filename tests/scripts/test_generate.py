@@ -17,7 +17,7 @@ from PIL import Image
 
 import generate
 import networks
-from networks.published.table import PUBLISHED
+from networks.published.table import DATASETS, PUBLISHED
 from samplers.solvers.churn import edm_sampler
 from torch_utils.images import to_uint8
 from torch_utils.provenance import MADE_BY
@@ -382,9 +382,9 @@ def test_a_data_sets_name_is_a_published_checkpoint(run, snapshots, monkeypatch)
     load = networks.load_network
     monkeypatch.setattr(networks, "load_network", lambda name, **_: asked.append(name) or load(snapshots / "grey.pkl"))
     ok(run("--dataset_name=cifar10 --grid=True --seeds=0 --num_steps=3", network=None))
-    assert asked == [generate.DATASETS["cifar10"]]
+    assert asked == [DATASETS["cifar10"]]
     assert list(map(bare, files("samples"))) == ["grids/cifar10/ipndm_nfe2/grid.png"]
-    assert set(generate.DATASETS.values()) <= set(PUBLISHED)
+    assert set(DATASETS.values()) <= set(PUBLISHED)
 
 
 def test_full_disk(run, monkeypatch):

@@ -9,6 +9,7 @@ from PIL import Image
 from published_files import FAMILIES, tokenizer
 
 import generate
+import networks
 
 SEARCH = "--num_warmup=2 --num_steps_tea=9"
 CROSSINGS = {
@@ -193,13 +194,13 @@ def test_bad_input(name, run, monkeypatch, tmp_path):
 def test_published_settings_of_a_data_set(made, monkeypatch, tmp_path):
     files, _ = made
     monkeypatch.chdir(tmp_path)
-    load = generate.networks.load_network
+    load = networks.load_network
 
     def tiny(source, **options):
         found = files[{"imagenet256": "adm", "lsun_bedroom_ldm": "ldm"}[asked[-1]]]
         return load(found.path, config=found.config, classifier=found.classifier)
 
-    monkeypatch.setattr(generate.networks, "load_network", tiny)
+    monkeypatch.setattr(networks, "load_network", tiny)
     asked = []
 
     def go(name, text=""):

@@ -1,0 +1,122 @@
+"""What to make, as command lines ask for it: which images, and the files they are written to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from torch import nn
+
+from samplers.outputs import Targets
+from samplers.planning.base import Plan
+from samplers.planning.levels import schedule_file
+from torch_utils import distributed as dist
+from torch_utils.options import OptionGroup, opt
+from torch_utils.provenance import digest
+from torch_utils.report.scatter import is_points
+
+__all__ = ["OutputOptions", "choose_targets", "save_schedule"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputOptions:
+    group: ClassVar = OptionGroup("What to make", "Which images, and the files they are written to.", rank=1)
+
+    seeds: tuple[int, ...] | None = opt(None, "One image per seed, e.g. 1,2,5-10 [default: 0-63]", metavar="LIST")
+    outdir: str | None = opt(
+        None,
+        "Folder of SEED.png; default without --grid=FILE or --npz: samples/NETWORK/SOLVER_nfeNFE[_GUIDANCE]-HASH, "
+        "HASH of all that decides an image",
+        metavar="DIR",
+    )
+    grid: str | None = opt(
+        None, "All images in one; alone: OUTDIR/grid.png, and nothing else", metavar="FILE", bare="True"
+    )
+    class_idx: int | None = opt(
+        None, "One class for all images; default: drawn per seed", metavar="INT", names=("--class",)
+    )
+    labels: str | None = opt(
+        None, "Draw labels per seed from a data set or file, for networks of label vectors", metavar="DATA|NPY|NPZ|JSON"
+    )
+    prompt: str | None = opt(None, "Models of text: one text for all images; may be empty", metavar="TEXT")
+    prompts: str | None = opt(
+        None, "Models of text: a CSV file whose column `text` has the text of seed i in row i", metavar="FILE.csv"
+    )
+    npz: str | None = opt(None, "All images in one array file: images [N,H,W,C] uint8, seeds, labels", metavar="FILE")
+    npz_name: str = opt(
+        "images", "Name of the images in --npz; arr_0: as evaluation suites for ADM, DiT and SiT read them",
+        choices=["images", "arr_0"],
+    )  # fmt: skip
+    subdirs: bool | None = opt(None, "A sub-folder for every 1000 seeds", metavar="BOOL", bare=True)
+    overwrite: bool = opt(False, "Also make images whose files exist", flag=True)
+    save_schedule: str | None = opt(
+        None, "Noise levels, solver and its options, as a file for --schedule", metavar="FILE.json"
+    )
+    nfe_convention: str = opt(
+        "true", "Beside the true number of network evaluations, say the number of steps, which IDFF was published with",
+        choices=["true", "steps"],
+    )  # fmt: skip
+    save_traj: str | None = opt(None, "States and drifts of every step, in one array file", metavar="FILE")
+    save_latents: str | None = opt(
+        None, "Folder of SEED.npy: the noise of every image, for train.py distill", metavar="DIR"
+    )
+
+
+def choose_targets(options: OutputOptions, name: str, plan: Plan, record: Mapping[str, Any]) -> Targets:
+    """What the options ask to be written; points in the plane have no image each, so OUTDIR gets two joint files.
+
+    A folder of the default name is that of one record: its last part changes with it.
+
+    Args:
+        name: of the network, in that folder's name.
+        record: what decides the images, plain JSON.
+
+    Raises:
+        ValueError: options that need another one.
+    """
+    grid = (options.grid or "").strip()
+    in_outdir = grid.lower() in ("true", "1", "yes")
+    grid = "" if grid.lower() in ("false", "0", "no") else grid
+    outdir = options.outdir
+    if outdir is None and (in_outdir or not (grid or options.npz or options.save_traj)):
+        outdir = Path("samples", *["grids"] * in_outdir, name, f"{_name_of(plan)}-{digest(record)}")
+    npz, points = options.npz, is_points(tuple(record["network"]["shape"]))
+    if in_outdir:
+        grid, outdir = Path(outdir, "grid.png"), None
+    elif outdir is not None and points:
+        grid, npz, outdir = grid or Path(outdir, "points.png"), npz or Path(outdir, "points.npz"), None
+    if options.npz_name != "images" and (points or not npz):
+        raise ValueError(
+            f"--npz-name={options.npz_name} names the images in an array file: "
+            + ("leave it out of points" if points else "add --npz=FILE")
+        )
+    wanted = {"outdir": outdir, "grid": grid, "npz": npz, "traj": options.save_traj, "latents": options.save_latents}
+    return Targets(
+        record=record, npz_name=options.npz_name, subdirs=bool(options.subdirs),
+        **{kind: Path(path) if path else None for kind, path in wanted.items()},
+    )  # fmt: skip
+
+
+def _name_of(plan: Plan) -> str:
+    """The sampler in the name of a folder."""
+    steps = f"rtol{plan.options.get('rtol', 1e-5):g}" if plan.nfe is None else f"nfe{plan.nfe}"
+    kind, rate = (plan.guidance.get(f"guidance_{what}") for what in ("type", "rate"))
+    return f"{plan.solver}_{steps}" + (f"_{kind}{'' if rate is None else f'{rate:g}'}" if kind else "")
+
+
+def save_schedule(options: OutputOptions, plan: Plan, net: nn.Module) -> None:
+    """Write what `--schedule=FILE.json` reads.
+
+    Raises:
+        ValueError: a sampler without levels, or a file that would not be known as a schedule.
+    """
+    if options.save_schedule is None:
+        return
+    if plan.chosen is None:
+        raise ValueError(f"--save-schedule keeps noise levels, and {plan.solver} has none: choose another solver")
+    if not options.save_schedule.endswith(".json"):
+        raise ValueError(f"--save-schedule={options.save_schedule} must end in .json, by which --schedule knows a file")
+    if dist.get_rank() == 0:
+        schedule_file(plan.chosen, plan.model(net)).save(options.save_schedule)

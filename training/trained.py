@@ -1,0 +1,172 @@
+"""Trained networks as command lines name them: options, opening one, the settings of its published figures."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import click
+from torch import nn
+
+import networks
+from networks.load import unfinished_note
+from networks.models.clip_text import TOKENIZER
+from networks.published.table import DATASETS, PUBLISHED
+from networks.share import load_unsafe
+from samplers.field import Facts, Field, as_field
+from samplers.guidance import autoguidance
+from samplers.outputs import network_record
+from samplers.run import image_shape
+from torch_utils import distributed as dist
+from torch_utils.misc import format_count
+from torch_utils.options import OptionGroup, opt
+
+__all__ = ["NetworkOptions", "away_from", "describe", "open_chosen", "open_network", "with_settings"]
+
+Ready = Callable[[nn.Module], nn.Module]  # what `samplers.run.prepare` does with a network
+
+# What published settings decide, and the options that say it instead.
+SETTLED = {
+    "schedule_type": (
+        "steps", "rho", "disc", "scaling", "schedule", "t_steps", "schedule_type", "schedule_rho", "calibrate",
+    ),
+    "solver": ("steps", "rho", "disc", "scaling", "schedule", "solver", "calibrate"),
+    "guidance_type": ("guidance_type", "guidance_rate", "guidance_network"),
+}  # fmt: skip
+GROUPS = {
+    "schedule_rho": "schedule_type", "max_order": "solver", "predict_x0": "solver", "lower_order_final": "solver",
+    "guidance_rate": "guidance_type",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkOptions:
+    group: ClassVar = OptionGroup("Network", "Whose images are made: give one of the first two.", rank=0)
+
+    network: str | None = opt(
+        None, "A file, an address, or the name of a published checkpoint", metavar="FILE|URL|NAME",
+        names=("--model-path",),
+    )  # fmt: skip
+    dataset_name: str | None = opt(
+        None, "A published checkpoint by its data set, with the settings its published figures were measured with "
+        f"where no others are given: {', '.join(DATASETS)}", metavar="NAME",
+    )  # fmt: skip
+    unsafe_pickle: bool = opt(
+        False, "Open --network with dill, which runs the code that the file carries: files of people you trust alone",
+        flag=True,
+    )  # fmt: skip
+    config_de: str | None = opt(
+        None, "For a file that holds tensors alone (.pt, .pth, .ckpt): what they do not show, as a JSON file, the "
+        "original's YAML file, or the name of a preset of train.py curvature [default: known by their shapes]",
+        metavar="FILE|NAME", names=("--config",),
+    )  # fmt: skip
+    classifier: str | None = opt(
+        None, "Classifier of noisy images for --guidance-type=cg [default: the published one of a published name]",
+        metavar="FILE|URL",
+    )  # fmt: skip
+    vae: str | None = opt(
+        None, "Autoencoder of a DiT or SiT file on latents, which brings none: a file of its own, or a Stable "
+        "Diffusion checkpoint", metavar="FILE|URL",
+    )  # fmt: skip
+    guidance_network: str | None = opt(
+        None, "A weaker network of the same data, away from which --guidance-rate guides (autoguidance)",
+        metavar="FILE|URL|NAME",
+    )  # fmt: skip
+    tokenizer: str | None = opt(
+        None, "For models of text: folder with CLIP's tokenizer.json, or vocab.json and merges.txt, or its name on the "
+        f"hub [default: {TOKENIZER}]", metavar="DIR|NAME",
+    )  # fmt: skip
+
+
+def open_network(source: str, ready: Ready, *, unsafe: bool = False, **how: Any) -> nn.Module:
+    """The network that a file, an address or a name means; says so where it comes from the middle of a run.
+
+    Args:
+        source: see `networks.load_network`, which is given `how`.
+        ready: makes it ready to sample.
+        unsafe: a file of dill, whose code is run.
+
+    Raises:
+        ValueError: as `networks.load_network`.
+    """
+    if unsafe:
+        dist.print0(f"Note: {source} is opened with dill, which runs the code that it carries", file=sys.stderr)
+    net = dist.rank0_first(lambda: load_unsafe(source) if unsafe else networks.load_network(source, **how))
+    if note := unfinished_note(net):
+        dist.print0(f"{note} ({source})", file=sys.stderr)
+    return ready(net)
+
+
+def open_chosen(options: NetworkOptions, ready: Ready) -> tuple[nn.Module, str]:
+    """The network that the options name, and a name for it in paths.
+
+    Raises:
+        click.UsageError, ValueError: no network is named, or none is known by that name.
+    """
+    if options.network is None and options.dataset_name is None:
+        raise click.UsageError(
+            "which network? give --network (a file, an address or the name of a published checkpoint)"
+        )
+    if options.network is None and options.dataset_name not in DATASETS:
+        raise ValueError(
+            f"no published checkpoint is known for --dataset-name={options.dataset_name}: "
+            f"choose from {', '.join(DATASETS)}, or give --network"
+        )
+    source = options.network or DATASETS[options.dataset_name]
+    net = open_network(
+        source, ready, unsafe=options.unsafe_pickle, verbose=dist.get_rank() == 0, config=options.config_de,
+        classifier=options.classifier, vae=options.vae,
+    )  # fmt: skip
+    if options.tokenizer is not None:
+        if Facts.of(net).encode_text is None:
+            raise ValueError("--tokenizer belongs to models of text, and this network takes none: leave it out")
+        net.tokenizer = options.tokenizer
+    return net, options.dataset_name or Path(source).stem
+
+
+def with_settings(options: Any) -> Any:
+    """The options (of a network and a sampler), with what published figures of --dataset-name were measured with.
+
+    What is asked for stays, and so does what goes with it.
+    """
+    if options.network is not None or options.dataset_name not in DATASETS:
+        return options
+    said = {name for name in (f.name for f in dataclasses.fields(options)) if getattr(options, name) is not None}
+    settings = PUBLISHED[DATASETS[options.dataset_name]].settings
+    free = {name for name, others in SETTLED.items() if not said & set(others)}
+    used = {k: v for k, v in settings.items() if GROUPS.get(k, k) in free and getattr(options, k) is None}
+    if used:
+        dist.print0(f"Settings: {', '.join(f'{k}={v}' for k, v in used.items())} (of the published figures)")
+    return dataclasses.replace(options, **used)
+
+
+def away_from(net: nn.Module, options: Any, ready: Ready) -> tuple[Field, Any, dict[str, Any]]:
+    """The model, guided away from --guidance-network where there is one, the options that are left, and a record.
+
+    Raises:
+        ValueError: no rate, or a second kind of guidance.
+    """
+    if options.guidance_network is None:
+        return as_field(net), options, {}
+    if options.guidance_type is not None or options.guidance_rate is None:
+        raise ValueError(
+            "--guidance-network is a guidance of its own: give --guidance-rate with it and no --guidance-type"
+        )
+    weak = open_network(options.guidance_network, ready, verbose=dist.get_rank() == 0)
+    rate = options.guidance_rate
+    dist.print0(f"Guidance: away from {options.guidance_network}, rate {rate:g}")
+    guided = autoguidance(net, weak, rate)
+    return guided, dataclasses.replace(options, guidance_rate=None), {"weaker": network_record(weak), "rate": rate}
+
+
+def describe(net: nn.Module) -> str:
+    """One line: class, size, condition, parameters."""
+    facts = Facts.of(net)
+    kinds = {"none": "unconditional", "classes": f"{facts.label_dim} classes", "text": "text"}
+    condition = kinds.get(facts.conditioning, f"{facts.conditioning} labels of {facts.label_dim} numbers")
+    size, count = "x".join(map(str, image_shape(net))), format_count(sum(p.numel() for p in net.parameters()))
+    return f"{type(net).__name__} {size}, {condition}, {count} parameters"
