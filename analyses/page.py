@@ -1,15 +1,17 @@
-"""`analyze.py page`: the pictures and tables of a folder as one page."""
+"""`analyze.py page`: the pictures, charts and tables of a folder as one page."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import click
 
+from samplers.analysis.charts import CHARTS, charts_of
 from samplers.analysis.compare import tables
 from torch_utils.cli import Command
-from torch_utils.report.page import Table, write_page
+from torch_utils.report.page import write_page
 
 CAPTIONS = {
     "compare.png": "Error of solvers against a fine teacher from the same held-out noise, by network evaluations.",
@@ -28,19 +30,32 @@ CAPTIONS = {
 @click.option("--title", default="Results", metavar="TEXT", help="Head of the page")
 @click.option("--caption", multiple=True, metavar="FILE=TEXT", help="Caption of a picture; may be repeated")
 def command(folder: str, title: str, caption: tuple[str, ...]) -> None:
-    """Write DIR/index.html, which shows every PNG of DIR, and compare.json as tables."""
+    """Write DIR/index.html, one file to look at or send: every PNG of DIR, and what analyze.py wrote there as charts to
+    zoom into and tables to sort."""
     if wrong := next((c for c in caption if "=" not in c), None):
         raise ValueError(f"--caption='{wrong}' names no picture: write for example --caption=classes.png=Samples")
     given = dict(c.split("=", 1) for c in caption)
-    found = _tables(Path(folder) / "compare.json")
-    path = write_page(folder, title, tables=found, captions={**CAPTIONS, **given}, first=list(given) + list(CAPTIONS))
+    tables_, charts = [], []
+    for name in CHARTS:
+        report = _read(Path(folder) / name)
+        try:
+            charts += [] if report is None else charts_of(name, report)
+            tables_ += tables(report) if report is not None and name == "compare.json" else []
+        except ValueError as error:
+            raise ValueError(f"{Path(folder) / name}: {error}") from error
+    twins = {name.replace(".json", ".png") for name in CHARTS if (Path(folder) / name).is_file()}  # of the charts
+    path = write_page(
+        folder, title, tables=tables_, charts=charts, captions={**CAPTIONS, **given},
+        first=list(given) + list(CAPTIONS), without=twins - set(given),
+    )  # fmt: skip
     click.echo(path)
 
 
-def _tables(path: Path) -> list[Table]:
+def _read(path: Path) -> Any:
+    """What a JSON file holds; None where there is no such file."""
     if not path.is_file():
-        return []
+        return None
     try:
-        return tables(json.loads(path.read_text(encoding="utf-8")))
+        return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error

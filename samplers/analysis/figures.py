@@ -29,6 +29,7 @@ __all__ = [
     "draw_schedules",
     "draw_strip",
     "draw_trajectory",
+    "solver_styles",
 ]
 
 LEVEL = "noise level σ (data in [-1, 1])"
@@ -41,7 +42,11 @@ def draw_compare(report: Mapping[str, Any], path: str | Path) -> None:
     measures = [("rmse", f"RMSE to the teacher ({report['teacher']['solver']}, {report['teacher']['nfe']} NFE)")]
     if "frechet" in report:
         measures.append(("frechet", f"Fréchet distance ({report['frechet']['features']})"))
-    styles = _styles({r["solver"]: r["method"] for r in report["results"]})
+    solvers = solver_styles({r["solver"]: r["method"] for r in report["results"]})
+    styles = {
+        label: {"color": colour(hue), "marker": marker(hue), "linestyle": LINES[dash % len(LINES)]}
+        for label, (hue, dash) in solvers.items()
+    }
     with figure(path, "Error of solvers by network evaluations", (5.2 * len(measures) + 1.8, 4.6)) as fig:
         panels = fig.subplots(1, len(measures), squeeze=False)[0]
         for ax, (key, name) in zip(panels, measures, strict=True):
@@ -93,12 +98,12 @@ def _plain_numbers(axis: Any) -> None:
     axis.set_minor_formatter(Plain(labelOnlyBase=False, minor_thresholds=(1.5, 0.7)))
 
 
-def _styles(solvers: Mapping[str, str]) -> dict[str, dict[str, Any]]:
-    """Label -> line style: the solver gives colour and marker, its variants the dashes."""
+def solver_styles(solvers: Mapping[str, str]) -> dict[str, tuple[int, int]]:
+    """Label -> numbers of its colour and of its dashes: the solver gives the colour, its variants the dashes."""
     order, styles, seen = ["edm", *SOLVERS], {}, dict.fromkeys(solvers.values(), 0)
     for label, solver in solvers.items():
-        i = order.index(solver) if solver in order else len(order)
-        styles[label] = {"color": colour(i), "marker": marker(i), "linestyle": LINES[seen[solver] % len(LINES)]}
+        hue = order.index(solver) if solver in order else len(order)
+        styles[label] = (hue, seen[solver])
         seen[solver] += 1
     return styles
 

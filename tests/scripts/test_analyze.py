@@ -21,6 +21,7 @@ from samplers.analysis.geometry import chord_deviation, explained_variance
 from samplers.gits.costs import cost_matrix, shortest_path
 from samplers.recipe import Entry, ScheduleFile
 from torch_utils.frechet import Moments, save_moments
+from torch_utils.report.chart import Chart, Line
 from training.runs.curve import read_curve
 
 ROOT = Path(__file__).parents[2]
@@ -304,11 +305,12 @@ class Page(html.parser.HTMLParser):
 
     def __init__(self, text):
         super().__init__()
-        self.open, self.addresses, self.text, self.tags = [], [], [], []
+        self.open, self.addresses, self.text, self.tags, self.alts = [], [], [], [], []
         self.feed(text)
 
     def handle_starttag(self, tag, attrs):
         self.tags.append(tag)
+        self.alts += [(tag, v) for k, v in attrs if k == "alt"]
         self.addresses += [v for k, v in attrs if k in ("src", "href")]
         if tag not in self.VOID:
             self.open.append(tag)
@@ -336,19 +338,41 @@ def test_page_shows_everything_and_escapes_it(run, tmp_path):
     text = (tmp_path / "out" / "index.html").read_text()
     page = Page(text)
     assert not page.open
-    assert "script" not in page.tags
+    assert (
+        page.tags.count("script") == 2 + 3
+    )  # two errors of compare.json, loss and speed of curve.json; the page's own
     assert "i" not in page.tags
     assert "b" not in page.tags
     assert '1 < 2 & "so"' in page.text
     assert "Loss <i>now</i>" in page.text
     assert "<script>alert(1)</script>" in page.text
-    assert all(":" not in a and not a.startswith("/") for a in page.addresses)
-    pictures = [a for a in page.addresses if a.endswith(".png")]
-    assert set(pictures) == {"curve.png", "compare.png", "a%20%3Cb%3E%20%26%20%231.png"}
-    assert pictures[0] == "curve.png"  # captioned by the user: first
-    assert "compare.json" in page.addresses
+    assert all(a.startswith(("data:", "#")) for a in page.addresses)  # one file, without a network
+    pictures = [alt for tag, alt in page.alts if tag == "img"]
+    assert pictures == ["Loss <i>now</i>", "a <b> & #1"]  # captioned by the user: first; compare.png is a chart here
     assert "-" in page.text
     assert 'width="480" height="240"' in text  # a tiny picture is enlarged by a whole factor
+
+
+def test_charts_hold_the_numbers_of_the_files(run, tmp_path):
+    ok(run("curve FILES/run --outdir=out"))
+    ok(run("page out"))
+    text = (tmp_path / "out" / "index.html").read_text()
+    loss, speed = (
+        json.loads(part.split("</script>")[0]) for part in text.split('<script type="application/json">')[1:]
+    )
+    curve = numbers("out/curve.json")
+    assert loss["data"] == [curve["kimg"], curve["smooth"], curve["loss"]]
+    assert speed["data"] == [curve["kimg"], curve["images_per_second"]]
+    assert loss["log_y"]
+
+
+def test_what_has_no_place_on_a_chart_is_a_gap():
+    lines = [Line("<b>", [1, 2, 3], [0.0, float("nan"), 2.0], 0), Line("b", [2, 4], [1.0, None], 1)]
+    text = Chart("t", "x", "y", lines, log_y=True).html()
+    assert "<b>" not in text
+    chart = json.loads(text.split('<script type="application/json">')[1].split("</script>")[0])
+    assert chart["data"] == [[1, 2, 3, 4], [None, None, 2.0, None], [None, 1.0, None, None]]
+    assert chart["series"][0]["name"] == "<b>"
 
 
 @pytest.mark.parametrize(
@@ -357,7 +381,7 @@ def test_page_shows_everything_and_escapes_it(run, tmp_path):
         ("none", "none is not a folder"),
         ("empty", "no pictures"),
         ("broken", "broken.png is not a picture"),
-        ("other", "not the JSON of a comparison"),
+        ("other", "other/compare.json: this is not what `analyze.py compare` writes"),
         ("empty --caption=a.png", "names no picture"),
     ],
 )

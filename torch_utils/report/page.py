@@ -1,50 +1,31 @@
-"""A folder's pictures and tables on one page: index.html, self-contained, without scripts or external resources.
+"""A folder's tables, charts and pictures on one page: index.html, one file that needs no other and no network.
 
     table = Table("Errors", ("steps", "a", "b"), (("3", "0.2", "-"),), note="lower is better")
     print(table.text())
     write_page("runs/demo", "Demo", tables=[table], captions={"loss.png": "Training loss"})
 
-Everything that came from outside (titles, captions, file names, cells) is escaped. Pictures and files are linked by
-names relative to the folder, so that it can be moved or sent.
+Tables can be sorted, charts zoomed, pictures enlarged; style and scripts lie in web/, with uPlot (MIT licence) for the
+charts. Everything that came from outside (titles, captions, file names, cells) is escaped.
 """
 
 from __future__ import annotations
 
+import base64
 import html
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import quote
 
 from PIL import Image, UnidentifiedImageError
 
 from torch_utils.files import atomic_write
+from torch_utils.report.chart import Chart
 
 __all__ = ["Table", "write_page"]
 
+WEB = Path(__file__).parent / "web"
 SMALL = 480  # pixels; narrower pictures are enlarged by a whole factor, so that single pixels can be seen
-
-STYLE = """
-:root { color-scheme: light dark; --text: #1d2129; --soft: #5c6470; --ground: #fafafa; --card: #fff; --line: #dcdfe4;
-  --mark: #e4f1e6; }
-@media (prefers-color-scheme: dark) { :root { --text: #e2e4e8; --soft: #9aa2ad; --ground: #16181c; --card: #1f2227;
-  --line: #363b43; --mark: #24402b; } }
-body { margin: 0 auto; max-width: 64rem; padding: 2rem 1.2rem 4rem; background: var(--ground); color: var(--text);
-  font: 16px/1.5 system-ui, -apple-system, "Segoe UI", sans-serif; }
-h1 { font-size: 1.6rem; margin: 0 0 1.5rem; }
-h2 { font-size: 1.1rem; margin: 2.2rem 0 0.6rem; }
-figure { margin: 0 0 1.6rem; padding: 1rem; background: var(--card); border: 1px solid var(--line);
-  border-radius: 6px; }
-figure a { display: block; overflow-x: auto; }
-img { display: block; margin: 0 auto; max-width: 100%; height: auto; background: #fff; }
-img.small { image-rendering: pixelated; }
-figcaption, .note { color: var(--soft); font-size: 0.92rem; margin-top: 0.7rem; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; background: var(--card); }
-th, td { padding: 0.32rem 0.8rem; text-align: right; border: 1px solid var(--line); white-space: nowrap; }
-th { font-weight: 600; }
-td.best { background: var(--mark); font-weight: 600; }
-"""
+WIDE = 900  # pixels; wider pictures take a row of their own
 
 
 @dataclass(frozen=True)
@@ -78,11 +59,13 @@ class Table:
         return "\n".join([self.title, *lines, *([self.note] if self.note else [])])
 
     def html(self) -> str:
-        head = "".join(f'<th scope="col">{html.escape(c)}</th>' for c in self.columns)
+        """A card of the page; everything in it is escaped."""
+        head = "".join(f'<th scope="col"><button>{html.escape(c)}</button></th>' for c in self.columns)
         body = "".join(f"<tr>{self._row(r, row)}</tr>\n" for r, row in enumerate(self.rows))
         note = f'<p class="note">{html.escape(self.note)}</p>' if self.note else ""
-        table = f"<table><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table>"
-        return f'<h2>{html.escape(self.title)}</h2>\n<div class="scroll">{table}</div>\n{note}'
+        table = f'<table class="numbers"><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table>'
+        title = html.escape(self.title)
+        return f'<section class="card wide"><h3>{title}</h3><div class="scroll">{table}</div>{note}</section>\n'
 
     def _row(self, r: int, row: Sequence[str]) -> str:
         first = f'<th scope="row">{html.escape(row[0])}</th>'
@@ -95,14 +78,17 @@ def write_page(
     title: str,
     *,
     tables: Sequence[Table] = (),
+    charts: Sequence[Chart] = (),
     captions: Mapping[str, str] | None = None,
     first: Sequence[str] = (),
+    without: Collection[str] = (),
 ) -> Path:
-    """Write `folder/index.html`, which shows the tables, then every PNG of the folder, then links to its JSON files.
+    """Write `folder/index.html`: the tables, the charts, every PNG of the folder, and the names of its JSON files.
 
     Args:
         captions: file name -> sentence below the picture; others are captioned by their names.
         first: names of pictures that come before the others, in this order; missing ones are left out.
+        without: names of pictures that are not shown.
 
     Raises:
         ValueError: no such folder, nothing in it to show, or a PNG that is none.
@@ -110,24 +96,44 @@ def write_page(
     folder, captions = Path(folder), captions or {}
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder: give one with pictures (.png) in it")
-    names = sorted(p.name for p in folder.iterdir() if p.suffix.lower() == ".png" and not p.name.startswith("."))
-    if not names and not tables:
+    pictures = (p.name for p in folder.iterdir() if p.suffix.lower() == ".png" and not p.name.startswith("."))
+    names = sorted(name for name in pictures if name not in without)
+    if not names and not tables and not charts:
         raise ValueError(f"{folder} holds no pictures (.png) and no tables to show: give another folder")
     names.sort(key=lambda name: (first.index(name) if name in first else len(first), name))
-    figures = [_figure(folder / name, captions.get(name)) for name in names]
-    numbers = sorted(p.name for p in folder.glob("[!.]*.json"))
-    links = ", ".join(f'<a href="{quote(name)}">{html.escape(name)}</a>' for name in numbers)
-    parts = [t.html() for t in tables] + ([f"<h2>Pictures</h2>\n{''.join(figures)}"] if figures else [])
-    parts += [f'<p class="note">The numbers: {links}</p>'] if links else []
+    sections = {
+        "Pictures": [_figure(folder / name, captions.get(name)) for name in names],
+        "Charts": [c.html() for c in charts],
+        "Tables": [t.html() for t in tables],
+    }
+    numbers = ", ".join(html.escape(p.name) for p in sorted(folder.glob("[!.]*.json")))
+    hint = {"Charts": "Drag, or pinch, to zoom; double-click for everything; a name in the legend hides its line."}
+    parts = [
+        f'<h2 id="{name}">{name}</h2>\n'
+        + (f'<p class="note">{hint[name]}</p>\n' if name in hint else "")
+        + f'<div class="cards">\n{"".join(cards)}</div>\n'
+        for name, cards in sections.items()
+        if cards
+    ]
+    parts += [f'<p class="note">The numbers lie beside this page: {numbers}</p>\n'] if numbers else []
+    links = " ".join(f'<a href="#{name}">{name}</a>' for name, cards in sections.items() if cards)
+    style, script = _web("page.css"), _web("page.js")
+    if charts:
+        style, script = _web("uPlot.min.css") + style, _web("uPlot.iife.min.js") + script
     text = (
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{html.escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
-        f"<h1>{html.escape(title)}</h1>\n" + "\n".join(parts) + "\n</body>\n</html>\n"
+        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n<link rel="icon" href="data:,">\n'
+        f"<title>{html.escape(title)}</title>\n<style>{style}</style>\n</head>\n<body>\n"
+        f"<h1>{html.escape(title)}</h1>\n<nav>{links}</nav>\n{''.join(parts)}<dialog></dialog>\n"
+        f"<script>{script}</script>\n</body>\n</html>\n"
     )
     with atomic_write(folder / "index.html", "w") as f:
         f.write(text)
     return folder / "index.html"
+
+
+def _web(name: str) -> str:
+    return (WEB / name).read_text(encoding="utf-8")
 
 
 def _figure(path: Path, caption: str | None) -> str:
@@ -138,9 +144,9 @@ def _figure(path: Path, caption: str | None) -> str:
         raise ValueError(f"{path} is not a picture: make it again or delete it") from error
     scale = max(SMALL // width, 1)
     caption = html.escape(caption or path.stem.replace("_", " ").replace("-", " "))
-    link = quote(path.name)
+    data = base64.b64encode(path.read_bytes()).decode()
     return (
-        f'<figure><a href="{link}"><img src="{link}" alt="{caption}" width="{scale * width}" '
-        f'height="{scale * height}"{" class=small" if scale > 1 else ""} loading="lazy"></a>'
-        f"<figcaption>{caption}</figcaption></figure>\n"
+        f'<figure class="card{" wide" if width > WIDE else ""}"><button aria-label="enlarge">'
+        f'<img src="data:image/png;base64,{data}" alt="{caption}" width="{scale * width}" height="{scale * height}"'
+        f"{' class=small' if scale > 1 else ''}></button><figcaption>{caption}</figcaption></figure>\n"
     )
