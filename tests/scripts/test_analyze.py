@@ -338,9 +338,7 @@ def test_page_shows_everything_and_escapes_it(run, tmp_path):
     text = (tmp_path / "out" / "index.html").read_text()
     page = Page(text)
     assert not page.open
-    assert (
-        page.tags.count("script") == 2 + 3
-    )  # two errors of compare.json, loss and speed of curve.json; the page's own
+    assert page.tags.count("script") == 3 + 1  # the data of three charts, and the page's own
     assert "i" not in page.tags
     assert "b" not in page.tags
     assert '1 < 2 & "so"' in page.text
