@@ -74,6 +74,7 @@ def opt(
     type: click.ParamType | None = None,
     bare: Any = None,
     may_change: bool = False,
+    presets: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Any:
     """A dataclass field that is also a command line option.
 
@@ -83,11 +84,12 @@ def opt(
         names: further spellings of the option itself; `aliases` mean a value of it.
         bare: the option may be given without a value and then has this one: `--afs` as well as `--afs=True`.
         may_change: a run that is continued may have another value than it began with.
+        presets: name -> values of other options, which hold where those are not given.
     """
     extra = {
         "help": help, "metavar": metavar, "choices": choices, "at_least": at_least, "above": above, "at_most": at_most,
         "finite": finite, "flag": flag, "names": names, "aliases": aliases, "required": required, "type": type,
-        "bare": bare, "may_change": may_change,
+        "bare": bare, "may_change": may_change, "presets": presets,
     }  # fmt: skip
     return dataclasses.field(default=default, metadata=extra)
 
@@ -162,6 +164,7 @@ def _decorators(f: dataclasses.Field, hint: Any, group: OptionGroup | None) -> I
         help=meta["help"],
         **({} if meta["required"] else {"default": f.default}),
         **({} if meta["bare"] is None else {"flag_value": meta["bare"]}),
+        **({} if meta["presets"] is None else {"is_eager": True, "callback": _preset_of(meta["presets"])}),
     )
     for alias in meta["aliases"]:
         yield cloup.option(
@@ -192,11 +195,22 @@ def _apply(alias: Alias, value: Any, name: str, given: dict[str, Any]) -> None:
     given[name] = means
 
 
+def _preset_of(presets: Mapping[str, Mapping[str, Any]]) -> Callable[..., str | None]:
+    """A click callback that makes the values of the chosen preset the defaults of this command line."""
+
+    def chosen(ctx: click.Context, param: click.Parameter, name: str | None) -> str | None:
+        if name is not None:
+            ctx.default_map = {**(ctx.default_map or {}), **presets[name]}
+        return name
+
+    return chosen
+
+
 def _click_type(hint: Any, meta: Mapping[str, Any]) -> Any:
     if meta["type"] is not None:
         return meta["type"]
-    if meta["choices"]:
-        return Choice(meta["choices"])
+    if meta["choices"] or meta["presets"]:
+        return Choice(meta["choices"] or list(meta["presets"]))
     if typing.get_origin(hint) in (types.UnionType, typing.Union):
         hint = next(a for a in typing.get_args(hint) if a is not type(None))
     if typing.get_origin(hint) is tuple:

@@ -114,7 +114,10 @@ def accepted(cls):
 
 
 def absorbed(cls, name):
-    """Whether the options turn this one into others when they are made: --iterations into --duration."""
+    """Whether this option becomes others before anything reads it: --iterations --duration, --preset what it stands for."""
+    presets = next(f for f in dataclasses.fields(cls) if f.name == name).metadata["presets"]
+    if presets:  # by the command line; tests/scripts/test_reproduce.py has the values
+        return all(set(values) <= accepted(cls) for values in presets.values())
     try:
         plain, given = (dataclasses.asdict(cls(outdir="x", data="y", **more)) for more in ({}, {name: 7}))
     except ValueError:  # refused

@@ -31,7 +31,7 @@ from training.options import CommonOptions
 from training.performance import prepare
 from training.pictures.preview import preview_of
 
-__all__ = ["EDMOptions", "build"]
+__all__ = ["PRESETS", "EDMOptions", "build"]
 
 # What `--arch` stands for: network arguments by published name; everything else keeps the class's defaults.
 ARCHITECTURES: dict[str, dict[str, Any]] = {
@@ -56,6 +56,19 @@ PRECONDITIONERS = {
     "edm_alpha": ("EDMPrecond", "EDMLoss"), "edm_gamma": ("EDMGammaPrecond", "EDMGammaLoss"),
 }  # fmt: skip
 
+# The recipes of the published networks, but for --cond, --arch and --precond where several were trained with one
+# recipe (Karras et al. 2022, table 6 of the appendix; the released code's documentation).
+_FACES = {"batch": 256, "cres": (1, 2, 2, 2), "lr": 2e-4, "augment": 0.15}
+PRESETS: dict[str, dict[str, Any]] = {
+    "cifar10": {"batch": 512, "lr": 1e-3, "duration": 200, "ema": 0.5, "dropout": 0.13, "augment": 0.12},
+    "ffhq64": {**_FACES, "dropout": 0.05},
+    "afhqv2-64": {**_FACES, "dropout": 0.25},
+    "imagenet64": {
+        "arch": "adm", "duration": 2500, "batch": 4096, "lr": 1e-4, "ema": 50, "dropout": 0.10, "augment": 0,
+        "precision": "fp16", "ls": 100, "tick": 200,
+    },
+}  # fmt: skip
+
 P_MEAN = EDMLoss.P_mean
 EMA_RAMPUP = 0.05
 
@@ -64,6 +77,7 @@ EMA_RAMPUP = 0.05
 class EDMOptions(CoefficientOptions, CommonOptions):
     group: ClassVar = OptionGroup("Network and loss", "What is trained.", rank=3)
 
+    preset: str | None = opt(None, "A published recipe: values of options that are not given", presets=PRESETS)
     arch: str | None = opt(
         None, "Network architecture: DDPM++, NCSN++, ADM, or of points an MLP [default: ddpmpp; of points mlp]",
         choices=list(ARCHITECTURES),
