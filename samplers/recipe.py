@@ -139,13 +139,14 @@ class ScheduleFile:
             ValueError: the model is on another path.
         """
         name = path if isinstance(path, str) else path_name(path)
+        theirs, own = (f" (weights {h[:8]})" if h else "" for h in (self.model_hash, model_hash))
         if name != self.path:
             raise ValueError(
-                f"the schedule file was made for a model on the path '{self.path}', this one is on '{name}': "
-                "search a schedule for it"
+                f"the schedule file was made for a model on the path '{self.path}'{theirs}, this one is on "
+                f"'{name}'{own}: search a schedule for it"
             )
         if None not in (model_hash, self.model_hash) and model_hash != self.model_hash:
-            return "The schedule was found on other weights than these; it may not be the best for them."
+            return f"The schedule was found on other weights{theirs} than these{own}; it may not be the best for them."
         return None
 
     def save(self, path: str | Path) -> None:

@@ -31,6 +31,10 @@ def variants():
         yield name, {}
     for name, order in itertools.product(("ipndm", "ipndm_v", "ab"), (1, 2, 3, 4)):
         yield name, {"max_order": order}
+    for order in (1, 2, 3):
+        yield "res", {"max_order": order}
+        for corrector in (0, 3):
+            yield "sa", {"max_order": order, "corrector_order": corrector, "tau": 0.0}
     for mode, order in itertools.product(("tab", "rhoab"), (1, 2, 3, 4)):
         yield "deis", {"deis_mode": mode, "max_order": order}
     for order, x0, low in itertools.product((1, 2, 3), (True, False), (True, False)):

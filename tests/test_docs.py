@@ -75,8 +75,9 @@ def commands(text):
             if program == "torchrun":
                 words = words[next(i for i, word in enumerate(words) if not word.startswith("-")) :]
             module = words.pop(1) if words[0] == "-m" else words[0].removesuffix(".py")
-            if (ROOT / f"{module.replace('.', '/')}.py").exists():
-                yield module, words[1:]
+            for name in (module, f"{module}.__main__"):
+                if (ROOT / f"{name.replace('.', '/')}.py").exists():
+                    yield name, words[1:]
 
 
 def parse(module, arguments):

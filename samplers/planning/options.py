@@ -157,6 +157,12 @@ class MethodOptions:
     lower_order_final: bool | None = switch("dpmpp, unipc: lower order in the last steps [default: True]")
     variant: str | None = opt(None, "unipc: its factor B(h) [default: bh2]", choices=["bh1", "bh2"])
     deis_mode: str | None = opt(None, "deis: how its weights are integrated [default: tab]", choices=["tab", "rhoab"])
+    corrector_order: int | None = opt(
+        None, "sa: order of its corrector, 0 for none [default: 3]", metavar="INT", at_least=0, at_most=4
+    )
+    tau: float | None = number("sa: strength of its noise, 0 for none [default: 1]", at_least=0)
+    tau_min: float | None = number("sa: lowest noise level with noise [default: 0.05]", at_least=0)
+    tau_max: float | None = number("sa: highest noise level with noise [default: 1]", at_least=0)
     rtol: float | None = number("Adaptive solvers: relative tolerance of every image [default: 1e-5]", at_least=1e-13)
     atol: float | None = number("Adaptive solvers: absolute tolerance of every image [default: 1e-5]", at_least=1e-13)
 

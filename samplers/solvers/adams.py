@@ -12,8 +12,9 @@ from typing import Any
 from torch import Tensor
 
 from samplers.field import Field
-from samplers.solvers.base import Scalar, Step
+from samplers.solvers.base import Step
 from samplers.solvers.multistep import linear_multistep
+from samplers.solvers.scalar import Scalar
 from samplers.solvers.weights import Rule, ab_weights, ipndm_v_weights, ipndm_weights
 
 __all__ = ["ab", "ipndm", "ipndm_v"]

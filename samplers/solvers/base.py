@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -29,6 +28,7 @@ from torch import Tensor
 from samplers.field import Field
 from samplers.path import VE
 from samplers.schedules.explicit import validate_t_steps
+from samplers.solvers.scalar import Scalar
 from torch_utils.misc import expand_to
 
 __all__ = [
@@ -48,8 +48,6 @@ __all__ = [
     "towards",
     "traced_estimate",
 ]
-
-Scalar = float | Tensor  # a number for the whole batch, or a float64 map that broadcasts against the state
 
 
 class Step(NamedTuple):
@@ -319,11 +317,3 @@ def require_ve(field: Field, solver: str) -> None:
             f"solver '{solver}' works in the coordinates x = data + sigma * noise, "
             f"not on the path {type(field.path).__name__}: pass field.ve()"
         )
-
-
-def log(s: Scalar) -> Scalar:
-    return s.log() if isinstance(s, Tensor) else math.log(s)
-
-
-def expm1(s: Scalar) -> Scalar:
-    return s.expm1() if isinstance(s, Tensor) else math.expm1(s)

@@ -15,8 +15,9 @@ from typing import Any
 from torch import Tensor
 
 from samplers.field import Field
-from samplers.solvers.base import Scalar, Step
+from samplers.solvers.base import Step
 from samplers.solvers.multistep import linear_multistep
+from samplers.solvers.scalar import Scalar
 
 __all__ = ["Coefficients", "calibrated"]
 

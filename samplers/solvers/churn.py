@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,36 +22,11 @@ from samplers.field import Field, as_field
 from samplers.path import VP
 from samplers.schedules.edm import SCALINGS, SCHEDULE_FORMS, Coordinates, check_choice, general_levels, general_range
 from samplers.solvers.base import Step
+from samplers.solvers.noise import Churn
 from samplers.start import refuse_score, start_state
 from torch_utils.rng import TorchRNG
 
-__all__ = ["Churn", "ablation_sampler", "edm_sampler", "heun_churn"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Churn:
-    """Noise added before the steps, by EDM's names.
-
-    Attributes:
-        S_churn: its amount, shared out among the steps.
-        S_min, S_max: range of noise levels that get it.
-        S_noise: its inflation.
-    """
-
-    S_churn: float = 0
-    S_min: float = 0
-    S_max: float = math.inf
-    S_noise: float = 1
-
-    def __post_init__(self) -> None:
-        if self.S_churn < 0:
-            raise ValueError(f"S_churn is {self.S_churn:g}: give 0 (no added noise) or a positive number")
-
-    def raised(self, levels: Tensor) -> Tensor:
-        """sigma_hat of the N steps that begin at `levels` `[N]`."""
-        inside = ((levels >= self.S_min) & (levels <= self.S_max)).to(levels.dtype)
-        gamma = min(self.S_churn / len(levels), math.sqrt(2) - 1) * inside
-        return levels + gamma * levels
+__all__ = ["ablation_sampler", "edm_sampler", "heun_churn"]
 
 
 def heun_churn(

@@ -10,68 +10,18 @@ x' = x + sum_k c_k e_{i-k}, c_k the integral over the step of dsigma/dtau times 
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from samplers.field import Field
-from samplers.path import VP
-from samplers.solvers.base import Scalar, Step, read_levels, require_ve
+from samplers.solvers.base import Step, read_levels, require_ve
 from samplers.solvers.multistep import linear_multistep
-from samplers.solvers.weights import ab_weights
+from samplers.solvers.scalar import Scalar
+from samplers.solvers.weights import ab_weights, deis_table
 
-__all__ = ["deis", "deis_table"]
-
-NODES = 120  # Gauss-Legendre nodes per step
-
-
-def deis_table(
-    sigmas: Sequence[float],
-    max_order: int,
-    *,
-    mode: str = "tab",
-    vp_sigma_range: tuple[float, float] = (0.002, 80.0),
-    quadrature_points: int | None = None,
-) -> np.ndarray:
-    """Coefficients `[N, max_order]` float64 of the N steps between `sigmas` `[N+1]`, newest first, zero padded.
-
-    Args:
-        quadrature_points: None: exact to rounding. A number: the plain sum over as many equidistant points of the
-            published implementation, whose error is about 1e-5.
-    """
-    table = np.zeros((len(sigmas) - 1, max_order))
-    path = VP.through(*vp_sigma_range)
-    tau = path.time_of(torch.tensor(sigmas, dtype=torch.float64)).numpy()
-    unit, share = _quadrature(quadrature_points)
-    for i in range(len(sigmas) - 1):
-        order = min(i + 1, max_order)
-        if order == 1:
-            table[i, 0] = sigmas[i + 1] - sigmas[i]
-        elif mode == "rhoab":
-            table[i, :order] = ab_weights(sigmas, i, order)
-        else:
-            width = tau[i + 1] - tau[i]
-            t = tau[i] + width * unit
-            weight = path.d_level(torch.from_numpy(t)).numpy() * share * width
-            nodes = tau[i - order + 1 : i + 1][::-1]
-            for k in range(order):
-                others = np.delete(nodes, k)
-                basis = np.prod((t[:, None] - others) / (nodes[k] - others), axis=1)
-                table[i, k] = weight @ basis
-    return table
-
-
-@functools.cache
-def _quadrature(points: int | None) -> tuple[np.ndarray, np.ndarray]:
-    """Nodes and weights on [0, 1]."""
-    if points is None:
-        node, weight = np.polynomial.legendre.leggauss(NODES)
-        return (node + 1) / 2, weight / 2
-    return np.linspace(0, 1, points), np.full(points, 1 / points)
+__all__ = ["deis"]
 
 
 def deis(

@@ -15,46 +15,13 @@ from typing import Any
 from torch import Tensor
 
 from samplers.field import Field
-from samplers.solvers.base import Scalar, Step, expm1, log, require_ve
+from samplers.solvers.base import Step, require_ve
+from samplers.solvers.exponential import dpmpp_weights, order_at
 from samplers.solvers.multistep import linear_multistep
+from samplers.solvers.scalar import Scalar
 from samplers.solvers.thresholding import resolve_thresholding
 
-__all__ = ["dpmpp", "dpmpp_weights", "order_at"]
-
-
-def order_at(i: int, steps: int, max_order: int, lower_order_final: bool) -> int:
-    """Order of step i of `steps`: grows with the history and, if asked for, falls to 1 at the last step."""
-    if i + 1 < max_order:
-        return i + 1
-    return min(max_order, steps - i) if lower_order_final else max_order
-
-
-def dpmpp_weights(s: Sequence[Scalar], i: int, order: int, predict_x0: bool) -> tuple[Scalar, list[Scalar]]:
-    """Scale of x and weights of the last `order` model values, newest first."""
-    lam = [-log(v) for v in s[max(i - 2, 0) : i + 2]]  # oldest first, ends at the target of the step
-    step = lam[-1] - lam[-2]
-    if predict_x0:
-        scale, unit = s[i + 1] / s[i], -1
-        p1 = expm1(-step)
-        p2 = p1 / step + 1
-        third = (-p2, p2 / step - 0.5)
-    else:
-        scale, unit = 1, -s[i + 1]
-        p1 = expm1(step)
-        p2 = p1 / step - 1
-        third = (p2, p2 / step - 0.5)
-    # x' = scale x + unit (p1 m0 + c0 d0 + c1 d1), d0 = (m0 - m1) / r0, d1 = (m1 - m2) / r1
-    if order == 1:
-        return scale, [unit * p1]
-    r0 = (lam[-2] - lam[-3]) / step
-    if order == 2:
-        c0 = p1 / (2 * r0)
-        return scale, [unit * (p1 + c0), -unit * c0]
-    r1 = (lam[-3] - lam[-4]) / step
-    f1, f2 = third
-    slope = (f1 * r0 + f2) / (r0 + r1)
-    c0, c1 = (f1 + slope) / r0, -slope / r1
-    return scale, [unit * (p1 + c0), unit * (c1 - c0), -unit * c1]
+__all__ = ["dpmpp"]
 
 
 def dpmpp(

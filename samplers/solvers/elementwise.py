@@ -26,7 +26,7 @@ from torch import Tensor
 
 from samplers.field import Field, as_field
 from samplers.solvers.base import Step
-from samplers.solvers.churn import Churn
+from samplers.solvers.noise import Churn
 from samplers.solvers.table import SOLVERS, sample
 from samplers.start import exact_start
 from torch_utils.misc import expand_to

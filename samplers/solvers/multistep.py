@@ -13,17 +13,8 @@ from torch import Tensor
 
 from samplers.field import Field
 from samplers.path import VE
-from samplers.solvers.base import (
-    Scalar,
-    Step,
-    combine,
-    evaluate,
-    minus,
-    read_levels,
-    steps_from_data,
-    towards,
-    traced_estimate,
-)
+from samplers.solvers.base import Step, combine, evaluate, minus, read_levels, steps_from_data, towards, traced_estimate
+from samplers.solvers.scalar import Scalar
 
 __all__ = ["Weights", "linear_multistep"]
 

@@ -19,7 +19,6 @@ from torch import Tensor
 
 from samplers.field import Field
 from samplers.solvers.base import (
-    Scalar,
     Step,
     combine,
     evaluate,
@@ -31,6 +30,7 @@ from samplers.solvers.base import (
     towards,
     traced_estimate,
 )
+from samplers.solvers.scalar import Scalar
 
 __all__ = ["dpm", "euler", "heun"]
 

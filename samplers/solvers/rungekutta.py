@@ -20,10 +20,10 @@ from torch import Tensor
 from samplers.field import Field
 from samplers.solvers.base import Step, combine, evaluate, network_levels, read_levels
 
-__all__ = ["heun2", "heun3", "midpoint", "rk4", "ssprk3"]
+__all__ = ["TABLEAUS", "Tableau", "heun2", "heun3", "midpoint", "rk4", "ssprk3"]
 
 
-class _Tableau(NamedTuple):
+class Tableau(NamedTuple):
     """Nodes, the weights of earlier stages in each later one, and those of the result; the first stage is at 0."""
 
     nodes: tuple[float, ...]
@@ -31,11 +31,13 @@ class _Tableau(NamedTuple):
     weights: tuple[float, ...]
 
 
-_MIDPOINT = _Tableau((1 / 2,), ((1 / 2,),), (0, 1))
-_HEUN2 = _Tableau((1,), ((1,),), (1 / 2, 1 / 2))
-_HEUN3 = _Tableau((1 / 3, 2 / 3), ((1 / 3,), (0, 2 / 3)), (1 / 4, 0, 3 / 4))
-_SSPRK3 = _Tableau((1, 1 / 2), ((1,), (1 / 4, 1 / 4)), (1 / 6, 1 / 6, 2 / 3))
-_RK4 = _Tableau((1 / 3, 2 / 3, 1), ((1 / 3,), (-1 / 3, 1), (1, -1, 1)), (1 / 8, 3 / 8, 3 / 8, 1 / 8))
+TABLEAUS = {
+    "midpoint": Tableau((1 / 2,), ((1 / 2,),), (0, 1)),
+    "heun2": Tableau((1,), ((1,),), (1 / 2, 1 / 2)),
+    "heun3": Tableau((1 / 3, 2 / 3), ((1 / 3,), (0, 2 / 3)), (1 / 4, 0, 3 / 4)),
+    "ssprk3": Tableau((1, 1 / 2), ((1,), (1 / 4, 1 / 4)), (1 / 6, 1 / 6, 2 / 3)),
+    "rk4": Tableau((1 / 3, 2 / 3, 1), ((1 / 3,), (-1 / 3, 1), (1, -1, 1)), (1 / 8, 3 / 8, 3 / 8, 1 / 8)),
+}
 
 
 def _runge_kutta(
@@ -43,7 +45,7 @@ def _runge_kutta(
     x: Tensor,
     levels: Tensor | Sequence[float | Tensor],
     *,
-    tableau: _Tableau,
+    tableau: Tableau,
     first: Tensor | None = None,
     trace: Callable[[Step], Any] | None = None,
 ) -> Tensor:
@@ -63,8 +65,8 @@ def _runge_kutta(
     return x
 
 
-midpoint = functools.partial(_runge_kutta, tableau=_MIDPOINT)
-heun2 = functools.partial(_runge_kutta, tableau=_HEUN2)
-heun3 = functools.partial(_runge_kutta, tableau=_HEUN3)
-ssprk3 = functools.partial(_runge_kutta, tableau=_SSPRK3)
-rk4 = functools.partial(_runge_kutta, tableau=_RK4)
+midpoint = functools.partial(_runge_kutta, tableau=TABLEAUS["midpoint"])
+heun2 = functools.partial(_runge_kutta, tableau=TABLEAUS["heun2"])
+heun3 = functools.partial(_runge_kutta, tableau=TABLEAUS["heun3"])
+ssprk3 = functools.partial(_runge_kutta, tableau=TABLEAUS["ssprk3"])
+rk4 = functools.partial(_runge_kutta, tableau=TABLEAUS["rk4"])

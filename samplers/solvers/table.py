@@ -40,6 +40,8 @@ SOLVERS: dict[str, Solver] = {
         Solver("deis", "deis", {**_ADAMS, "deis_mode": ("tab", "rhoab")}),
         Solver("dpmpp", "dpmpp", _EXPONENTIAL),
         Solver("unipc", "unipc", {**_EXPONENTIAL, "variant": ("bh1", "bh2")}),
+        Solver("res", "residual", {"max_order": (1, 2, 3)}),
+        Solver("sa", "residual", {"max_order": (1, 2, 3), "corrector_order": (0, 1, 2, 3, 4)}),
         Solver("heun_churn", "churn", evaluations=2),
         Solver("dopri5", "adaptive", adaptive=True),
         Solver("rk45", "adaptive", adaptive=True),

@@ -7,47 +7,17 @@ step, where it would need an evaluation that nothing else uses.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 from torch import Tensor
 
 from samplers.field import Field
-from samplers.solvers.base import Step, combine, read_levels, require_ve, traced_estimate
-from samplers.solvers.dpmpp import order_at
+from samplers.solvers.base import Levels, Step, combine, read_levels, require_ve, traced_estimate
+from samplers.solvers.exponential import order_at, unipc_weights
 from samplers.solvers.thresholding import resolve_thresholding
 
-__all__ = ["unipc", "unipc_weights"]
-
-
-def unipc_weights(
-    s: Sequence[float], i: int, order: int, predict_x0: bool, variant: str
-) -> tuple[float, list[float], list[float]]:
-    """Scale of x; predictor weights of the last `order` values, newest first; corrector weights, new value first."""
-    lam = [-math.log(s[i - k]) for k in range(order)]
-    step = -math.log(s[i + 1]) - lam[0]
-    w = -step if predict_x0 else step
-    f = math.expm1(w)
-    b_of_h = w if variant == "bh1" else f
-    r = np.array([(v - lam[0]) / step for v in lam[1:]] + [1.0])
-    psi, b = f / w - 1, []
-    for j in range(1, order + 1):
-        b.append(math.factorial(j) * psi / b_of_h)
-        psi = psi / w - 1 / math.factorial(j + 1)
-    matrix = r[None, :] ** np.arange(order)[:, None]
-    # Orders with one unknown use the limit 1/2 instead of the solution, as published.
-    predict = np.linalg.solve(matrix[:-1, :-1], b[:-1]) if order > 2 else np.full(order - 1, 0.5)
-    correct = np.linalg.solve(matrix, b) if order > 1 else np.array([0.5])
-
-    unit = 1.0 if predict_x0 else s[i + 1]
-    old = -unit * b_of_h * predict / r[:-1]
-    predictor = [-unit * f - old.sum(), *old]
-    new = -unit * b_of_h * correct / r  # the last belongs to the new value, r = 1
-    corrector = [new[-1], -unit * f - new.sum(), *new[:-1]]
-    scale = s[i + 1] / s[i] if predict_x0 else 1.0
-    return scale, [float(v) for v in predictor], [float(v) for v in corrector]
+__all__ = ["predictor_corrector", "unipc"]
 
 
 def unipc(
@@ -80,10 +50,42 @@ def unipc(
             "solver 'unipc' needs levels that are one number for the whole batch: use solver 'dpmpp' or 'ab' with maps"
         )
     transform = resolve_thresholding(thresholding, predict_x0, field, x)
-    steps = len(grid.steps)
+
+    def weights(s: Sequence[float], i: int) -> tuple[float, list[float], list[float]]:
+        order = order_at(i, len(grid.steps), max_order, lower_order_final)
+        return unipc_weights(s, i, order, predict_x0, variant)
+
+    return predictor_corrector(
+        field, x, grid, weights, history=max_order, of_data=predict_x0, transform=transform, first=first, trace=trace
+    )
+
+
+def predictor_corrector(
+    field: Field,
+    x: Tensor,
+    grid: Levels,
+    weights: Callable[[Sequence[Any], int], tuple[Any, Sequence[Any], Sequence[Any]]],
+    *,
+    history: int,
+    of_data: bool = True,
+    transform: Callable[[Tensor], Tensor] | None = None,
+    noise: Callable[[int], Tensor | None] = lambda i: None,
+    first: Tensor | None = None,
+    trace: Callable[[Step], Any] | None = None,
+) -> Tensor:
+    """Predict, evaluate there, correct with that value and keep it: one evaluation per step.
+
+    Args:
+        weights: `(levels, i)` -> scale of x, weights of the predictor and of the corrector, newest value first; without
+            any for the corrector, the prediction is kept.
+        history: values that the predictor uses at most.
+        of_data: the values are clean data, else drifts.
+        transform: applied to clean data.
+        noise: of step i, added to the prediction and to the correction alike; None: nothing.
+    """
 
     def model_value(data: Tensor, at: Tensor, i: int) -> Tensor:
-        if predict_x0:
+        if of_data:
             return data if transform is None else transform(data)
         return field.velocity_of(data, at, grid.label[i])
 
@@ -94,14 +96,19 @@ def unipc(
         if trace is not None:
             trace(Step(i, grid.label[i], x, data, field.velocity_of(data, predicted, grid.label[i])))
         if grid.stops_at_zero(i):
-            return kept[0] if predict_x0 else data
-        order = order_at(i, steps, max_order, lower_order_final)
-        scale, predictor, corrector = unipc_weights(grid.s, i, order, predict_x0, variant)
+            return kept[0] if of_data else data
+        scale, predictor, corrector = weights(grid.s, i)
+        added = noise(i)
         predicted = combine(x, scale, predictor, kept)
-        if i == steps - 1:
+        predicted = predicted if added is None else predicted + added
+        if i == len(grid.steps) - 1:
             return predicted
         data = traced_estimate(field, predicted, grid.label[i + 1]).to(x.dtype)
         kept = [model_value(data, predicted, i + 1), *kept]
-        x = combine(x, scale, corrector, kept)
-        kept = kept[:max_order]
+        if corrector:
+            x = combine(x, scale, corrector, kept)
+            x = x if added is None else x + added
+        else:
+            x = predicted
+        kept = kept[:history]
     return x

@@ -12,15 +12,29 @@ All weights are ratios of level differences, so levels may be maps and may be th
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 
-from samplers.solvers.base import Scalar
+import numpy as np
+import torch
 
-__all__ = ["EQUAL_STEPS", "Rule", "ab_weights", "ipndm_v_weights", "ipndm_weights", "lagrange_integrals"]
+from samplers.path import VP
+from samplers.solvers.scalar import Scalar
+
+__all__ = [
+    "EQUAL_STEPS",
+    "Rule",
+    "ab_weights",
+    "deis_table",
+    "ipndm_v_weights",
+    "ipndm_weights",
+    "lagrange_integrals",
+]
 
 # rule(s, i, order) -> weights of the step i, newest first, times h
 Rule = Callable[[Sequence[Scalar], int, int], list[Scalar]]
 
+NODES = 120  # Gauss-Legendre nodes per step of `deis_table`
 EQUAL_STEPS = (
     (1.0,),
     (3 / 2, -1 / 2),
@@ -61,8 +75,8 @@ def ipndm_v_weights(s: Sequence[Scalar], i: int, order: int) -> list[Scalar]:
     return [h * v for v in w]
 
 
-def lagrange_integrals(nodes: Sequence[Scalar], h: Scalar) -> list[Scalar]:
-    """Integrals over [0, h] of the Lagrange basis polynomials on up to four `nodes`, in closed form."""
+def lagrange_integrals(nodes: Sequence[Scalar], moments: Sequence[Scalar]) -> list[Scalar]:
+    """Integrals of the Lagrange basis polynomials on up to four `nodes`; `moments[j]` is that of u^j."""
     out = []
     for k, node in enumerate(nodes):
         coefficients: list[Scalar] = [1.0]  # of prod_j (u - u_j), highest power first
@@ -71,12 +85,57 @@ def lagrange_integrals(nodes: Sequence[Scalar], h: Scalar) -> list[Scalar]:
             shifted = [*coefficients, 0.0]
             coefficients = [a - other * b for a, b in zip(shifted, [0.0, *coefficients], strict=True)]
             scale = scale * (node - other)
-        n = len(coefficients)
-        out.append(sum(c * h ** (n - j) / (n - j) for j, c in enumerate(coefficients)) / scale)
+        out.append(sum(c * m for c, m in zip(coefficients, reversed(moments), strict=True)) / scale)
     return out
 
 
 def ab_weights(s: Sequence[Scalar], i: int, order: int) -> list[Scalar]:
     """Exact Adams-Bashforth weights of the step i, newest first, times h."""
     # Measured from s[i]: differences of the levels themselves would cancel.
-    return lagrange_integrals([s[i - k] - s[i] for k in range(order)], s[i + 1] - s[i])
+    h = s[i + 1] - s[i]
+    return lagrange_integrals([s[i - k] - s[i] for k in range(order)], [h ** (j + 1) / (j + 1) for j in range(order)])
+
+
+def deis_table(
+    sigmas: Sequence[float],
+    max_order: int,
+    *,
+    mode: str = "tab",
+    vp_sigma_range: tuple[float, float] = (0.002, 80.0),
+    quadrature_points: int | None = None,
+) -> np.ndarray:
+    """Coefficients `[N, max_order]` float64 of the N steps between `sigmas` `[N+1]`, newest first, zero padded.
+
+    Args:
+        quadrature_points: None: exact to rounding. A number: the plain sum over as many equidistant points of the
+            published implementation, whose error is about 1e-5.
+    """
+    table = np.zeros((len(sigmas) - 1, max_order))
+    path = VP.through(*vp_sigma_range)
+    tau = path.time_of(torch.tensor(sigmas, dtype=torch.float64)).numpy()
+    unit, share = _quadrature(quadrature_points)
+    for i in range(len(sigmas) - 1):
+        order = min(i + 1, max_order)
+        if order == 1:
+            table[i, 0] = sigmas[i + 1] - sigmas[i]
+        elif mode == "rhoab":
+            table[i, :order] = ab_weights(sigmas, i, order)
+        else:
+            width = tau[i + 1] - tau[i]
+            t = tau[i] + width * unit
+            weight = path.d_level(torch.from_numpy(t)).numpy() * share * width
+            nodes = tau[i - order + 1 : i + 1][::-1]
+            for k in range(order):
+                others = np.delete(nodes, k)
+                basis = np.prod((t[:, None] - others) / (nodes[k] - others), axis=1)
+                table[i, k] = weight @ basis
+    return table
+
+
+@functools.cache
+def _quadrature(points: int | None) -> tuple[np.ndarray, np.ndarray]:
+    """Nodes and weights on [0, 1]."""
+    if points is None:
+        node, weight = np.polynomial.legendre.leggauss(NODES)
+        return (node + 1) / 2, weight / 2
+    return np.linspace(0, 1, points), np.full(points, 1 / points)

@@ -48,9 +48,11 @@ def test_choice():
 def test_model():
     assert FILE.check_model("ve") is None
     assert FILE.check_model("ve", "ab12") is None
-    assert "other weights" in FILE.check_model("ve", "cd34")
-    with pytest.raises(ValueError, match="made for a model on the path 've', this one is on 'linear'"):
-        FILE.check_model(Linear())
+    assert "other weights (weights ab12) than these (weights cd34)" in FILE.check_model("ve", "cd34")
+    with pytest.raises(
+        ValueError, match=r"on the path 've' \(weights ab12\), this one is on 'linear' \(weights cd34\)"
+    ):
+        FILE.check_model(Linear(), "cd34")
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from solver_variants import VARIANTS, curved
 from samplers import SOLVERS, Field, get_schedule, sample
 from samplers.path import Linear
 
-SCALAR_ONLY = ("unipc", "heun_churn")
+SCALAR_ONLY = ("unipc", "heun_churn", "sa")
 MAPPED = [v for v in VARIANTS if v.values[0] not in SCALAR_ONLY and v.values[1].get("deis_mode") != "tab"]
 
 
@@ -33,7 +33,9 @@ def test_per_sample_levels_are_separate_solves(solver, options, zero):
         torch.testing.assert_close(out, torch.cat(expected), rtol=0, atol=1e-11)
 
 
-@pytest.mark.parametrize(("solver", "options"), [("unipc", {}), ("deis", {"deis_mode": "tab"}), ("heun_churn", {})])
+@pytest.mark.parametrize(
+    ("solver", "options"), [("unipc", {}), ("sa", {}), ("deis", {"deis_mode": "tab"}), ("heun_churn", {})]
+)
 def test_levels_a_solver_cannot_take(solver, options):
     with pytest.raises(ValueError, match="level"):
         sample(curved, torch.randn(3, 4), get_schedule(5)[:, None].expand(-1, 3), solver=solver, **options)

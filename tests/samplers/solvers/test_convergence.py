@@ -9,6 +9,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from gaussian_mixture import mixture
 
 from samplers import SOLVERS, Field, sample
 from samplers.path import Linear
@@ -59,6 +60,9 @@ ORDERS = [
         for x0 in (True, False)
         for v in ("bh1", "bh2")
     ),
+    *(("res", {"max_order": k}, k) for k in (1, 2, 3)),
+    *(("sa", {"tau": 0.0, "max_order": k, "corrector_order": 0}, k) for k in (1, 2, 3)),
+    *(("sa", {"tau": 0.0, "max_order": p, "corrector_order": q}, min(q, p + 1)) for p, q in ((1, 3), (2, 2), (3, 4))),
     ("dpmpp", {"max_order": 3}, 2),
     ("ipndm_v", {"max_order": 2}, 2),
 ]
@@ -73,7 +77,63 @@ def test_order(solver, options, order):
         own = sample(denoise, x, levels, solver=solver, **options)
         return float((own - flow(x * levels[0], levels[0], levels[-1])).abs())
 
-    assert observed_orders(error, (80, 160))[0] == pytest.approx(order, abs=0.18)
+    ns = (320, 640) if solver in ("res", "sa") and order < 4 else (80, 160)
+    assert observed_orders(error, ns)[0] == pytest.approx(order, abs=0.18)
+
+
+class Basis:
+    """Draws unit vectors instead of numbers, so that a state says how much of each draw it holds."""
+
+    def __init__(self, size):
+        self.size, self.drawn = size, 0
+
+    def randn(self, shape, dtype):
+        self.drawn += 1
+        return torch.eye(self.size, dtype=dtype)[self.drawn][None]
+
+
+def variance_at_end(variance, levels, **options):
+    """Variance of the samples of `sa`, exactly, on data of mean 0: the solver is linear in noise."""
+    size = len(levels) + 1
+    x = torch.eye(size, dtype=torch.float64)[:1] * (variance / levels[0] ** 2 + 1) ** 0.5
+    rng = Basis(size)
+
+    def shrink(x, sigma, class_labels=None):
+        return variance * x / (variance + sigma**2)
+
+    end = sample(shrink, x, levels, solver="sa", rng=rng, **options)
+    assert rng.drawn > 0
+    return float(end.square().sum())
+
+
+@pytest.mark.parametrize(("tau", "corrector"), [(1.0, 3), (0.5, 0), (1.6, 2)])
+def test_noise_keeps_the_marginals(tau, corrector):
+    """SA-Solver ends with the variance of data and noise: at once where data are one point, else with its order."""
+    options = {"tau": tau, "corrector_order": corrector, "max_order": 2, "tau_min": 0.0, "tau_max": 100.0}
+    coarse = torch.tensor([5.0, 1.0, 0.3, 0.1], dtype=torch.float64)
+    assert variance_at_end(0.0, coarse, **options) == pytest.approx(0.01, rel=1e-12)
+
+    def error(n):
+        levels = graded(n, 2, math.log(10), math.log(0.05)).exp()
+        return abs(variance_at_end(VARIANCE, levels, **options) - VARIANCE - 0.0025)
+
+    assert error(80) < 1e-3
+    assert observed_orders(error, (80, 160))[0] > 1.8
+
+
+@pytest.mark.parametrize(("solver", "order"), [("res", 1), ("res", 2), ("res", 3), ("sa", 2)])
+def test_order_on_a_mixture(solver, order):
+    """Two modes, against a fine adaptive solve."""
+    field = mixture(*(torch.tensor(v, dtype=torch.float64) for v in ([0.4, 0.6], [[-1.0], [0.8]], [[0.3], [0.2]])))
+    x, ends = torch.tensor([[1.3]], dtype=torch.float64), torch.tensor([10, 0.05], dtype=torch.float64)
+    exact = sample(field, x, ends, solver="dop853", rtol=1e-12, atol=1e-12)
+    options = {"tau": 0.0, "max_order": 2, "corrector_order": 2} if solver == "sa" else {"max_order": order}
+
+    def error(n):
+        levels = graded(n, order, math.log(10), math.log(0.05)).exp()
+        return float((sample(field, x, levels, solver=solver, **options) - exact).abs().max())
+
+    assert observed_orders(error, (160, 320))[0] == pytest.approx(order, abs=0.25)
 
 
 @pytest.mark.parametrize(("weights", "order"), [(ipndm_weights, k) for k in (1, 2, 3, 4)] + [(ab_weights, 4)])

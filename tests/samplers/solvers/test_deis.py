@@ -5,7 +5,7 @@ import pytest
 from golden_cases import cases
 
 from samplers.path import VP
-from samplers.solvers.deis import deis_table
+from samplers.solvers.weights import deis_table
 
 
 @pytest.mark.parametrize("case", cases("solvers", "deis_vp_time"))

@@ -1,0 +1,1 @@
+"""Schedule files as plug-ins of other tools: diffusers, k-diffusion, ComfyUI."""
