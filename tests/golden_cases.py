@@ -73,6 +73,7 @@ HANDLED: dict[str, set[str]] = {
         "sigma_of_t", "t_of_sigma", "sigma_range", "time_schedule", "denoiser_cm", "denoiser_classifier_guided",
         "denoiser_cfg", "latent_decode", "network_keys",
     },
+    "metrics": {"metrics"},
     "combostoc": {
         "center_crop", "timestep_embedding", "position_embedding_2d", "model_forward", "model_components",
         "label_embedding", "model_gradient", "training_target", "compensation", "seeded_draw",

@@ -167,7 +167,7 @@ def frechet_distance(mu1: Tensor, sigma1: Tensor, mu2: Tensor, sigma2: Tensor) -
     traces = sigma1.trace() + sigma2.trace()
     root_trace = _root_trace(sigma1, sigma2, allowed=1e-9 * float(traces))
     if root_trace is None:
-        root_trace = torch.linalg.svdvals(_factor(sigma1).T @ _factor(sigma2)).sum()
+        root_trace = torch.linalg.svdvals(factor(sigma1).T @ factor(sigma2)).sum()
     distance = (mu1 - mu2).square().sum() + traces - 2 * root_trace
     return max(float(distance), 0.0)  # equal inputs may round to -1e-13
 
@@ -189,7 +189,7 @@ def _root_trace(sigma1: Tensor, sigma2: Tensor, allowed: float) -> float | None:
     return float(roots.sum()) if error < allowed else None
 
 
-def _factor(sigma: Tensor) -> Tensor:
+def factor(sigma: Tensor) -> Tensor:
     """A `[D, R]` with A A^T = sigma, symmetric, and R its numerical rank."""
     lower, failed = torch.linalg.cholesky_ex(sigma)
     pivots = lower.diagonal().square()

@@ -11,7 +11,7 @@ from torch_utils.frechet import (
     load_moments,
     save_moments,
 )
-from torch_utils.frechet import _factor as factor
+from torch_utils.frechet import factor
 from torch_utils.frechet import _root_trace as root_trace
 
 F64 = torch.float64
