@@ -10,7 +10,7 @@ import re
 import secrets
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
@@ -27,6 +27,7 @@ __all__ = [
     "broadcast_object",
     "fresh_store",
     "from_rank0",
+    "gather_rows",
     "get_rank",
     "get_world_size",
     "print0",
@@ -231,3 +232,15 @@ def all_gather_object(value: Any) -> list[Any]:
     values = [None] * get_world_size()
     dist.all_gather_object(values, value)
     return values
+
+
+def gather_rows(rows: torch.Tensor, positions: Sequence[int]) -> torch.Tensor | None:
+    """Rows `[n, ...]` of all processes in the order of their positions, on rank 0; None on the others."""
+    parts = [(rows, list(positions))]
+    if get_world_size() > 1:
+        parts = [None] * get_world_size() if get_rank() == 0 else None
+        dist.gather_object((rows, list(positions)), parts, dst=0)
+    if parts is None:
+        return None
+    found, order = (torch.cat([part for part, _ in parts]), torch.tensor([p for _, own in parts for p in own]))
+    return found if bool((order.diff() > 0).all()) else found[order.argsort()]

@@ -13,32 +13,23 @@ What the features are is not known here: see networks/features/table.py.
 from __future__ import annotations
 
 import math
-import zipfile
-from collections.abc import Iterable
-from dataclasses import dataclass
-from os import PathLike
-from pathlib import Path
-from typing import Protocol
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from torch_utils.distributed import all_reduce_sum, broadcast_object, get_rank, rank0_first
-from torch_utils.downloads import download
-from torch_utils.files import atomic_write
+from torch_utils.distributed import all_reduce_sum, broadcast_object
 
 __all__ = [
     "Extractor",
     "FeatureStats",
     "Moments",
-    "check_fits",
+    "factor",
     "feature_stats",
     "frechet_distance",
-    "load_moments",
-    "load_reference",
-    "local_file",
-    "save_moments",
 ]
 
 EPS = torch.finfo(torch.float64).eps
@@ -46,19 +37,23 @@ EPS = torch.finfo(torch.float64).eps
 
 @dataclass(frozen=True)
 class Moments:
-    """A fitted Gaussian.
+    """What is known of the features of some images: a fitted Gaussian, and more where it was asked for.
 
     Attributes:
         mu: `[D]` float64 mean.
         sigma: `[D, D]` float64 unbiased covariance.
         num: samples it was computed from; None: the file does not say.
         features: name of the feature extractor; None: the file does not say.
+        rows: the features `[N, D]` float32 themselves, or some of them; None: not kept, or not on this process.
+        protocol: how they were made, plain JSON; "weights" is the hash of the network's.
     """
 
     mu: Tensor
     sigma: Tensor
     num: int | None = None
     features: str | None = None
+    rows: Tensor | None = None
+    protocol: Mapping[str, Any] = field(default_factory=dict)
 
     def distance(self, other: Moments) -> float:
         return frechet_distance(self.mu, self.sigma, other.mu, other.sigma)
@@ -204,69 +199,3 @@ def factor(sigma: Tensor) -> Tensor:
         )
     keep = values > floor * values[-1]  # the rest is rounding, whose square roots would be large
     return vectors[:, keep] * values[keep].sqrt()
-
-
-def check_fits(ref: str, ref_features: str | None, ref_dim: int, features: str, dim: int) -> None:
-    """A ValueError unless the reference `ref` describes `dim` numbers an image of these features."""
-    if ref_features not in (None, features):
-        raise ValueError(
-            f"{ref} describes the features '{ref_features}', these are '{features}': compare with the features "
-            f"'{ref_features}', or make another reference with `fid.py ref`"
-        )
-    if ref_dim != dim:
-        raise ValueError(
-            f"{ref} has {ref_dim} features an image, '{features}' gives {dim} for these images: "
-            "make a reference with the same features and image size with `fid.py ref`"
-        )
-
-
-def save_moments(path: str | PathLike[str], moments: Moments) -> None:
-    """Write `mu`, `sigma` (float64) and, where known, `num` and `features` to an npz; the folder is created."""
-    arrays = {"mu": moments.mu.numpy(), "sigma": moments.sigma.numpy()}
-    arrays |= {k: np.array(v) for k in ("num", "features") if (v := getattr(moments, k)) is not None}
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path, "wb") as f:
-        np.savez(f, **arrays)
-
-
-def local_file(ref: str) -> str:
-    """The file of a reference: downloaded, by one process for all, where it is an address."""
-    if not ref.startswith(("https://", "http://")):
-        return ref
-    return str(rank0_first(lambda: download(ref, verbose=get_rank() == 0)))
-
-
-def load_reference(ref: str, extractor: Extractor, dim: int, name: str | None = None) -> Moments:
-    """Reference statistics of a file or an address, refused where they do not fit features of `dim` numbers.
-
-    Args:
-        name: what the user calls it, for messages.
-    """
-    moments = load_moments(local_file(ref))
-    check_fits(name or ref, moments.features, len(moments.mu), extractor.name, dim)
-    return moments
-
-
-def load_moments(path: str | PathLike[str]) -> Moments:
-    """Read an npz with `mu [D]` and `sigma [D, D]`, this project's or anybody's; nothing in it is executed.
-
-    Raises:
-        ValueError: not an npz, or one without these arrays.
-    """
-    try:
-        with np.load(path, allow_pickle=False) as data:
-            found = data.files
-            arrays = {key: data[key] for key in ("mu", "sigma", "num", "features") if key in found}
-    except (zipfile.BadZipFile, EOFError, ValueError, AttributeError) as error:
-        raise ValueError(f"{path} is not an npz file of feature statistics: {error}") from error
-    if not {"mu", "sigma"} <= arrays.keys():
-        kind = "images" if {"arr_0", "images"} & set(found) else "arrays"
-        raise ValueError(
-            f"{path} holds {kind} ({', '.join(found[:5]) or 'none'}) and not mu and sigma, the statistics of their "
-            "features: make those with `fid.py ref` of the same data"
-        )
-    mu, sigma = (torch.from_numpy(arrays[key].astype(np.float64)) for key in ("mu", "sigma"))
-    if mu.ndim != 1 or sigma.shape != (len(mu), len(mu)):
-        raise ValueError(f"{path}: mu of shape {list(mu.shape)} and sigma of shape {list(sigma.shape)} do not match")
-    num, features = arrays.get("num"), arrays.get("features")
-    return Moments(mu, sigma, None if num is None else int(num), None if features is None else str(features))

@@ -19,9 +19,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-__all__ = ["FEATURES", "VARIANTS", "EfficientNetLite", "preprocess"]
+from networks.features.resize import centre_crop
 
-FEATURES = 1280
+__all__ = ["CLASSES", "FEATURES", "VARIANTS", "EfficientNetLite", "preprocess"]
+
+FEATURES, CLASSES = 1280, 1000
 STAGES = ((3, 1, 16, 1), (3, 2, 24, 2), (5, 2, 40, 2), (3, 2, 80, 3), (5, 1, 112, 3), (5, 2, 192, 4), (3, 1, 320, 1))
 
 
@@ -88,7 +90,7 @@ class EfficientNetLite(nn.Module):
                 channels = out
         self._blocks = nn.ModuleList(blocks)
         self._conv_head, self._bn1 = SameConv2d(channels, FEATURES), _norm(FEATURES)
-        self._fc = nn.Linear(FEATURES, 1000)  # not part of the features; the published files have it
+        self._fc = nn.Linear(FEATURES, CLASSES)  # not part of the features
 
     def forward(self, x: Tensor) -> Tensor:
         return self.pooled(self.blocks(x, [len(self._blocks) - 1])[0])
@@ -129,12 +131,4 @@ def preprocess(images: Tensor, resolution: int) -> Tensor:
 
     The shorter side is brought to `resolution` (bicubic, antialiased), the middle cut out, gray repeated.
     """
-    x, (H, W) = images.float(), images.shape[2:]
-    if min(H, W) != resolution:
-        scale = resolution / min(H, W)
-        x = F.interpolate(
-            x, size=[max(round(n * scale), resolution) for n in (H, W)], mode="bicubic", antialias=True
-        ).clamp(0, 255)
-    top, left = ((n - resolution) // 2 for n in x.shape[2:])
-    x = x[..., top : top + resolution, left : left + resolution]
-    return ((x - 127) / 128).expand(-1, 3, -1, -1)
+    return ((centre_crop(images, resolution) - 127) / 128).expand(-1, 3, -1, -1)

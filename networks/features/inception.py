@@ -206,7 +206,7 @@ class Inception2015(nn.Module):
         self.Mixed_7a = MixedD()
         self.Mixed_7b = MixedE(1280, max_pooled=False)
         self.Mixed_7c = MixedE(FEATURES, max_pooled=True)
-        self.fc = nn.Linear(FEATURES, CLASSES)  # not part of the features; the published file has it
+        self.fc = nn.Linear(FEATURES, CLASSES)  # class logits, for the Inception score
 
     def forward(self, images: Tensor) -> Tensor:
         x = images.float()

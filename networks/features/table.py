@@ -4,6 +4,8 @@
   use. The weights are those of the Apache-2.0 port named in `INCEPTION_URL`; they are not part of this project.
 - `efficientnet-lite0`, `efficientnet-lite2`: the 1280 pooled features of ImageNet classifiers whose weights are pip
   packages: real features without a download. Published numbers use none of them.
+- `dinov2`: class tokens of DINOv2, ViT-L/14 (Stein et al. 2023, arXiv 2306.04675: the FD that agrees with people);
+  `clip`: image embeddings of CLIP, ViT-L/14. Through the package transformers, from a folder or its cache.
 - `pixels`: the image itself, flattened and scaled to [-1, 1]. Exact, no weights, for small images only: the
   covariance has (C * H * W)^2 entries.
 
@@ -24,10 +26,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from networks.features import efficientnet_lite
+from networks.features import efficientnet_lite, vision_transformers
 from networks.features.efficientnet_lite import EfficientNetLite
+from networks.features.inception import CLASSES, BasicConv2d, Inception2015
 from networks.features.inception import FEATURES as INCEPTION_DIM
-from networks.features.inception import BasicConv2d, Inception2015
+from torch_utils.checkpoint import tensor_hash
 from torch_utils.downloads import download
 from torch_utils.files import cache_directory
 from torch_utils.images import from_uint8
@@ -52,12 +55,19 @@ class FeatureExtractor:
         dim: D; None: C * H * W of the images.
         device: where features are computed.
         function: the map itself, on images that are on `device`.
+        weights: hash of its tensors; None: it has none.
+        resize: how images become the network's input, in words.
+        classes, logits: how many classes it knows, and features -> their logits `[B, classes]`; 0: none.
     """
 
     name: str
     dim: int | None
     device: torch.device
     function: Callable[[Tensor], Tensor]
+    weights: str | None = None
+    resize: str = "none"
+    classes: int = 0
+    logits: Callable[[Tensor], Tensor] | None = None
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Tensor:
@@ -104,7 +114,11 @@ def _inception(weights: str | Path | None, device: torch.device) -> FeatureExtra
 
 
 def inception_extractor(net: Inception2015, device: torch.device) -> FeatureExtractor:
-    """The network, changed in place for speed, as an extractor on `device`."""
+    """The network, changed in place for speed, as an extractor on `device`.
+
+    Its logits are without the bias, as the published Inception scores have them.
+    """
+    weights = weights_hash(net)
     net = net.eval().requires_grad_(False).to(device)
     for module in net.modules():
         if isinstance(module, BasicConv2d):
@@ -117,7 +131,17 @@ def inception_extractor(net: Inception2015, device: torch.device) -> FeatureExtr
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             return net(images)
 
-    return FeatureExtractor("inception", INCEPTION_DIM, device, features)
+    def logits(pooled: Tensor) -> Tensor:
+        return pooled @ net.fc.weight.T
+
+    resize = "TF1 bilinear to 299 x 299, no antialiasing"
+    return FeatureExtractor("inception", INCEPTION_DIM, device, features, weights, resize, CLASSES, logits)
+
+
+def weights_hash(net: nn.Module) -> str:
+    """16 digits that are the same for the same tensors, whatever file they come from; step counters do not count."""
+    state = {k: v for k, v in net.state_dict().items() if not k.endswith("num_batches_tracked")}
+    return tensor_hash(state)[:16]
 
 
 def load_efficientnet(size: str, device: torch.device | str = "cpu") -> EfficientNetLite:
@@ -153,7 +177,16 @@ def _efficientnet(size: str, weights: str | Path | None, device: torch.device) -
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             return net(efficientnet_lite.preprocess(images, resolution))
 
-    return FeatureExtractor(f"efficientnet-{size}", efficientnet_lite.FEATURES, device, features)
+    return FeatureExtractor(
+        f"efficientnet-{size}", efficientnet_lite.FEATURES, device, features,
+        weights=efficientnet_lite.VARIANTS[size].sha256[:16], classes=efficientnet_lite.CLASSES, logits=net._fc,
+        resize=f"shorter side to {resolution} bicubic, centre crop",
+    )  # fmt: skip
+
+
+def _transformer(name: str, weights: str | Path | None, device: torch.device) -> FeatureExtractor:
+    net, dim, resize, features = vision_transformers.load(name, weights, device)
+    return FeatureExtractor(name, dim, device, features, weights_hash(net), resize)
 
 
 def _find_inception(weights: str | Path | None) -> Path:
@@ -208,5 +241,7 @@ FEATURES: dict[str, Callable[[str | Path | None, torch.device], FeatureExtractor
     "inception": _inception,
     "efficientnet-lite0": partial(_efficientnet, "lite0"),
     "efficientnet-lite2": partial(_efficientnet, "lite2"),
+    "dinov2": partial(_transformer, "dinov2"),
+    "clip": partial(_transformer, "clip"),
     "pixels": _pixels,
 }

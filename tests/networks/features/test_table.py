@@ -244,7 +244,7 @@ def test_bad_images(images):
 
 def test_unknown_features():
     with pytest.raises(ValueError, match=f"use one of {', '.join(FEATURES)}"):
-        load_features("clip")
+        load_features("vgg")
 
 
 @pytest.mark.gpu
