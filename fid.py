@@ -1,7 +1,8 @@
-"""Fréchet distance between images and a reference: `fid.py calc` measures, `fid.py ref` makes reference statistics.
+"""Figures of image quality: `fid.py calc` measures, `fid.py ref` describes a reference.
 
-Images come from a folder, a zip, an npz, or straight from a network, batch by batch; only statistics are kept. Features
-are Inception's (FID, Heusel et al. 2017, arXiv 1706.08500) or the pixels themselves. See docs/evaluation.md.
+Images come from a folder, a zip, an npz, or straight from a network, batch by batch, and are seen once for all metrics
+and features: FID (Heusel et al. 2017, arXiv 1706.08500), KID, precision and recall, Inception score. See
+docs/evaluation.md.
 """
 
 from __future__ import annotations
@@ -11,33 +12,32 @@ from torch_utils import process
 if __name__ == "__main__":
     process.tune()  # before torch starts its threads
 
-import math
+import shlex
 import sys
-import zipfile
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import click
 import torch
-from torch import Tensor
-from tqdm import tqdm
 
 from networks.features.table import FEATURES, FeatureExtractor, load_features
 from samplers.planning.plan import SamplerOptions, build_plan
-from samplers.run import decoded_shape, generate, prepare
+from samplers.run import prepare
 from torch_utils import distributed as dist
 from torch_utils.cli import Group
+from torch_utils.feature_pass import Described, Needs, Pictures, describe, dim_of
 from torch_utils.files import write_json
-from torch_utils.frechet import Moments, check_fits, feature_stats, load_reference, local_file, save_moments
-from torch_utils.images import to_uint8
-from torch_utils.misc import split_evenly
-from torch_utils.npz_images import NpzImages
+from torch_utils.frechet import Moments
+from torch_utils.metrics import KID_SEED, Figure
+from torch_utils.npz_images import NAMES, NpzImages
 from torch_utils.options import OptionGroup, opt, options_of
+from torch_utils.reference_file import check_fits, holds, load_reference, local_file, save_moments
 from training.data.image_dataset import ImageDataset, decoded, subset_indices
 from training.data.label_pool import give_labels, refuse_labels
+from training.measures import MetricOptions, Wanted, check_counts, measure, sampled, stored, wanted_of
 from training.trained import open_network
 
 NUM = 50_000  # images, where neither --num nor --seeds says otherwise
@@ -53,8 +53,12 @@ Examples:
   # Pixel distance of a small model to its data: no weights needed
   python fid.py calc --network=NET.pkl --num=10000 --ref=datasets/digits.zip --features=pixels
 \b
-  # Reference statistics of a data set
-  python fid.py ref --data=datasets/cifar10-32x32.zip --dest=refs/cifar10-32x32.npz"""
+  # All figures from one pass, in two kinds of features
+  python fid.py calc --images=out --ref=datasets/cifar10-32x32.zip --metrics=fid,fd,kid,pr --features=inception,dinov2
+\b
+  # Reference statistics of a data set; with the features themselves, for KID, precision and recall
+  python fid.py ref --data=datasets/cifar10-32x32.zip --dest=refs/cifar10-32x32.npz
+  python fid.py ref --data=datasets/cifar10-32x32.zip --dest=refs/cifar10-kept.npz --keep-features"""
 
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 120, "show_default": True}
 
@@ -77,6 +81,9 @@ class RefFiles:
 
     data: str | None = opt(None, "Images to describe", metavar="DIR|ZIP|NPZ")
     dest: str = opt(None, "File to write", metavar="NPZ", required=True)
+    keep_features: bool = opt(
+        False, "Store the features too (4 bytes a number), which kid and pr compare with", metavar="BOOL", flag=True
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,10 +105,11 @@ class Measurement:
     group: ClassVar = OptionGroup("Measurement", "How images are described and compared.", rank=1)
 
     num: int | None = opt(None, f"Images to use [default: {NUM}; ref --data: all of them]", metavar="INT", at_least=2)
-    features: str = opt("inception", "What is compared", choices=list(FEATURES))
+    features: str = opt("inception", f"What is compared, a comma list of {', '.join(FEATURES)}", metavar="LIST")
     weights: str | None = opt(
-        None, "Weights of the features [default: $FEWSTEP_INCEPTION, the cache folder, the web]", metavar="FILE|URL"
-    )
+        None, "Weights of the features, or NAME=... of each, with commas [default: where each looks by itself]",
+        metavar="FILE|URL|DIR",
+    )  # fmt: skip
     seed: int = opt(0, "Seed of the random subset where there are more images than --num", metavar="INT")
 
 
@@ -114,7 +122,7 @@ class MeasurementDevice:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CalcOptions(MeasurementDevice, SamplerOptions, Measurement, Sampled, CalcFiles):
+class CalcOptions(MeasurementDevice, SamplerOptions, MetricOptions, Measurement, Sampled, CalcFiles):
     """All options of `calc`."""
 
 
@@ -123,36 +131,30 @@ class RefOptions(MeasurementDevice, SamplerOptions, Measurement, Sampled, RefFil
     """All options of `ref`."""
 
 
-class Pictures(NamedTuple):
-    """Images: how many over all processes, their `(C, H, W)`, and this process's share, uint8 `[B, C, H, W]` each."""
-
-    num: int
-    image_shape: tuple[int, ...]
-    batches: Iterator[Tensor]
-
-
 @click.group(cls=Group, context_settings=SETTINGS, epilog=EXAMPLES)
 def main() -> None:
-    """Fréchet distance between images and a reference, in Inception features (FID) or pixels."""
+    """Figures of image quality against a reference: Fréchet distance (FID), KID, precision, recall, Inception score."""
 
 
 @main.command(context_settings=SETTINGS, epilog=EXAMPLES)
 @options_of(CalcOptions)
 def calc(options: CalcOptions) -> None:
-    """Print the distance between images (or a network's samples) and a reference."""
+    """Print what separates images (or a network's samples) from a reference; one figure alone as a bare number."""
     with dist.process_group(options.device) as device:
-        extractor = dist.rank0_first(lambda: load_features(options.features, options.weights, device))
+        wanted = wanted_of(_extractors(options, device), options)
         source = _source(options, "images", options.images, options.num or NUM, device)
-        reference = _reference(options, extractor, _dim(extractor, source))
-        moments = _moments(source, extractor, "images")
+        for one in wanted:
+            check_counts(one, options, source.num, options.images or "--num")
+        references = _references(options, wanted, source.image_shape)
+        for one, reference in zip(wanted, references, strict=True):
+            check_counts(one, options, reference and reference.num, options.ref, reference=True)
+        described = describe(source, [(one.extractor, one.needs(source.num, options)) for one in wanted])
         if dist.get_rank() == 0:
-            distance = moments.distance(reference)
-            note = f" (published numbers use {NUM})" if extractor.name == "inception" and moments.num < NUM else ""
-            click.echo(f"{extractor.name} features, {moments.num} images{note}, reference {options.ref}", err=True)
-            click.echo(f"{distance:g}")
+            figures = _figures(options, wanted, described, references)
+            _say(options, figures, described, references)
             if options.json:
                 Path(options.json).parent.mkdir(parents=True, exist_ok=True)
-                write_json(options.json, _report(options, distance, moments, reference))
+                write_json(options.json, _report(options, figures, described, references))
         dist.barrier()
 
 
@@ -161,13 +163,35 @@ def calc(options: CalcOptions) -> None:
 def ref(options: RefOptions) -> None:
     """Write mean and covariance of the features of a data set (or of a network's samples)."""
     with dist.process_group(options.device) as device:
-        extractor = dist.rank0_first(lambda: load_features(options.features, options.weights, device))
+        extractors = _extractors(options, device)
         source = _source(options, "data", options.data, options.num, device)
-        moments = _moments(source, extractor, "images")
+        described = describe(source, [(extractor, Needs(int(options.keep_features))) for extractor in extractors])
         if dist.get_rank() == 0:
-            save_moments(options.dest, moments)
-            click.echo(f"{options.dest}: {len(moments.mu)} {extractor.name} features of {moments.num} images")
+            command = {"command": shlex.join(sys.argv)}
+            sides = [replace(d.moments, protocol={**d.moments.protocol, **command}) for d in described]
+            save_moments(options.dest, *sides)
+            for moments in sides:
+                click.echo(f"{options.dest}: {len(moments.mu)} {moments.features} features of {moments.num} images")
         dist.barrier()
+
+
+def _extractors(options: CalcOptions | RefOptions, device: torch.device) -> list[FeatureExtractor]:
+    """The extractors that --features names, with the weights of --weights."""
+    names = list(dict.fromkeys(name.strip() for name in options.features.split(",")))
+    given = dict.fromkeys(names) if options.weights is None else _weights(names, options.weights)
+    return [dist.rank0_first(lambda name=name: load_features(name, given[name], device)) for name in names]
+
+
+def _weights(names: Sequence[str], text: str) -> dict[str, str | None]:
+    """Weights by the name of the features: `NAME=PATH,NAME=PATH`, or a path alone where there is one name."""
+    parts = [part.partition("=") for part in text.split(",")]
+    if all(name in FEATURES and path for name, _, path in parts):
+        if lost := [name for name, _, _ in parts if name not in names]:
+            raise ValueError(f"--weights names the features '{lost[0]}', which --features does not: leave them out")
+        return {**dict.fromkeys(names), **{name: path for name, _, path in parts}}
+    if len(names) > 1:
+        raise ValueError(f"--weights={text} does not say of which features: write {names[0]}=PATH,{names[1]}=PATH")
+    return {names[0]: text}
 
 
 def _source(
@@ -193,10 +217,9 @@ def _images(path: str, num: int | None, seed: int, batch: int) -> Pictures:
     found = len(opened)
     if found < (num or 2):
         raise ValueError(f"{path} holds {found} images, {num or 2} are needed: lower --num or add images")
-    indices = subset_indices(found, num, seed).tolist()
-    share = split_evenly(len(indices), dist.get_world_size())[dist.get_rank()]
     read = opened.images if isinstance(opened, NpzImages) else partial(decoded, opened)
-    return Pictures(len(indices), tuple(opened.image_shape), read(indices[share.start : share.stop], batch))
+    about = {"images": path, "found": found, "seed": seed}
+    return stored(read, subset_indices(found, num, seed).tolist(), opened.image_shape, batch, about)
 
 
 def _samples(options: CalcOptions | RefOptions, device: torch.device) -> Pictures:
@@ -211,65 +234,104 @@ def _samples(options: CalcOptions | RefOptions, device: torch.device) -> Picture
     give_labels(net, options.labels)
     plan = build_plan(net, options, class_idx=options.class_idx)
     dist.print0(plan, file=sys.stderr)
-    samples = generate(
-        net, seeds, plan, batch=options.batch, device=device, class_idx=options.class_idx, prior=plan.prior,
-        conditional=conditional,
-    )  # fmt: skip
-    return Pictures(len(seeds), decoded_shape(net), (to_uint8(s.images) for s in samples))
-
-
-def _dim(extractor: FeatureExtractor, source: Pictures) -> int:
-    return extractor.dim or math.prod(source.image_shape)
-
-
-def _reference(options: CalcOptions, extractor: FeatureExtractor, dim: int) -> Moments:
-    """Statistics from a file, or of reference images; refused where they do not fit features of `dim` numbers."""
-    path = local_file(options.ref)
-    if _holds_statistics(path):
-        return load_reference(path, extractor, dim, options.ref)
-    source = _images(path, None, options.seed, options.batch)
-    check_fits(options.ref, extractor.name, _dim(extractor, source), extractor.name, dim)
-    return _moments(source, extractor, "reference")
-
-
-def _holds_statistics(path: str | Path) -> bool:
-    """Whether it is an npz of mean and covariance, not images."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return {"mu.npy", "sigma.npy"} <= set(archive.namelist())
-    except (zipfile.BadZipFile, IsADirectoryError):
-        return False
-
-
-def _moments(source: Pictures, extractor: FeatureExtractor, what: str) -> Moments:
-    """Statistics of the images of all processes, with a progress bar of this one's share."""
-    share = source.num / dist.get_world_size()
-    with tqdm(desc=what, total=round(share), unit="img", disable=dist.get_rank() > 0 or None) as bar:
-
-        def counted() -> Iterator[Tensor]:
-            for images in source.batches:
-                yield images
-                bar.update(len(images))
-
-        return feature_stats(counted(), extractor).moments(extractor.name)
-
-
-def _report(options: CalcOptions, distance: float, moments: Moments, reference: Moments) -> dict[str, Any]:
-    """The result and what defines it, as JSON."""
-    report = {"distance": distance, "features": moments.features, "num": moments.num, "ref": options.ref}
-    report |= {"ref_num": reference.num, "mean_term": float((moments.mu - reference.mu).square().sum())}
-    if options.network is None:
-        return report | {"images": options.images, "seed": options.seed}
-    seeds = options.seeds or range(moments.num)
     first, last = seeds[0], seeds[-1]
     contiguous = list(seeds) == list(range(first, last + 1))
-    return report | {
-        "network": options.network,
-        "seeds": f"{first}-{last}" if contiguous else ",".join(map(str, seeds)),
-        "class": options.class_idx,
-        "labels": options.labels,
-        "sampler": options.given(),
-    }
+    about = {
+        "network": options.network, "seeds": f"{first}-{last}" if contiguous else ",".join(map(str, seeds)),
+        "class": options.class_idx, "labels": options.labels, "sampler": options.given(),
+    }  # fmt: skip
+    how = {"batch": options.batch, "device": device, "class_idx": options.class_idx, "conditional": conditional}
+    return sampled(net, seeds, plan, about=about, **how)
+
+
+def _references(options: CalcOptions, wanted: Sequence[Wanted], image_shape: Sequence[int]) -> list[Moments | None]:
+    """What each kind of features is compared with: from a file of statistics, or of reference images in one pass."""
+    path = local_file(options.ref)
+    images = not Path(path).is_file() or Path(path).suffix.lower() != ".npz" or any(holds(path, n) for n in NAMES)
+    found: dict[str, Moments] = {}
+    look: list[Wanted] = []
+    for one in (w for w in wanted if w.compares):
+        extractor, dim = one.extractor, dim_of(one.extractor, image_shape)
+        if not holds(path, "mu", "sigma") or (images and extractor.name != "inception"):
+            look.append(one)
+            continue
+        moments = found[extractor.name] = load_reference(path, extractor, dim, options.ref, one.rows)
+        if one.rows and not holds(path, "rows") and not holds(path, f"{extractor.name}/rows"):
+            if not images:
+                raise ValueError(
+                    f"{options.ref} holds mean and covariance alone, and {' and '.join(one.metrics)} together need the "
+                    "features themselves: give images, or a file of `fid.py ref --keep-features`"
+                )
+            look.append(one)
+        if differs := moments.protocol.get("differs"):
+            dist.print0(f"{options.ref}: {differs}", file=sys.stderr)
+    if look:
+        source = _images(path, None, options.seed, options.batch)
+        for one in look:
+            dim = dim_of(one.extractor, source.image_shape)
+            stands_for = Moments(torch.empty(dim), torch.empty(0), features=one.extractor.name)
+            check_fits(options.ref, stands_for, one.extractor.name, dim_of(one.extractor, image_shape))
+        seen = describe(source, [(one.extractor, Needs(int(one.rows))) for one in look], "reference")
+        for one, described in zip(look, seen, strict=True):  # statistics of the file count before our own
+            known = found.get(one.extractor.name, described.moments)
+            found[one.extractor.name] = replace(known, rows=described.moments.rows)
+    return [found.get(one.extractor.name) for one in wanted]
+
+
+def _figures(
+    options: CalcOptions, wanted: Sequence[Wanted], described: Sequence[Described], references: Sequence[Moments | None]
+) -> dict[str, Figure]:
+    """All figures by name; of several kinds of features as NAME/METRIC."""
+    figures = {}
+    for one, images, reference in zip(wanted, described, references, strict=True):
+        prefix = f"{one.extractor.name}/" if len(wanted) > 1 else ""
+        figures |= {prefix + name: figure for name, figure in measure(one, images, reference, options).items()}
+    return figures
+
+
+def _say(
+    options: CalcOptions,
+    figures: dict[str, Figure],
+    described: Sequence[Described],
+    references: Sequence[Moments | None],
+) -> None:
+    """Figures to stdout, what defines them to stderr."""
+    moments = described[0].moments
+    names = ", ".join(f"{d.moments.features} ({d.moments.protocol['resize']})" for d in described)
+    few = any(d.moments.features == "inception" for d in described) and moments.num < NUM
+    note = f" (published numbers use {NUM})" if few else ""
+    alone = len(figures) == 1
+    click.echo(f"{names if not alone else moments.features} features, {moments.num} images{note}, ", nl=False, err=True)
+    counts = {r.num for r in references if r is not None}
+    click.echo(f"reference {options.ref} of {', '.join(str(c or 'an unknown number of') for c in counts)}", err=True)
+    for name, figure in figures.items():
+        if alone:
+            click.echo(f"{name} {figure}, 95% by the {figure.how}", err=True)
+            click.echo(f"{figure.value:g}")
+        else:
+            click.echo(f"{name} {figure}")
+
+
+def _report(
+    options: CalcOptions,
+    figures: dict[str, Figure],
+    described: Sequence[Described],
+    references: Sequence[Moments | None],
+) -> dict[str, Any]:
+    """The result and what defines it, as JSON; the first Fréchet distance once more as "distance"."""
+    moments, reference = described[0].moments, references[0]
+    distance = next((f.value for name, f in figures.items() if name.split("/")[-1] in ("fid", "fd")), None)
+    report = {"distance": distance, "features": moments.features, "num": moments.num, "ref": options.ref}
+    report |= {"metrics": {name: figure._asdict() for name, figure in figures.items()}}
+    if reference is not None:
+        mean_term = float((moments.mu - reference.mu).square().sum())
+        report |= {"ref_num": reference.num, "mean_term": mean_term}
+    settings = {k: getattr(options, k) for k in ("kid_subsets", "kid_subset_size", "pr_k", "is_splits")}
+    protocol = {"command": shlex.join(sys.argv), "settings": {**settings, "kid_seed": KID_SEED}}
+    protocol |= {"images": [dict(d.moments.protocol) for d in described]}
+    protocol |= {"reference": [dict(r.protocol) for r in references if r is not None]}
+    keys = ("images", "seed", "network", "seeds", "class", "labels", "sampler")
+    return report | {k: v for k, v in moments.protocol.items() if k in keys} | {"protocol": protocol}
 
 
 if __name__ == "__main__":

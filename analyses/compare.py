@@ -21,8 +21,9 @@ from samplers.run import decoded_shape, prepare
 from samplers.solvers.table import SOLVERS
 from torch_utils import distributed as dist
 from torch_utils.cli import Command
-from torch_utils.frechet import Moments, check_fits, load_moments, local_file
+from torch_utils.frechet import Moments
 from torch_utils.options import OptionGroup, opt, options_of
+from torch_utils.reference_file import check_fits, load_moments, local_file
 from training.trained import open_network
 
 # Adaptive solvers have no NFE that could be asked for, the calibrated one needs a schedule file.
@@ -119,5 +120,5 @@ def _reference(options: CompareOptions, pixels: int, device: Any) -> tuple[Momen
         raise ValueError(f"there is no file {options.ref}: make reference statistics with `fid.py ref`")
     reference = load_moments(path)
     extractor = load_features(reference.features or "pixels", None, device)
-    check_fits(options.ref, reference.features, len(reference.mu), extractor.name, extractor.dim or pixels)
+    check_fits(options.ref, reference, extractor.name, extractor.dim or pixels, extractor.weights)
     return reference, extractor

@@ -6,7 +6,8 @@ All arithmetic is float64 on the device of the features, in blocks of BLOCK rows
   1801.01401), as the mean over random subsets, or once over everything.
 - Precision and recall: share of points in the union of balls to the k-th neighbour (Kynkäänniemi et al. 2019, arXiv
   1904.06991).
-- Inception score: exp of the mean divergence of p(class | image) from p(class) (Salimans et al. 2016, arXiv 1606.03498).
+- Inception score: exp of the mean divergence of p(class | image) from p(class) (Salimans et al. 2016, arXiv
+  1606.03498).
 
 A half-width is that of a 95% interval, `value ± half_width`, and says nothing of a bias: FID of few images is too high.
 """

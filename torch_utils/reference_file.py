@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Sequence
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
@@ -131,9 +130,13 @@ def load_moments(path: str | PathLike[str], features: str | None = None, rows: b
         raise ValueError(f"{path}: mu of shape {list(mu.shape)} and sigma of shape {list(sigma.shape)} do not match")
     num, name, kept = (arrays.get(key) for key in ("num", "features", "rows"))
     if kept is not None and (kept.ndim != 2 or kept.shape[1] != len(mu) or kept.dtype != np.float32):
-        raise ValueError(f"{path}: rows of {kept.dtype} and shape {list(kept.shape)} are no features of {len(mu)} numbers")
+        raise ValueError(
+            f"{path}: rows of {kept.dtype} and shape {list(kept.shape)} are no features of {len(mu)} numbers"
+        )
     moments = Moments(mu, sigma, None if num is None else int(num), None if name is None else str(name))
-    return replace(moments, rows=None if kept is None else torch.from_numpy(kept), protocol=_protocol(path, arrays, found))
+    return replace(
+        moments, rows=None if kept is None else torch.from_numpy(kept), protocol=_protocol(path, arrays, found)
+    )
 
 
 def _protocol(path: Any, arrays: dict[str, np.ndarray], found: set[str]) -> dict[str, Any]:

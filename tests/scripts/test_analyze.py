@@ -20,7 +20,8 @@ from samplers.analysis.compare import HELD_OUT
 from samplers.analysis.geometry import chord_deviation, explained_variance
 from samplers.gits.costs import cost_matrix, shortest_path
 from samplers.recipe import Entry, ScheduleFile
-from torch_utils.frechet import Moments, save_moments
+from torch_utils.frechet import Moments
+from torch_utils.reference_file import save_moments
 from torch_utils.report.chart import Chart, Line
 from training.runs.curve import read_curve
 

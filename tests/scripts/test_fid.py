@@ -23,8 +23,9 @@ import networks
 from networks.features.table import load_features
 from samplers.planning.plan import SamplerOptions, build_plan
 from samplers.run import generate, prepare
-from torch_utils.frechet import Moments, save_moments
+from torch_utils.frechet import Moments
 from torch_utils.images import to_uint8
+from torch_utils.reference_file import save_moments
 from training.data.image_dataset import subset_indices
 
 ROOT = Path(__file__).parents[2]
@@ -242,7 +243,7 @@ def test_inception_is_the_default(data, monkeypatch):
         ("--images={d}/images --ref={d}/nowhere.npz --num=130", "nowhere.npz"),
         ("--images={d}/refs/others.npz --ref={d}/others.npz --num=130", "no array images or arr_0"),
         ("--images={d}/images --ref={d}/others.npz --num=130 --weights=x", "no weights"),
-        ("--images={d}/images --ref={d}/others.npz --num=130 --features=clip", "inception"),
+        ("--images={d}/images --ref={d}/others.npz --num=130 --features=vgg", "inception"),
     ],
 )
 def test_bad_input_is_one_sentence(data, network, text, words):

@@ -6,13 +6,12 @@ from golden_cases import cases
 from torch_utils.frechet import (
     FeatureStats,
     Moments,
+    factor,
     feature_stats,
     frechet_distance,
-    load_moments,
-    save_moments,
 )
-from torch_utils.frechet import factor
 from torch_utils.frechet import _root_trace as root_trace
+from torch_utils.reference_file import load_moments, save_moments
 
 F64 = torch.float64
 

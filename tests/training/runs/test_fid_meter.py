@@ -11,7 +11,7 @@ from run_locks import release_locks
 
 import fid
 import train
-from torch_utils.frechet import load_moments
+from torch_utils.reference_file import load_moments
 from training.data.image_dataset import ImageDataset
 from training.methods.edm import EDMOptions
 from training.runs.fid_meter import FidMeter
