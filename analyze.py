@@ -31,6 +31,7 @@ Examples:
   # Schedules, the training curve, and one page of everything
   python analyze.py schedules polynomial logsnr time_uniform --num-steps=10 --outdir=out
   python analyze.py curve runs/00000-digits --outdir=out
+  python analyze.py diff runs/00000-digits runs/00001-digits
   python analyze.py likelihood --network=NET.pkl --data=datasets/digits.zip --num=256 --outdir=out
   python analyze.py page out --title="Digits" """
 
@@ -41,6 +42,7 @@ ANALYSES = {
     "schedules": "Noise levels of schedules",
     "cost": "Cost of every jump along saved trajectories, and the cheapest schedule",
     "curve": "Loss and speed of a training run",
+    "diff": "Where two training runs part, and which options differ",
     "curvature": "How straight the trajectories of networks are",
     "likelihood": "Bits per dimension of images of 8 bits under a model",
     "page": "One page of every picture in a folder",

@@ -95,16 +95,18 @@ class _Collector:
         return Described(replace(moments, rows=rows, protocol=protocol), score)
 
 
-def describe(pictures: Pictures, wanted: Sequence[tuple[Extractor, Needs]], what: str = "images") -> list[Described]:
+def describe(
+    pictures: Pictures, wanted: Sequence[tuple[Extractor, Needs]], what: str | None = "images"
+) -> list[Described]:
     """Look at all images once; all processes take part.
 
     Args:
         wanted: extractors, and what each is needed for.
-        what: word of the progress bar.
+        what: word of the progress bar; None: no bar.
     """
     collectors = [_Collector(extractor, needs, pictures) for extractor, needs in wanted]
     done, total = 0, len(pictures.positions)
-    with tqdm(desc=what, total=total, unit="img", disable=dist.get_rank() > 0 or None) as bar:
+    with tqdm(desc=what, total=total, unit="img", disable=what is None or dist.get_rank() > 0 or None) as bar:
         for images in pictures.batches:
             positions = pictures.positions[done : done + len(images)]
             for collector in collectors:

@@ -19,7 +19,7 @@ from training.methods.table import method_entry
 from training.options import CommonOptions
 from training.performance import DTYPES, set_backends
 from training.runs import run_dir as runs
-from training.runs.fid_meter import FidMeter, check_fid
+from training.runs.meters import Meter, check_fid
 from training.runs.placement import Place, find_place
 from training.runs.session import Session
 
@@ -80,7 +80,7 @@ def _train(
             place.run_dir,
             {"method": method_name, "options": dataclasses.asdict(options), "dataset": _facts(dataset)},
             autocast_dtype=DTYPES[options.precision],
-            fid=_fid_meter(options, dataset, device, method),
+            meter=_meter(options, dataset, device, method),
         )
         if place.state is not None:
             session.restore(place.state)
@@ -126,13 +126,11 @@ def _facts(dataset: Any) -> dict[str, Any]:
     }
 
 
-def _fid_meter(options: CommonOptions, dataset: Any, device: torch.device, method: Method) -> FidMeter | None:
+def _meter(options: CommonOptions, dataset: Any, device: torch.device, method: Method) -> Meter | None:
     if not options.fid_every:
         return None
-    if not isinstance(dataset, ImageDataset):
-        raise ValueError(f"--fid-every measures images and {options.data} holds points: leave it out")
     refs = None if options.dry_run else Path(options.outdir) / "fid-refs"
-    return FidMeter(options, refs, dataset, device, method.sampler)
+    return Meter(options, refs, dataset, device, method.sampler)
 
 
 def _transfer(method: Method, source: str) -> list[str]:

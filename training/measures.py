@@ -25,7 +25,8 @@ from torch_utils.misc import split_evenly
 from torch_utils.options import OptionGroup, opt, refuse
 
 __all__ = [
-    "METRICS", "MetricOptions", "Wanted", "check_counts", "measure", "names_of", "sampled", "stored", "wanted_of",
+    "METRICS", "MetricOptions", "Wanted", "check_counts", "figures_of", "measure", "names_of", "sampled", "shares",
+    "stored", "wanted_of",
 ]  # fmt: skip
 
 SAMPLE = 2000  # images whose features tell the half-width of a Fréchet distance
@@ -169,6 +170,13 @@ def check_counts(wanted: Wanted, options: MetricOptions, num: int | None, what: 
             raise ValueError(f"{name} needs {metric.least(options)} images at least, and {what} has {num}{options_}")
 
 
+def figures_of(wanted: Wanted) -> tuple[str, ...]:
+    """The names of what `measure` gives, in their order."""
+    frechet = "fid" if wanted.extractor.name == "inception" else "fd"
+    given = {"fd": (frechet,), "pr": ("precision", "recall")}
+    return tuple(figure for name in wanted.metrics for figure in given.get(name, (name,)))
+
+
 def measure(
     wanted: Wanted, generated: Described, reference: Moments | None, options: MetricOptions
 ) -> dict[str, Figure]:
@@ -206,6 +214,11 @@ def stored(
 def sampled(net: Any, seeds: Sequence[int], plan: Any, *, batch: int, about: Mapping[str, Any], **how: Any) -> Pictures:
     """Images of a network; `how` goes to `samplers.run.generate`."""
     samples = generate(net, seeds, plan, batch=batch, prior=plan.prior, **how)
-    own = seed_batches(range(len(seeds)), batch, dist.get_rank(), dist.get_world_size())
-    positions = [position for part in own for position in part]
-    return Pictures(len(seeds), decoded_shape(net), positions, (to_uint8(s.images) for s in samples), about)
+    images = (to_uint8(s.images) for s in samples)
+    return Pictures(len(seeds), decoded_shape(net), shares(len(seeds), batch), images, about)
+
+
+def shares(num: int, batch: int) -> list[int]:
+    """Which of `num` seeds `samplers.run.generate` samples on this process, in its order."""
+    own = seed_batches(range(num), batch, dist.get_rank(), dist.get_world_size())
+    return [position for part in own for position in part]

@@ -14,7 +14,7 @@ from training.data.opening import DataOptions
 from training.loop.settings import LoopOptions
 from training.methods.common import LearningOptions
 from training.performance import PerformanceOptions
-from training.runs.fid_meter import FidOptions
+from training.runs.meters import FidOptions
 from training.runs.placement import PlaceOptions
 from training.runs.session import ReportOptions
 

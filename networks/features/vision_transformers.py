@@ -22,7 +22,7 @@ CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.261302
 DINO_RESOLUTION = 224  # of the published figures, whatever the network was trained with
 
 
-class Source(NamedTuple):
+class Pretrained(NamedTuple):
     """Where a network is looked for, what transformers calls it, and how its input is scaled."""
 
     name: str
@@ -33,10 +33,10 @@ class Source(NamedTuple):
 
 
 SOURCES = {
-    "dinov2": Source(
+    "dinov2": Pretrained(
         "facebook/dinov2-large", ("dinov2",), "Dinov2Model", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     ),
-    "clip": Source(
+    "clip": Pretrained(
         "openai/clip-vit-large-patch14", ("clip", "clip_vision_model"), "CLIPVisionModelWithProjection",
         CLIP_MEAN, CLIP_STD,
     ),

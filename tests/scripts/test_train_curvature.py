@@ -107,7 +107,7 @@ def test_configurations_that_lack_a_field(tmp_path, data, name):
         (["--data=toy:moons"], "choose another preset or data set"),
         (["--data={wide}"], "images must be square"),
         (["--data=toy:moons", "--preset=two_gaussians", "--prior-std=1,1", "--fid-every=1", "--fid-features=pixels"],
-         "measures images and toy:moons holds points"),
+         "--fid-features is for figures of images, and toy:moons holds none"),
     ],
 )  # fmt: skip
 def test_options_that_are_refused(tmp_path, data, more, words):

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["read_curve"]
+__all__ = ["read_curve", "read_stats"]
 
 WIDTH = 0.02  # of the whole run: standard deviation of the smoothing
 
@@ -23,12 +23,7 @@ def read_curve(run_dir: str | Path) -> dict[str, list[float]]:
     Raises:
         ValueError: no run directory, nothing in its statistics, or a damaged file.
     """
-    path = Path(run_dir) / "stats.jsonl"
-    if not path.is_file():
-        raise ValueError(
-            f"{run_dir} holds no stats.jsonl: give the directory of a training run, such as runs/00000-..."
-        )
-    ticks = _read(path)
+    ticks, path = read_stats(run_dir), Path(run_dir) / "stats.jsonl"
     try:
         kimg = [t["Progress/kimg"]["mean"] for t in ticks]
         loss = [t["Loss/loss"]["mean"] for t in ticks]
@@ -38,8 +33,17 @@ def read_curve(run_dir: str | Path) -> dict[str, list[float]]:
     return {"kimg": kimg, "loss": loss, "smooth": _smooth(kimg, loss), "images_per_second": speed}
 
 
-def _read(path: Path) -> list[dict[str, Any]]:
-    """One object per line; a last line without its end is being written, or was when the run was killed."""
+def read_stats(run_dir: str | Path) -> list[dict[str, Any]]:
+    """The ticks of a run; a last line without its end is being written, or was when the run was killed.
+
+    Raises:
+        ValueError: no run directory, nothing in its statistics, or a damaged file.
+    """
+    path = Path(run_dir) / "stats.jsonl"
+    if not path.is_file():
+        raise ValueError(
+            f"{run_dir} holds no stats.jsonl: give the directory of a training run, such as runs/00000-..."
+        )
     lines = path.read_text(encoding="utf-8").split("\n")[:-1]
     if not lines:
         raise ValueError(f"{path} holds no tick yet: wait for the run's first one")

@@ -16,6 +16,7 @@ import torch
 
 from torch_utils import checkpoint
 from torch_utils import distributed as dist
+from torch_utils.checkpoint import tensor_hash
 from torch_utils.files import atomic_write, retain
 from torch_utils.misc import format_time
 from torch_utils.options import Alias, OptionGroup, opt
@@ -26,7 +27,7 @@ from torch_utils.stats import StatsFile
 from torch_utils.trackers import TRACKERS, Tracker, TrackerList
 from training.loop.loop import Loop
 from training.runs import run_dir as runs
-from training.runs.fid_meter import FidMeter
+from training.runs.meters import Best, Meter
 from training.runs.progress import Progress
 from training.runs.published_state import is_published, read_published
 from training.runs.stop import StopRequest
@@ -63,7 +64,7 @@ class Session:
     Args:
         info: JSON-able facts that go into every file.
         autocast_dtype: of the trunk, for the utilisation figure.
-        fid: measures a network; all processes call it together.
+        meter: measures a network; all processes call it together.
     """
 
     def __init__(
@@ -74,7 +75,7 @@ class Session:
         info: Mapping[str, Any],
         *,
         autocast_dtype: torch.dtype = torch.float32,
-        fid: FidMeter | None = None,
+        meter: Meter | None = None,
     ) -> None:
         self.loop, self.options, self.run_dir, self.info = loop, options, run_dir, dict(info)
         self.main = dist.get_rank() == 0
@@ -87,8 +88,9 @@ class Session:
         self._stats_size = 0
         self._branch_of: Path | None = None
         self._peak = peak_flops(loop.device, autocast_dtype)
-        self._fid = fid
-        self._best: tuple[float, float] | None = None  # lowest FID and the kimg it was measured at
+        self._meter = meter
+        self._best: Best | None = None
+        self._enough: str | None = None  # why the run ends before its time
 
     # --- state files -----------------------------------------------------------------------------------------------
 
@@ -112,7 +114,7 @@ class Session:
         self.tick, self.tick_start_nimg = session["tick"], session["tick_start_nimg"]
         self.elapsed, self._stats_size = session["elapsed"], session["stats_size"]
         self._tracked = session.get("trackers", {})
-        self._best = tuple(session["best"]) if session["best"] else None
+        self._best = Best(*session["best"]) if session["best"] else None
         if path.parent.resolve() != self.run_dir.resolve():
             self._branch_of = path.parent
 
@@ -214,14 +216,14 @@ class Session:
         self._idle = 0.0  # seconds spent on files and metrics since the last tick
         if loop.nimg >= total and self.options.snap and self._lacks_snapshot():
             self._write_snapshot()  # continued with a shorter --duration
-        while loop.nimg < total:
+        while loop.nimg < total and self._enough is None:
             stopped = loop.step(bool(stop))
             if progress.due(loop.nimg):
                 progress.show(loop.stats.peek("Loss/loss"))
             done = loop.nimg >= total
             if done or self.tick == 0 or loop.nimg >= self.tick_start_nimg + self.options.tick * 1000:
                 self._end_tick(progress, done)
-            if stopped and not done:
+            if stopped and not done and self._enough is None:
                 loop.finish_step()
                 self._write_state()
                 end = SignalExit(max(dist.all_gather_object(stop.number)), said=True)
@@ -241,13 +243,15 @@ class Session:
         ended = time.monotonic()
         loss, seconds, idle = loop.stats.peek("Loss/loss"), ended - self._tick_began, self._idle
         parts = [f"tick {tick}", progress.line(loss)]
-        parts += [*self._measure()] if self._fid is not None and due(self._fid.every) and tick > 0 else []
+        if self._meter is not None and due(self._meter.every) and tick > 0:
+            parts += [*self._measure()]
+            done = done or self._enough is not None
         parts += [*self._own_figures()]
         parts += [*self._compare_processes()]
         stats = self._collect(seconds, idle)
         grid = self._write_snapshot() if due(options.snap) else None
         if self.main:
-            self._stats.write(stats)
+            self._stats.write({**stats, "weights": self._weights()})
             means = {name: s["mean"] for name, s in stats.items()}
             for tracker in self._trackers.values():
                 tracker.log(means, loop.nimg, {} if grid is None else {"Samples/grid": grid})
@@ -268,14 +272,25 @@ class Session:
         self._idle = self._tick_began - ended
 
     def _measure(self) -> Iterator[str]:
-        """FID of what a snapshot would hold, into the statistics; yields what the status line says."""
+        """Figures of what a snapshot would hold, into the statistics; yields what the status line says."""
         loop = self.loop
-        value = self._fid(loop.method.export(loop.averaged))
+        figures = self._meter(loop.method.export(loop.averaged))
+        for name, value in figures.items():
+            loop.stats.report(f"Metrics/{name}", value)
+        (name, value), *others = figures.items()
         kimg = loop.nimg / 1000
-        self._best = min(self._best or (value, kimg), (value, kimg))
-        loop.stats.report("Metrics/fid", value)
-        loop.stats.report("Metrics/fid_best", self._best[0])
-        yield f"fid {value:.4g} (best {self._best[0]:.4g} at {self._best[1]:.1f} kimg)"
+        best = self._best = self._best.after(name, value, kimg) if self._best else Best(value, kimg)
+        loop.stats.report(f"Metrics/{name}_best", best.value)
+        yield f"{name} {value:.4g} (best {best.value:.4g} at {best.kimg:.1f} kimg)"
+        yield from (f"{name} {value:.4g}" for name, value in others)
+        self._enough = self._meter.verdict(figures, best)
+        if self._enough is not None:
+            yield f"ends here: {self._enough}"
+
+    def _weights(self) -> str:
+        """16 digits that are the same for the same averaged weights: two runs are compared by them, bit by bit."""
+        named = {f"{k}.{name}": t for k, net in self.loop.averaged.items() for name, t in net.state_dict().items()}
+        return tensor_hash(named)[:16]
 
     def _own_figures(self) -> Iterator[str]:
         """What the method itself measures, into the statistics and the status line."""
