@@ -26,7 +26,7 @@ class Pretrained(NamedTuple):
     """Where a network is looked for, what transformers calls it, and how its input is scaled."""
 
     name: str
-    types: tuple[str, ...]  # `model_type` of its configuration
+    kind: str  # `model_type` of its configuration
     cls: str
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -34,22 +34,19 @@ class Pretrained(NamedTuple):
 
 SOURCES = {
     "dinov2": Pretrained(
-        "facebook/dinov2-large", ("dinov2",), "Dinov2Model", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+        "facebook/dinov2-large", "dinov2", "Dinov2Model", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     ),
-    "clip": Pretrained(
-        "openai/clip-vit-large-patch14", ("clip", "clip_vision_model"), "CLIPVisionModelWithProjection",
-        CLIP_MEAN, CLIP_STD,
-    ),
-}  # fmt: skip
+    "clip": Pretrained("openai/clip-vit-large-patch14", "clip", "CLIPModel", CLIP_MEAN, CLIP_STD),
+}
 
 
-def from_folder(cls: str, source: str | Path, types: tuple[str, ...], option: str = "--weights") -> nn.Module:
+def from_folder(cls: str, source: str | Path, kind: str, option: str = "--weights") -> nn.Module:
     """A network of transformers, in float32 for evaluation; nothing is downloaded and no code of the folder runs.
 
     Args:
         cls: the class in transformers.
         source: folder with config.json and model.safetensors, or a name that its cache holds.
-        types: what the configuration may call itself.
+        kind: what the configuration calls itself.
         option: of the command, that names another source.
 
     Raises:
@@ -59,18 +56,23 @@ def from_folder(cls: str, source: str | Path, types: tuple[str, ...], option: st
         import transformers
     except ImportError:
         raise ValueError(f"'{source}' needs the package transformers: pip install 'fewstep[text]'") from None
-    where = f"'{source}' is neither a folder with config.json and model.safetensors nor in the cache of transformers"
+    transformers.utils.logging.disable_progress_bar()
     try:
         config = transformers.AutoConfig.from_pretrained(str(source), local_files_only=True, trust_remote_code=False)
-        if config.model_type not in types:
-            raise ValueError(f"'{source}' is a {config.model_type}, not a {types[0]}: give another with {option}")
-        net, found = getattr(transformers, cls).from_pretrained(
-            str(source), local_files_only=True, use_safetensors=True, dtype=torch.float32, output_loading_info=True
-        )
-    except OSError as error:
-        raise ValueError(f"{where}: fetch it first (hf download {source}), or give a folder with {option}") from error
-    except RuntimeError as error:
+        net, found = None, {}
+        if config.model_type == kind:
+            net, found = getattr(transformers, cls).from_pretrained(
+                str(source), local_files_only=True, use_safetensors=True, dtype=torch.float32, output_loading_info=True
+            )
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"'{source}' is neither a folder with config.json and model.safetensors nor in the cache of transformers: "
+            f"fetch it first (hf download {source}), or give a folder with {option}"
+        ) from error
+    except RuntimeError as error:  # tensors of other sizes
         raise ValueError(f"the weights of '{source}' do not fit its configuration: get it again") from error
+    if net is None:
+        raise ValueError(f"'{source}' is a {config.model_type}, not a {kind}: give another with {option}")
     if missing := sorted(found["missing_keys"]):
         raise ValueError(f"the weights of '{source}' lack {len(missing)} tensors, first {missing[0]}: get it again")
     return net.eval().requires_grad_(False)
@@ -85,15 +87,17 @@ def load(
         source: folder or name in the cache; None: the published one.
     """
     known = SOURCES[name]
-    net: Any = from_folder(known.cls, source or known.name, known.types).to(device)
+    net: Any = from_folder(known.cls, source or known.name, known.kind).to(device)
     mean, std = (torch.tensor(v, device=device)[:, None, None] for v in (known.mean, known.std))
-    size = DINO_RESOLUTION if name == "dinov2" else net.config.image_size
+    size = DINO_RESOLUTION if name == "dinov2" else net.config.vision_config.image_size
 
     def features(images: Tensor) -> Tensor:
         x = stretch(images, size, size) if name == "dinov2" else centre_crop(images, size)
+        x = (x / 255 - mean) / std  # gray images become three channels
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-            out = net(pixel_values=(x / 255 - mean) / std)
-        return out.pooler_output if name == "dinov2" else out.image_embeds
+            if name == "dinov2":
+                return net(pixel_values=x).pooler_output
+            return net.visual_projection(net.vision_model(pixel_values=x).pooler_output)
 
     if name == "dinov2":
         return net, net.config.hidden_size, f"bicubic to {size} x {size}, antialiased, in float32", features

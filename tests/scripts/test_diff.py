@@ -46,7 +46,9 @@ def test_a_run_that_goes_on(tmp_path):
     assert diff(b, a).output == f"the same in all 2 ticks that both have; then {b} goes on to tick 2\n"
 
 
-@pytest.mark.parametrize(("arguments", "words"), [(["{a}"], "takes 2 values"), (["{a}", "nowhere"], "holds no stats.jsonl")])
+@pytest.mark.parametrize(
+    ("arguments", "words"), [(["{a}"], "takes 2 values"), (["{a}", "nowhere"], "holds no stats.jsonl")]
+)
 def test_bad_input_is_one_sentence(tmp_path, arguments, words):
     a = write_run(tmp_path / "a", [1])
     result = diff(*(argument.format(a=a) for argument in arguments))
