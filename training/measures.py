@@ -29,7 +29,7 @@ __all__ = [
     "stored", "wanted_of",
 ]  # fmt: skip
 
-SAMPLE = 2000  # images whose features tell the half-width of a Fréchet distance
+SAMPLE = 1000  # images whose features tell the half-width of a Fréchet distance
 
 
 @dataclass(frozen=True, kw_only=True)
