@@ -26,7 +26,7 @@ from torch_utils.options import OptionGroup, opt, refuse
 
 __all__ = [
     "METRICS", "MetricOptions", "Wanted", "check_counts", "figures_of", "measure", "names_of", "sampled", "shares",
-    "stored", "wanted_of",
+    "stored", "wanted_of", "whole_batches",
 ]  # fmt: skip
 
 SAMPLE = 1000  # images whose features tell the half-width of a Fréchet distance
@@ -206,9 +206,14 @@ def stored(
         read: indices and batch size -> batches.
         indices: of the images, ascending.
     """
-    parts = split_evenly(-(-len(indices) // batch), dist.get_world_size())[dist.get_rank()]
-    share = range(parts.start * batch, min(parts.stop * batch, len(indices)))
+    share = whole_batches(len(indices), batch)
     return Pictures(len(indices), tuple(image_shape), share, read(indices[share.start : share.stop], batch), about)
+
+
+def whole_batches(num: int, batch: int) -> range:
+    """This process's share of `num` images, in batches that do not depend on the number of processes."""
+    part = split_evenly(-(-num // batch), dist.get_world_size())[dist.get_rank()]
+    return range(part.start * batch, min(part.stop * batch, num))
 
 
 def sampled(net: Any, seeds: Sequence[int], plan: Any, *, batch: int, about: Mapping[str, Any], **how: Any) -> Pictures:

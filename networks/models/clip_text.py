@@ -79,8 +79,12 @@ class CLIPText(nn.Module):
         return self(tokens)
 
 
-def load_tokenizer(source: str | Path = TOKENIZER) -> Any:
+def load_tokenizer(source: str | Path = TOKENIZER, *, option: str = "--tokenizer", local: bool = False) -> Any:
     """CLIP's tokenizer from a folder (tokenizer.json, or vocab.json and merges.txt) or by a name on the hub.
+
+    Args:
+        option: of the command, that names another source.
+        local: do not ask the hub.
 
     Raises:
         ValueError: transformers is missing, or there is no tokenizer of this name and no connection; one sentence.
@@ -95,12 +99,12 @@ def load_tokenizer(source: str | Path = TOKENIZER) -> Any:
             f"{source} holds no tokenizer: a folder with tokenizer.json, or vocab.json and merges.txt, does"
         )
     try:
-        tokenizer = CLIPTokenizer.from_pretrained(str(source), local_files_only=folder or offline())
+        tokenizer = CLIPTokenizer.from_pretrained(str(source), local_files_only=local or folder or offline())
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:160]
         raise ValueError(
             f"the tokenizer '{source}' cannot be loaded ({reason}): give a folder that holds tokenizer.json or "
-            "vocab.json and merges.txt with --tokenizer"
+            f"vocab.json and merges.txt with {option}"
         ) from None
     tokenizer.pad_token = tokenizer.eos_token  # Stable Diffusion fills with the end token
     return tokenizer

@@ -1,12 +1,8 @@
 """fid.py from the command line: folder, zip, npz and network give one number; bad input gives one sentence."""
 
 import json
-import os
 import shlex
 import shutil
-import socket
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 
@@ -15,7 +11,6 @@ import pytest
 import torch
 from click.testing import CliRunner
 from golden_cases import fill_weights
-from patience import HUNG
 from PIL import Image
 
 import fid
@@ -174,30 +169,6 @@ def test_reference_of_a_network(network, data):
     assert result.exit_code == 0, result.output
     assert "64 pixels features of 30 images" in result.stdout
     assert distance("--network={n} --steps=2 --num=30 --batch=11 --ref={d}/net.npz", n=network, d=data) < 1e-6
-
-
-def test_two_processes_give_the_number_of_one(data):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    common = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
-    text = f"fid.py calc {PIXELS} --images={data}/images --ref={data}/others.npz --num=101 --batch=8"
-    processes = [
-        subprocess.Popen(
-            [sys.executable, *shlex.split(text), f"--json={data}/{rank}.json"],
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-        )
-        for rank in range(2)
-    ]
-    outputs = [p.communicate(timeout=HUNG)[0] for p in processes]
-    assert [p.returncode for p in processes] == [0, 0]
-    assert outputs[1] == ""
-    alone = distance("--images={d}/images --ref={d}/others.npz --num=101", d=data)
-    assert float(outputs[0]) == pytest.approx(alone, rel=1e-5)
-    assert not (data / "1.json").exists()
 
 
 def test_inception_weights_absent(data, monkeypatch):
