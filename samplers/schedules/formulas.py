@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from samplers.field import Facts
-from samplers.path import VP
+from samplers.path import VE, VP
 from samplers.schedules.published import PUBLISHED
 
 __all__ = ["FORMULAS", "SCHEDULES", "get_schedule", "polynomial"]
@@ -104,7 +104,8 @@ def get_schedule(
     if num_steps < 2:
         raise ValueError(f"num_steps={num_steps} leaves no step to take: give 2 or more noise levels")
     if schedule_type in PUBLISHED:
-        return _check_range(PUBLISHED[schedule_type].levels(num_steps), schedule_type, facts)
+        entry = PUBLISHED[schedule_type]
+        return _check_range(entry.levels(num_steps), schedule_type, facts, entry.whole)
     if schedule_type not in FORMULAS:
         raise ValueError(f"there is no schedule '{schedule_type}': choose from {', '.join(SCHEDULES)}")
     if schedule_rho <= 0:
@@ -122,12 +123,14 @@ def get_schedule(
     return FORMULAS[schedule_type](u, float(sigma_min), float(sigma_max), schedule_rho, facts)
 
 
-def _check_range(levels: Tensor, name: str, facts: Facts) -> Tensor:
+def _check_range(levels: Tensor, name: str, facts: Facts, whole: bool) -> Tensor:
     lowest, highest = facts.sigma_min, facts.sigma_max
     # Published levels are rounded to 4 decimals.
-    if levels[0] > highest * (1 + 1e-3) or levels[-1] < lowest * (1 - 5e-3):
+    outside = levels[0] > highest * (1 + 1e-3) or levels[-1] < lowest * (1 - 5e-3)
+    another = facts.model is not None and not (isinstance(facts.path, VE) and levels[0] > highest * (1 - 1e-3))
+    if outside or (whole and another):
         raise ValueError(
-            f"schedule '{name}' runs from {levels[0]:g} to {levels[-1]:g}, outside of the network's range "
-            f"{lowest:g} to {highest:g}: it was made for another model"
+            f"schedule '{name}' runs from {levels[0]:g} to {levels[-1]:g}, {'outside of' if outside else 'unlike'} the "
+            f"network's range {lowest:g} to {highest:g}: it was made for another model"
         )
     return levels

@@ -34,6 +34,7 @@ class PublishedSchedule:
     Attributes:
         about: what they were made for, in words.
         lists: sampling steps -> levels, or a function that makes this table.
+        whole: they span the whole noise table that their models were trained on, so that other models are refused.
         stretch_from: number of steps of the list that is interpolated to any number from `stretch_to` on; None: do not.
     """
 
@@ -41,6 +42,7 @@ class PublishedSchedule:
     lists: Mapping[int, Sequence[float]] | Callable[[], Mapping[int, Sequence[float]]]
     stretch_from: int | None = None
     stretch_to: int = 1
+    whole: bool = False
 
     def levels(self, num_steps: int) -> Tensor:
         """`[num_steps]` float64, strictly falling."""
@@ -69,12 +71,17 @@ def _gits_sd15(inner: Sequence[Sequence[int]]) -> dict[int, list[float]]:
 def _load() -> dict[str, PublishedSchedule]:
     data = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
     found = {
-        name: PublishedSchedule(entry["about"], {len(row) - 1: row for row in entry["lists"]}, entry.get("stretch"))
+        name: PublishedSchedule(
+            entry["about"],
+            {len(row) - 1: row for row in entry["lists"]},
+            entry.get("stretch"),
+            whole=entry.get("whole", False),
+        )
         for name, entry in data["lists"].items()
     }
     for coeff, inner in data["gits_sd15_indices"].items():
         about = f"GITS for Stable Diffusion 1.5, coefficient {coeff}"
-        found[f"gits_sd15_{coeff}"] = PublishedSchedule(about, partial(_gits_sd15, inner), 20, 21)
+        found[f"gits_sd15_{coeff}"] = PublishedSchedule(about, partial(_gits_sd15, inner), 20, 21, whole=True)
     return {"gits_sd15": found["gits_sd15_1.20"], **found}
 
 

@@ -170,3 +170,29 @@ def test_zero_ends_a_list_only_where_allowed():
 def test_a_noise_table_is_a_list():
     with pytest.raises(ValueError, match=r"got shape \[1\]"):
         NoiseTable(torch.ones(1))
+
+
+@pytest.mark.parametrize(
+    ("name", "steps"),
+    [
+        ("ays_sd15", [999, 850, 736, 645, 545, 455, 343, 233, 124, 24]),
+        ("ays_sdxl", [999, 845, 730, 587, 443, 310, 193, 116, 53, 13]),
+    ],
+)
+def test_align_your_steps_are_time_steps_of_the_table(name, steps):
+    table = NoiseTable(scaled_linear_alphas())
+    levels = table.sigma((torch.tensor(steps, dtype=torch.float64) + 1) / 1000)
+    torch.testing.assert_close(get_schedule(11, schedule_type=name)[:-1], levels, rtol=3e-3, atol=1e-3)
+
+
+class Model:
+    def __init__(self, path, sigma_max, sigma_min=0.0):
+        self.path, self.sigma_max, self.sigma_min = path, sigma_max, sigma_min
+
+
+@pytest.mark.parametrize("name", ["ays_sd15", "ays_sdxl", "gits_sd15", "ld3_gits_sd15_ipndm"])
+def test_lists_of_one_table_are_for_models_on_it(name):
+    assert len(get_schedule(11, schedule_type=name, net=Model("ve", 14.6146, 0.0292))) == 11
+    for other in (Model("ve", 80.0), Model("linear", math.inf), Model("ve", 10.0)):
+        with pytest.raises(ValueError, match="was made for another model"):
+            get_schedule(11, schedule_type=name, net=other)
