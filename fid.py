@@ -60,8 +60,6 @@ Examples:
   python fid.py ref --data=datasets/cifar10-32x32.zip --dest=refs/cifar10-32x32.npz
   python fid.py ref --data=datasets/cifar10-32x32.zip --dest=refs/cifar10-kept.npz --keep-features"""
 
-SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 120, "show_default": True}
-
 
 IMAGES = OptionGroup("Images and reference", "What is measured; the sampler's options below go with --network.", rank=0)
 
@@ -131,12 +129,12 @@ class RefOptions(MeasurementDevice, SamplerOptions, Measurement, Sampled, RefFil
     """All options of `ref`."""
 
 
-@click.group(cls=Group, context_settings=SETTINGS, epilog=EXAMPLES)
+@click.group(cls=Group, context_settings={"show_default": True}, epilog=EXAMPLES)
 def main() -> None:
     """Figures of image quality against a reference: Fréchet distance (FID), KID, precision, recall, Inception score."""
 
 
-@main.command(context_settings=SETTINGS, epilog=EXAMPLES)
+@main.command(epilog=EXAMPLES)
 @options_of(CalcOptions)
 def calc(options: CalcOptions) -> None:
     """Print what separates images (or a network's samples) from a reference; one figure alone as a bare number."""
@@ -158,7 +156,7 @@ def calc(options: CalcOptions) -> None:
         dist.barrier()
 
 
-@main.command(context_settings=SETTINGS, epilog=EXAMPLES)
+@main.command(epilog=EXAMPLES)
 @options_of(RefOptions)
 def ref(options: RefOptions) -> None:
     """Write mean and covariance of the features of a data set (or of a network's samples)."""

@@ -30,10 +30,8 @@ Examples:
 
 The same command again continues an unfinished run."""
 
-SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 120}
 
-
-@click.group(cls=Group, default="edm", context_settings=SETTINGS, epilog=EXAMPLES)
+@click.group(cls=Group, default="edm", epilog=EXAMPLES)
 def main() -> None:
     """Train a flow or diffusion model.
 
@@ -44,7 +42,7 @@ def main() -> None:
 def _add(name: str) -> None:
     method = METHODS[name]
 
-    @main.command(name, help=method.help, epilog=EXAMPLES, context_settings=SETTINGS)
+    @main.command(name, help=method.help, epilog=EXAMPLES)
     @options_of(method.options)
     def command(options) -> None:  # noqa: ANN001
         launch(name, options)

@@ -18,6 +18,7 @@ class SyntheticDataset:
     label_dim: int
     name: str = "synthetic"
     label_kind: str = "classes"
+    std: float = 0.5
 
     @property
     def image_shape(self) -> list[int]:

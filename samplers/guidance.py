@@ -256,11 +256,7 @@ def unconditional(field: Field | Callable[..., Tensor], rate: float = 1.0) -> Fi
 
 
 # name on the command line -> (field, rate) -> field
-GUIDANCE: dict[str, Callable[..., Field]] = {
-    "cfg": cfg,
-    "cg": classifier_guidance,
-    "uncond": unconditional,
-}
+GUIDANCE: dict[str, Callable[..., Field]] = {"cfg": cfg, "cg": classifier_guidance, "uncond": unconditional}
 
 
 def guide(

@@ -22,7 +22,7 @@ from samplers.field import Field, as_field
 from samplers.run import Recorder, Samples
 from torch_utils import distributed as dist
 from torch_utils.files import atomic_write
-from torch_utils.images import ImageWriter, image_format, make_grid, save_image, to_uint8
+from torch_utils.images import ImageWriter, enlarged, image_format, make_grid, save_image, to_uint8
 from torch_utils.provenance import differences, read_record, write_record
 from torch_utils.report.scatter import is_points, scatter
 
@@ -48,7 +48,7 @@ class Targets:
 
     Attributes:
         outdir: folder of one PNG per seed, with `subdirs` in sub-folders of 1000 seeds.
-        grid: one picture of all images.
+        grid: one picture of all images, small ones enlarged by a whole factor (`torch_utils.images.enlarged`).
         npz: `images [N, H, W, C]` uint8, or of points in the plane `points [N, 2]` float32; `seeds`, and `labels`
             where there are classes.
         npz_name: "arr_0" instead of "images", what suites for ADM, DiT and SiT read.
@@ -131,12 +131,7 @@ class Targets:
             return list(seeds)
         return dist.broadcast_object([s for s in seeds if not self._complete(s)] if dist.get_rank() == 0 else None)
 
-    def write(
-        self,
-        batches: Iterable[Samples],
-        sampler: Any = None,
-        progress: Any = lambda _: None,
-    ) -> None:
+    def write(self, batches: Iterable[Samples], sampler: Any = None, progress: Any = lambda _: None) -> None:
         """Write every batch as it comes; `progress(n)` is called after each n images of this process.
 
         Raises:
@@ -166,7 +161,7 @@ class Targets:
             if "points" in arrays:
                 picture = scatter(torch.from_numpy(arrays["points"]))
             else:
-                picture = make_grid(torch.from_numpy(arrays["images"]).permute(0, 3, 1, 2))
+                picture = enlarged(make_grid(torch.from_numpy(arrays["images"]).permute(0, 3, 1, 2)))
             save_image(picture, self.grid)
         of_npz = ("images", "points", "seeds", "labels")
         for path, keys in ((self.npz, of_npz), (self.traj, ("x", "drift", "sigmas", "seeds"))):

@@ -32,8 +32,9 @@ class OutputOptions:
         metavar="DIR",
     )
     grid: str | None = opt(
-        None, "All images in one; alone: OUTDIR/grid.png, and nothing else", metavar="FILE", bare="True"
-    )
+        None, "All images in one, enlarged where they are small to 512 pixels of width or just above; alone: "
+        "OUTDIR/grid.png, and nothing else", metavar="FILE", bare="True",
+    )  # fmt: skip
     class_idx: int | None = opt(
         None, "One class for all images; default: drawn per seed", metavar="INT", names=("--class",)
     )

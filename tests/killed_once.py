@@ -1,6 +1,6 @@
-"""train.py whose process of one rank is killed in one step of the first attempt, for torchrun to start it again.
+"""train.py whose process of one rank is killed in one step of the first attempt, or after its end ("end").
 
-Arguments: RANK STEP, then those of train.py.
+torchrun then starts all again. Arguments: RANK STEP, then those of train.py.
 """
 
 import os
@@ -19,10 +19,14 @@ update, calls = training.loop.loop.Loop._update, []
 
 def update_or_die(*args):
     calls.append(None)
-    if os.environ["TORCHELASTIC_RESTART_COUNT"] == "0" and os.environ["RANK"] == rank and len(calls) == int(step):
+    if os.environ["TORCHELASTIC_RESTART_COUNT"] == "0" and os.environ["RANK"] == rank and str(len(calls)) == step:
         os.kill(os.getpid(), signal.SIGKILL)
     return update(*args)
 
 
 training.loop.loop.Loop._update = update_or_die
-train.main(sys.argv[3:])
+try:
+    train.main(sys.argv[3:])
+finally:
+    if step == "end" and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0" and os.environ["RANK"] == rank:
+        os.kill(os.getpid(), signal.SIGKILL)

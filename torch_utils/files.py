@@ -20,15 +20,7 @@ from typing import IO, Any
 
 from torch_utils.temporaries import temporary_beside
 
-__all__ = [
-    "atomic_write",
-    "cache_directory",
-    "map_file",
-    "numbered",
-    "read_json",
-    "retain",
-    "write_json",
-]
+__all__ = ["atomic_write", "cache_directory", "map_file", "numbered", "read_json", "retain", "write_json"]
 
 
 @contextmanager

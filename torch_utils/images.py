@@ -19,7 +19,9 @@ from torch import Tensor
 
 from torch_utils.files import atomic_write
 
-__all__ = ["ImageWriter", "from_uint8", "image_format", "make_grid", "save_image", "to_pil", "to_uint8"]
+__all__ = ["ImageWriter", "enlarged", "from_uint8", "image_format", "make_grid", "save_image", "to_pil", "to_uint8"]
+
+MIN_WIDTH = 512  # pixels of a picture of several images
 
 
 def to_uint8(x: Tensor) -> Tensor:
@@ -51,6 +53,15 @@ def make_grid(images: Tensor, columns: int | None = None) -> Tensor:
     cells = images.new_zeros(rows * columns, c, h, w)
     cells[:n] = images
     return cells.reshape(rows, columns, c, h, w).permute(2, 0, 3, 1, 4).reshape(c, rows * h, columns * w)
+
+
+def enlarged(picture: Tensor, width: int = MIN_WIDTH) -> Tensor:
+    """`[C, H, W]` with every pixel a block of k x k, k just so large that the picture is at least `width` wide.
+
+    Small images are shown as blocks rather than blurred by a viewer.
+    """
+    k = -(-width // picture.shape[2])
+    return picture.repeat_interleave(k, 1).repeat_interleave(k, 2)
 
 
 def to_pil(image: Tensor) -> Image.Image:

@@ -40,6 +40,9 @@ def launch(method_name: str, options: CommonOptions) -> None:
         world = dist.get_world_size()
         description = options.description(dataset.name, world)
         place = dist.from_rank0(lambda: find_place(options, options.seed, description, world))
+        if place.finished:
+            dist.print0(f"{place.run_dir} was finished before this job was started again: nothing is left to do")
+            return
         options = dataclasses.replace(options, seed=place.seed)
         try:
             _train(method_name, options, dataset, place, device)
@@ -49,13 +52,7 @@ def launch(method_name: str, options: CommonOptions) -> None:
             raise
 
 
-def _train(
-    method_name: str,
-    options: CommonOptions,
-    dataset: ImageDataset,
-    place: Place,
-    device: torch.device,
-) -> None:
+def _train(method_name: str, options: CommonOptions, dataset: ImageDataset, place: Place, device: torch.device) -> None:
     """Build everything, restore the state, and only then write into the run directory."""
     torch.manual_seed(options.seed)  # the same initial weights on every process, whatever their number
     method = method_entry(method_name).build(options, dataset, device)

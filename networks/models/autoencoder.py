@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -46,9 +47,9 @@ class _Autoencoder(nn.Module):
         ch: int,
         ch_mult: Sequence[int],
         num_res_blocks: int,
-        attn_resolutions: Sequence[int],
-        double_z: bool,
-        dropout: float,
+        attn_resolutions: Sequence[int] = (),
+        double_z: bool = False,
+        dropout: float = 0,
     ) -> None:
         super().__init__()
         self.embed_dim, self.channels, self.factor = embed_dim, out_ch, 2 ** (len(ch_mult) - 1)
@@ -70,26 +71,9 @@ class _Autoencoder(nn.Module):
 class VQAutoencoder(_Autoencoder):
     """Latents that are looked up in a codebook. Key of the codebook: quantize.embedding.weight [n_embed, embed_dim]."""
 
-    def __init__(
-        self,
-        embed_dim: int,
-        n_embed: int,
-        z_channels: int,
-        resolution: int,
-        in_channels: int,
-        out_ch: int,
-        ch: int,
-        ch_mult: Sequence[int],
-        num_res_blocks: int,
-        attn_resolutions: Sequence[int] = (),
-        double_z: bool = False,
-        dropout: float = 0,
-    ) -> None:
+    def __init__(self, embed_dim: int, n_embed: int, *args: Any, **kwargs: Any) -> None:
         self.n_embed = n_embed
-        super().__init__(
-            embed_dim, z_channels, resolution, in_channels, out_ch, ch, ch_mult, num_res_blocks, attn_resolutions,
-            double_z, dropout,
-        )  # fmt: skip
+        super().__init__(embed_dim, *args, **kwargs)
 
     def _add_codebook(self) -> None:
         self.quantize = nn.Module()
@@ -121,26 +105,10 @@ class VQAutoencoder(_Autoencoder):
 class KLAutoencoder(_Autoencoder):
     """Latents with a mean and a deviation per element."""
 
-    def __init__(
-        self,
-        embed_dim: int,
-        z_channels: int,
-        resolution: int,
-        in_channels: int,
-        out_ch: int,
-        ch: int,
-        ch_mult: Sequence[int],
-        num_res_blocks: int,
-        attn_resolutions: Sequence[int] = (),
-        double_z: bool = True,
-        dropout: float = 0,
-    ) -> None:
+    def __init__(self, *args: Any, double_z: bool = True, **kwargs: Any) -> None:
         if not double_z:
             raise ValueError("an autoencoder with moments has double_z: its encoder gives mean and log variance")
-        super().__init__(
-            embed_dim, z_channels, resolution, in_channels, out_ch, ch, ch_mult, num_res_blocks, attn_resolutions,
-            double_z, dropout,
-        )  # fmt: skip
+        super().__init__(*args, double_z=double_z, **kwargs)
 
     def moments(self, image: Tensor) -> Tensor:
         """Images in [-1, 1] `[N, C, H, W]` -> mean and log variance `[N, 2 embed_dim, H / f, W / f]`."""

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from networks.models.base import Model
 from networks.models.precond import EDMPrecond
 from networks.trunks.adm_unet import ADMUNet
 
@@ -26,8 +26,6 @@ class CMPrecond(EDMPrecond):
         sigma_min, sigma_max, sigma_data: noise levels and standard deviation of the data.
     """
 
-    label_dropout = 0.0
-
     def __init__(
         self,
         img_resolution: int,
@@ -38,16 +36,10 @@ class CMPrecond(EDMPrecond):
         sigma_max: float = 80,
         sigma_data: float = 0.5,
     ) -> None:
-        nn.Module.__init__(self)
-        self.img_resolution, self.img_channels, self.label_dim = img_resolution, img_channels, label_dim
+        Model.__init__(self, img_resolution, img_channels, label_dim)
         self.sigma_min, self.sigma_max, self.sigma_data = sigma_min, sigma_max, sigma_data
-        self.compute_dtype = torch.float32
-        self.model = ADMUNet(
-            img_resolution=img_resolution,
-            in_channels=img_channels,
-            label_dim=label_dim,
-            **{"out_channels": img_channels, **network},
-        )
+        shape = {"img_resolution": img_resolution, "in_channels": img_channels, "out_channels": img_channels}
+        self.model = ADMUNet(**{**shape, "label_dim": label_dim, **network})
 
     def scalings(self, sigma: Tensor) -> tuple[Tensor | float, Tensor, Tensor | float, Tensor]:
         c_skip, c_out, c_in, c_noise = super().scalings(sigma)

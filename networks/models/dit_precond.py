@@ -42,11 +42,6 @@ class DiTPrecond(NoisePrecond):
     def evaluate(self, x: Tensor, time: Tensor, condition: Mapping[str, Tensor]) -> Tensor:
         return self.model(x, time.reshape(-1, 1, 1, 1), condition.get("labels"))
 
-    @property
-    def label_dropout(self) -> float:
-        """Share of labels left out in training; above 0, the network also knows the empty class."""
-        return self.model.label_dropout
-
     def condition(self, labels: Tensor | None, x: Tensor) -> dict[str, Tensor]:
         """One-hot rows `[B, label_dim]`."""
         if not self.label_dim:

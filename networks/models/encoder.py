@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from networks.models.base import make_trunk
 from networks.models.precond import per_sample_level
-from networks.models.velocity import TRUNKS, build_trunk
+from networks.models.velocity import TRUNKS
 
 __all__ = ["CouplingEncoder", "Encoded"]
 
@@ -41,13 +42,7 @@ class CouplingEncoder(nn.Module):
     ) -> None:
         super().__init__()
         self.img_resolution, self.img_channels = img_resolution, img_channels
-        self.encoder = build_trunk(
-            model_type,
-            img_resolution=img_resolution,
-            in_channels=img_channels,
-            out_channels=2 * img_channels,
-            **model_kwargs,
-        )
+        self.encoder = make_trunk(TRUNKS, model_type, img_resolution, img_channels, 2 * img_channels, **model_kwargs)
 
     def forward(self, x: Tensor, eps: Tensor, t: Tensor | float = 1.0) -> Encoded:
         """Data `[N, C, H, W]` in [-1, 1] and unit noise of the same shape -> `Encoded`."""

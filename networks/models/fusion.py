@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from networks.models.base import Model, make_trunk
 from networks.models.precond import per_sample_level
 from networks.trunks.adm_unet import ADMUNet
 from networks.trunks.mlp import SELUMLP
@@ -25,7 +26,7 @@ SCORE_TARGETS = ("eps", "noise", "score", "log_density", "none")
 TRUNKS: dict[str, type[nn.Module]] = {"ADMUNet": ADMUNet, "SELUMLP": SELUMLP}
 
 
-class FusionNetwork(nn.Module):
+class FusionNetwork(Model):
     """One or two heads at a time of its own, t = 0 at the data.
 
     Args:
@@ -39,7 +40,6 @@ class FusionNetwork(nn.Module):
 
     Attributes:
         path, path_options, predicts, start: how samplers read this model.
-        compute_dtype: dtype of the trunk in a call; not a property of the weights.
 
     Raises:
         ValueError: arguments that do not fit, in one sentence.
@@ -49,8 +49,6 @@ class FusionNetwork(nn.Module):
     path = "bridge"
     predicts = "data"
     start = "exact"
-    sigma_min = 0.0
-    sigma_max = math.inf
 
     def __init__(
         self,
@@ -64,36 +62,29 @@ class FusionNetwork(nn.Module):
         gaussian_noise: bool = True,
         **model_kwargs: Any,
     ) -> None:
-        if model_type not in TRUNKS:
-            raise ValueError(f"model_type '{model_type}' is unknown: choose one of {', '.join(TRUNKS)}")
         if heads not in (1, 2):
             raise ValueError(f"heads={heads}: give 2, clean data and score, or 1, clean data alone")
         if score_target not in SCORE_TARGETS:
             raise ValueError(f"score target '{score_target}' is unknown: choose from {', '.join(SCORE_TARGETS)}")
         if not 0 <= sigma < math.inf:
             raise ValueError(f"sigma={sigma:g} is the noise of the path: give 0 or more")
-        super().__init__()
-        self.img_resolution, self.img_channels, self.label_dim = img_resolution, img_channels, label_dim
+        super().__init__(img_resolution, img_channels, label_dim)
         self.bridge, self.num_heads, self.score_target = sigma, heads, score_target if heads == 2 else "none"
         self.gaussian_noise = gaussian_noise
-        self.compute_dtype = torch.float32
         channels = img_channels * heads
-        self.model = TRUNKS[model_type](img_resolution, channels, channels, label_dim=label_dim, **model_kwargs)
+        self.model = make_trunk(
+            TRUNKS, model_type, img_resolution, channels, channels, label_dim=label_dim, **model_kwargs
+        )
 
     @property
     def path_options(self) -> dict[str, float]:
         """Parameters of the path."""
         return {"bridge": self.bridge}
 
-    def round_sigma(self, sigma: Tensor | float) -> Tensor:
-        """The nearest noise level that the network supports: every one."""
-        return torch.as_tensor(sigma)
-
     def heads(self, x: Tensor, t: Tensor | float, class_labels: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Clean estimate and second head (None without one) at x_t, each `[N, C, H, W]` float32; as `forward`."""
         x = x.to(torch.float32)
-        half = self.compute_dtype == torch.float16 and x.device.type != "cuda"
-        dtype = torch.float32 if half else self.compute_dtype
+        dtype = self.trunk_dtype(x)
         time = 1 - per_sample_level(t, x).flatten()
         labels = (class_labels,) if self.label_dim else ()
         out = self.model(torch.cat([x] * self.num_heads, dim=1).to(dtype), time, *labels).to(torch.float32)

@@ -7,12 +7,12 @@ its velocity changes sign. Noise and score do not depend on the direction.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from networks.models.base import Model, make_trunk
 from networks.trunks.transformer import SIZES, Transformer
 from torch_utils.misc import expand_to
 
@@ -42,7 +42,7 @@ def transformer_config(name: str, img_resolution: int, img_channels: int, label_
     }  # fmt: skip
 
 
-class InterpolantNetwork(nn.Module):
+class InterpolantNetwork(Model):
     """A transformer as a model in native time, t = 0 at the data.
 
     Args:
@@ -56,15 +56,12 @@ class InterpolantNetwork(nn.Module):
 
     Attributes:
         path, predicts, start: how samplers read this model. start = "exact": the state at infinite sigma is known.
-        compute_dtype: dtype of the trunk in a call; times stay float32.
 
     Raises:
         ValueError: arguments that do not fit, in one sentence.
     """
 
     models = TRUNKS
-    sigma_min = 0.0
-    sigma_max = math.inf
 
     def __init__(
         self,
@@ -81,28 +78,17 @@ class InterpolantNetwork(nn.Module):
             raise ValueError(f"a transformer lives on the path linear, trig or vp, not on '{path}'")
         if predicts not in ("velocity", "noise", "score"):
             raise ValueError(f"a transformer predicts velocity, noise or score, not '{predicts}'")
-        super().__init__()
-        self.img_resolution, self.img_channels, self.label_dim = img_resolution, img_channels, label_dim
+        super().__init__(img_resolution, img_channels, label_dim)
         self.path, self.predicts, self.compensated = path, predicts, compensated
         self.start = "exact" if path != "vp" and predicts == "velocity" else "scaled"
-        self.compute_dtype = torch.float32
-        if model_type not in TRUNKS:
-            raise ValueError(f"model_type '{model_type}' is unknown: choose one of {', '.join(TRUNKS)}")
-        self.model = TRUNKS[model_type](img_resolution, img_channels, img_channels, label_dim, **model_kwargs)
+        self.model = make_trunk(
+            TRUNKS, model_type, img_resolution, img_channels, img_channels, label_dim, **model_kwargs
+        )
 
     @property
     def element_times(self) -> bool:
         """Elements of a sample may be at times of their own."""
         return self.model.element_times
-
-    @property
-    def label_dropout(self) -> float:
-        """Share of the labels left out in training; above 0, the network also knows the empty label."""
-        return self.model.label_dropout
-
-    def round_sigma(self, sigma: Tensor | float) -> Tensor:
-        """The nearest noise level that the network supports: every one."""
-        return torch.as_tensor(sigma)
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compile the trunk, block by block."""
@@ -117,11 +103,9 @@ class InterpolantNetwork(nn.Module):
             class_labels: one-hot `[N, label_dim]`; ignored by an unconditional network.
             synchronous: how many of the last rows have one time for all positions, see `Transformer.forward`.
         """
-        half = self.compute_dtype == torch.float16 and x.device.type != "cuda"
-        dtype = torch.float32 if half else self.compute_dtype
         level = expand_to(torch.as_tensor(t, device=x.device), x)
         time = (1 - level).to(torch.float32).reshape(*level.shape, *[1] * (x.ndim - level.ndim))
         if len(time) not in (1, len(x)):
             raise ValueError(f"times of shape {list(level.shape)} do not fit {len(x)} samples: give one, or one each")
-        out = self.model(x.to(dtype), time, class_labels, synchronous).to(torch.float32)
+        out = self.model(x.to(self.trunk_dtype(x)), time, class_labels, synchronous).to(torch.float32)
         return -out if self.predicts == "velocity" else out

@@ -20,6 +20,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from networks.models.base import Model
 from networks.models.baselines import vp_sigma, vp_time
 from networks.trunks.adm_classifier import ADMClassifier
 from networks.trunks.adm_unet import ADMUNet
@@ -150,7 +151,7 @@ class OnLevels:
         return torch.as_tensor(sigma)
 
 
-class NoisePrecond(OnLevels, nn.Module):
+class NoisePrecond(OnLevels, Model):
     """An `ADMUNet` that predicts noise, with a classifier beside it where there is one.
 
     Args:
@@ -183,10 +184,8 @@ class NoisePrecond(OnLevels, nn.Module):
     ) -> None:
         if time_convention not in CONVENTIONS:
             raise ValueError(f"time_convention is '{time_convention}': choose from {', '.join(CONVENTIONS)}")
-        super().__init__()
-        self.img_resolution, self.img_channels, self.label_dim = img_resolution, img_channels, label_dim
+        super().__init__(img_resolution, img_channels, label_dim)
         self.clip_denoised, self.num_levels = clip_denoised, num_levels
-        self.compute_dtype = torch.float32
         self.classifier_calls = 0
         self.sees_classes = bool(network.get("label_dim"))
         self.model = self.make_trunk(network)
@@ -222,11 +221,6 @@ class NoisePrecond(OnLevels, nn.Module):
         """Rate -> this model guided by its classifier; None without one."""
         return None if self.classifier is None else lambda rate: partial(self, guidance_rate=float(rate))
 
-    @property
-    def label_dropout(self) -> float:
-        """Share of labels left out in training: 0, guidance without classifier is not possible."""
-        return 0.0
-
     def forward(
         self,
         x: Tensor,
@@ -248,8 +242,7 @@ class NoisePrecond(OnLevels, nn.Module):
         Raises:
             ValueError: a level per element, labels that are missing or do not fit, guidance without a classifier.
         """
-        half = self.compute_dtype == torch.float16 and x.device.type != "cuda"
-        dtype = torch.float32 if force_fp32 or half else self.compute_dtype
+        dtype = self.trunk_dtype(x, force_fp32)
         condition = self.condition(class_labels, x)
         slope = None
         if guidance_rate:

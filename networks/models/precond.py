@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from networks.models.base import Model, make_trunk
 from networks.trunks.dhariwal_unet import DhariwalUNet
 from networks.trunks.mlp import FourierMLP
 from networks.trunks.song_unet import SongUNet
@@ -27,14 +28,12 @@ MODELS: dict[str, type[nn.Module]] = {"SongUNet": SongUNet, "DhariwalUNet": Dhar
 TINY = torch.finfo(torch.float32).tiny
 
 
-class Precond(nn.Module):
+class Precond(Model):
     """What the four preconditioners share; a subclass defines `scalings`.
 
     Attributes:
-        img_resolution, img_channels, label_dim: of the images and one-hot labels.
         sigma_min, sigma_max: range of noise levels (floats).
-        compute_dtype: dtype of the convolutional trunk. float16 counts on CUDA only, bfloat16 everywhere; the embedding
-            stays float32. A matter of the moment, not of the weights: set it at any time.
+        compute_dtype: as of every model; the embedding stays float32.
         path, predicts: how samplers read this model.
     """
 
@@ -54,18 +53,12 @@ class Precond(nn.Module):
         out_channels: int | None = None,
         in_channels: int | None = None,
     ) -> None:
-        if model_type not in MODELS:
-            raise ValueError(f"model_type '{model_type}' is unknown: choose one of {', '.join(MODELS)}")
-        super().__init__()
-        self.img_resolution, self.img_channels, self.label_dim = img_resolution, img_channels, label_dim
+        super().__init__(img_resolution, img_channels, label_dim)
         self.sigma_min, self.sigma_max = sigma_min, sigma_max
-        self.compute_dtype = torch.float16 if use_fp16 else torch.float32
-        self.model = MODELS[model_type](
-            img_resolution=img_resolution,
-            in_channels=in_channels or img_channels,
-            out_channels=out_channels or img_channels,
-            label_dim=label_dim,
-            **model_kwargs,
+        self.use_fp16 = use_fp16
+        inside, outside = in_channels or img_channels, out_channels or img_channels
+        self.model = make_trunk(
+            MODELS, model_type, img_resolution, inside, outside, label_dim=label_dim, **model_kwargs
         )
 
     @property
@@ -76,18 +69,9 @@ class Precond(nn.Module):
     def use_fp16(self, value: bool) -> None:
         self.compute_dtype = torch.float16 if value else torch.float32
 
-    @property
-    def label_dropout(self) -> float:
-        """Share of the labels left out in training; above 0, the network also knows the empty label (zeros)."""
-        return self.model.label_dropout
-
     def scalings(self, sigma: Tensor) -> tuple[Tensor | float, Tensor, Tensor | float, Tensor]:
         """(c_skip, c_out, c_in, c_noise) of noise levels `sigma [N or 1, 1, 1, 1]`, float32."""
         raise TypeError(f"{type(self).__name__} does not define scalings")
-
-    def round_sigma(self, sigma: Tensor | float) -> Tensor:
-        """The nearest noise level that the network supports: every one."""
-        return torch.as_tensor(sigma)
 
     def _labels(self, labels: Tensor | None, x: Tensor) -> Tensor | None:
         if self.label_dim == 0:
@@ -102,12 +86,6 @@ class Precond(nn.Module):
                 f"[{x.shape[0]}, {self.label_dim}], one per image, or one row for all"
             )
         return labels
-
-    def _dtype(self, x: Tensor, force_fp32: bool) -> torch.dtype:
-        """The trunk's dtype in this call."""
-        if force_fp32 or (self.compute_dtype == torch.float16 and x.device.type != "cuda"):
-            return torch.float32
-        return self.compute_dtype
 
     def forward(
         self,
@@ -131,7 +109,7 @@ class Precond(nn.Module):
         """
         x = x.to(torch.float32)
         sigma = per_sample_level(sigma, x)
-        dtype = self._dtype(x, force_fp32)
+        dtype = self.trunk_dtype(x, force_fp32)
         c_skip, c_out, c_in, c_noise = self.scalings(sigma)
         out = self.model((c_in * x).to(dtype), c_noise.flatten(), self._labels(class_labels, x), **model_kwargs)
         return c_skip * x + c_out * out[:, : self.img_channels].to(torch.float32)
@@ -222,7 +200,7 @@ class EDMGammaPrecond(EDMPrecond):
         x = x.to(torch.float32)
         gamma = torch.as_tensor(sigma, device=x.device) if gamma is None else gamma
         gamma = expand_to(gamma, x).to(torch.float32).expand_as(x)
-        dtype = self._dtype(x, force_fp32)
+        dtype = self.trunk_dtype(x, force_fp32)
         c_skip, c_out, c_in, told = self.scalings(gamma)
         seen = torch.cat([c_in * x, told], dim=1).to(dtype)
         c_noise = self.scalings(per_sample_level(sigma, x))[3].flatten()

@@ -17,21 +17,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from networks.models.base import Model, make_trunk
 from networks.models.precond import per_sample_level
 from networks.trunks.adm_unet import ADMUNet
 from networks.trunks.mlp import MLP, FourierMLP
 from networks.trunks.song_unet import SongUNet
 
-__all__ = ["TRUNKS", "NoisePrior", "VelocityNetwork", "build_trunk"]
+__all__ = ["TRUNKS", "NoisePrior", "VelocityNetwork"]
 
 TRUNKS: dict[str, type[nn.Module]] = {"SongUNet": SongUNet, "ADMUNet": ADMUNet, "MLP": MLP, "FourierMLP": FourierMLP}
-
-
-def build_trunk(model_type: str, **kwargs: Any) -> nn.Module:
-    """A trunk of TRUNKS; ValueError for an unknown name."""
-    if model_type not in TRUNKS:
-        raise ValueError(f"model_type '{model_type}' is unknown: choose one of {', '.join(TRUNKS)}")
-    return TRUNKS[model_type](**kwargs)
 
 
 class NoisePrior(nn.Module):
@@ -67,7 +61,7 @@ class NoisePrior(nn.Module):
         return self.std.to(dtype) * z.reshape(noise.shape)
 
 
-class VelocityNetwork(nn.Module):
+class VelocityNetwork(Model):
     """A trunk as a velocity field in native time, t = 0 at the data.
 
     Args:
@@ -82,7 +76,6 @@ class VelocityNetwork(nn.Module):
 
     Attributes:
         path, predicts, start: how samplers read this model. start = "exact": the state at infinite sigma is known.
-        compute_dtype: dtype of the trunk in a call; not a property of the weights.
 
     Raises:
         ValueError: arguments that do not fit, in one sentence.
@@ -90,8 +83,6 @@ class VelocityNetwork(nn.Module):
 
     models = TRUNKS
     predicts = "velocity"
-    sigma_min = 0.0
-    sigma_max = math.inf
 
     def __init__(
         self,
@@ -112,28 +103,16 @@ class VelocityNetwork(nn.Module):
             raise ValueError(f"prior_std={list(prior_std)}: give {img_channels} positive deviations, one per channel")
         if path not in ("linear", "vp", "trig"):
             raise ValueError(f"a velocity network lives on the path linear, vp or trig, not on '{path}'")
-        super().__init__()
-        self.img_resolution, self.img_channels, self.label_dim = img_resolution, img_channels, label_dim
+        super().__init__(img_resolution, img_channels, label_dim)
         self.time_scale, self.gaussian_noise = time_scale, gaussian_noise
         self.path, self.start = path, "scaled" if path == "vp" else "exact"
         self.prior_std = None if prior_std is None else list(prior_std)
-        self.compute_dtype = torch.float32
         labels = {"label_dim": label_dim} if model_type == "SongUNet" else {}
-        self.model = build_trunk(
-            model_type,
-            img_resolution=img_resolution,
-            in_channels=img_channels,
-            out_channels=img_channels,
-            **labels,
-            **model_kwargs,
+        self.model = make_trunk(
+            TRUNKS, model_type, img_resolution, img_channels, img_channels, **labels, **model_kwargs
         )
         shape = (img_channels, img_resolution, img_resolution)
         self.prior = None if prior_rank is None else NoisePrior(shape, prior_rank)
-
-    @property
-    def label_dropout(self) -> float:
-        """Share of the labels left out in training; above 0, the network also knows the empty label."""
-        return getattr(self.model, "label_dropout", 0.0)
 
     @property
     def priors(self) -> tuple[str, ...]:
@@ -145,10 +124,6 @@ class VelocityNetwork(nn.Module):
         if self.prior is None:
             return ("standard",)
         return ("matched", "standard") if self.img_resolution == 1 else ("standard", "matched")
-
-    def round_sigma(self, sigma: Tensor | float) -> Tensor:
-        """The nearest noise level that the network supports: every one."""
-        return torch.as_tensor(sigma)
 
     def start_noise(self, noise: Tensor, prior: str | None = None) -> Tensor:
         """Unit noise `[B, C, H, W]` -> noise as the model was trained to start from.
@@ -181,8 +156,6 @@ class VelocityNetwork(nn.Module):
             class_labels: one-hot `[N, label_dim]`; ignored by an unconditional network.
         """
         x = x.to(torch.float32)
-        half = self.compute_dtype == torch.float16 and x.device.type != "cuda"
-        dtype = torch.float32 if half else self.compute_dtype
         time = per_sample_level(t, x).flatten() * self.time_scale
         labels = (class_labels,) if self.label_dim else ()
-        return self.model(x.to(dtype), time, *labels).to(torch.float32)
+        return self.model(x.to(self.trunk_dtype(x)), time, *labels).to(torch.float32)

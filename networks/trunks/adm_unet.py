@@ -88,11 +88,7 @@ class ADMUNet(nn.Module):
         self.out = nn.Sequential(norm(channels), nn.SiLU(), Conv2d(channels, out_channels, kernel=3, init=ZERO))
 
     def forward(
-        self,
-        x: Tensor,
-        noise_labels: Tensor,
-        class_labels: Tensor | None = None,
-        context: Tensor | None = None,
+        self, x: Tensor, noise_labels: Tensor, class_labels: Tensor | None = None, context: Tensor | None = None
     ) -> Tensor:
         """Evaluate the network.
 

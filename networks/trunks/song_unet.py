@@ -172,11 +172,7 @@ class SongUNet(nn.Module):
         return F.silu(self.map_layer1(emb))
 
     def forward(
-        self,
-        x: Tensor,
-        noise_labels: Tensor,
-        class_labels: Tensor | None = None,
-        augment_labels: Tensor | None = None,
+        self, x: Tensor, noise_labels: Tensor, class_labels: Tensor | None = None, augment_labels: Tensor | None = None
     ) -> Tensor:
         """[N, in_channels, H, W], [N or 1], [N or 1, label_dim], [N, augment_dim] -> [N, out_channels, H, W]."""
         emb = self.embed(x, noise_labels, class_labels, augment_labels)

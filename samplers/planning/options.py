@@ -47,7 +47,7 @@ EDM = OptionGroup(
     rank=2,
 )
 SOLVER = OptionGroup(
-    "Solver and noise levels",
+    "Solver and levels",
     "Any solver over N noise levels, in N - 1 steps that end above 0: say --solver, --num-steps or another of these.",
     rank=3,
 )

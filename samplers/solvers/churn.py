@@ -22,7 +22,7 @@ from samplers.field import Field, as_field
 from samplers.path import VP
 from samplers.schedules.edm import SCALINGS, SCHEDULE_FORMS, Coordinates, check_choice, general_levels, general_range
 from samplers.solvers.base import Step
-from samplers.solvers.noise import Churn
+from samplers.solvers.noise import Churn, churned
 from samplers.start import refuse_score, start_state
 from torch_utils.rng import TorchRNG
 
@@ -203,12 +203,8 @@ def _integrate(
     slope = _Slope(field, coords, raised, x.device)
     corrector = _Slope(field, coords, middle, x.device)
     h = h.tolist()
-    for i in range(n):
-        noise = None if rng is None else rng.randn(x.shape, dtype=x.dtype)  # one draw per step, needed or not
-        if stretch[i] != 1:
-            x = stretch[i] * x
-        if noise is not None and added[i]:
-            x = x + added[i] * noise.to(x.device)
+
+    def step(i: int, x: Tensor) -> Tensor:
         d, data, unscaled = slope(i, x)
         if trace is not None:
             sigma = slope.sigma[i]
@@ -216,8 +212,9 @@ def _integrate(
         if corrected[i]:
             d_middle, _, _ = corrector(i, x + (alpha * h[i]) * d)
             d = (1 - 0.5 / alpha) * d + (0.5 / alpha) * d_middle
-        x = x + h[i] * d
-    return x
+        return x + h[i] * d
+
+    return churned(x, added, step, rng, stretch)
 
 
 def _source(field: Field, rng: TorchRNG | None, churn: Churn, x: Tensor) -> TorchRNG | None:

@@ -18,7 +18,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -26,7 +25,7 @@ from torch import Tensor
 
 from samplers.field import Field, as_field
 from samplers.solvers.base import Step
-from samplers.solvers.noise import Churn
+from samplers.solvers.noise import Churn, churned
 from samplers.solvers.table import SOLVERS, sample
 from samplers.start import exact_start
 from torch_utils.misc import expand_to
@@ -104,13 +103,13 @@ def sample_mac(
         start = "exact" if exact else "scaled"
         return sample(field, noise, maps, solver=solver, start=start, trace=trace, **options)
     field = field.ve()
-    return _churned(
+    return _with_noise(
         field, noise, times, maps, lambda t: family.gamma(t, c), solver, churn, rng or TorchRNG(noise.device), trace,
         options,
     )  # fmt: skip
 
 
-def _churned(
+def _with_noise(
     field: Field,
     noise: Tensor,
     times: list[float],
@@ -126,20 +125,20 @@ def _churned(
     if solver not in ONE_STEP:
         raise ValueError(f"noise cannot be added between the steps of solver '{solver}': use {', '.join(ONE_STEP)}")
     nominal = torch.tensor(times[:-1], dtype=torch.float64)
-    raised = churn.raised(nominal)
-    adds = (raised > nominal).tolist()
-    fn, how = SOLVERS[solver].fn, SOLVERS[solver].resolve(options)
-    x = noise * maps[0].to(noise.dtype)
-    for i, (start, end) in enumerate(pairwise(maps)):
-        fresh = rng.randn(x.shape, dtype=x.dtype).to(x.device)
-        if adds[i]:
+    starts, added = list(maps[:-1]), [0.0] * len(nominal)
+    for i, sigma in enumerate(churn.raised(nominal)):
+        if sigma > nominal[i]:
             # Not every element's level rises with the nominal one: where it would fall, the state stays as it is.
-            hat = torch.maximum(gamma(raised[i]), start)
-            x = x + (hat.square() - start.square()).clamp(min=0).sqrt().to(x.dtype) * (churn.S_noise * fresh)
-            start = hat
-        note = None if trace is None else lambda step, i=i: trace(step._replace(i=i))
-        x = fn(field, x, [start, end], trace=note, **how)
-    return x
+            starts[i] = torch.maximum(gamma(sigma), maps[i])
+            more = (starts[i].square() - maps[i].square()).clamp(min=0).sqrt()
+            added[i] = churn.S_noise * more.to(noise.dtype)
+    fn, how = SOLVERS[solver].fn, SOLVERS[solver].resolve(options)
+
+    def step(i: int, x: Tensor) -> Tensor:
+        note = None if trace is None else lambda step: trace(step._replace(i=i))
+        return fn(field, x, [starts[i], maps[i + 1]], trace=note, **how)
+
+    return churned(noise * maps[0].to(noise.dtype), added, step, rng)
 
 
 class _Told:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
-__all__ = ["Churn", "Tau"]
+from torch_utils.rng import TorchRNG
+
+__all__ = ["Churn", "Tau", "churned"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +37,31 @@ class Churn:
         inside = ((levels >= self.S_min) & (levels <= self.S_max)).to(levels.dtype)
         gamma = min(self.S_churn / len(levels), math.sqrt(2) - 1) * inside
         return levels + gamma * levels
+
+
+def churned(
+    x: Tensor,
+    added: Sequence[float | Tensor],
+    step: Callable[[int, Tensor], Tensor],
+    rng: TorchRNG | None,
+    stretch: Sequence[float] | None = None,
+) -> Tensor:
+    """The loop of samplers that add noise before their steps: step i is `step(i, stretch[i] * x + added[i] * noise)`.
+
+    Args:
+        x: `[B, ...]` before the first step.
+        added: deviation of the noise before every step, numbers or maps; no noise where it is the number 0.
+        rng: source of one normal draw like `x` per step, needed or not; None: no noise.
+        stretch: default 1.
+    """
+    for i, deviation in enumerate(added):
+        noise = None if rng is None else rng.randn(x.shape, dtype=x.dtype)
+        if stretch is not None and stretch[i] != 1:
+            x = stretch[i] * x
+        if noise is not None and (isinstance(deviation, Tensor) or deviation):
+            x = x + deviation * noise.to(x.device)
+        x = step(i, x)
+    return x
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -79,6 +79,15 @@ def test_one_node_that_loses_a_worker(tmp_path, data, straight, rank):
     assert_same(outcome(tmp_path / "runs"), straight)
 
 
+@pytest.mark.slow
+def test_a_worker_that_dies_after_the_end(tmp_path, data):
+    """torchrun starts all again; they find the run finished, and begin no other."""
+    options = ["--standalone", "--nproc-per-node=2", "--max-restarts=1"]
+    (text,) = finish([torchrun(*options, TESTS / "killed_once.py", 0, "end", *arguments(data, tmp_path / "runs"))])
+    assert text.count("nothing is left to do") == 1
+    assert json.loads((only_run(tmp_path / "runs") / "training_options.json").read_text())["finished"]
+
+
 def test_a_mistake_is_told_once(tmp_path, data):
     """Rank 0 says what is wrong with the run directory; the other process leaves without a word."""
     resume = f"--resume={tmp_path / 'nothing'}"

@@ -236,7 +236,9 @@ def test_grid_and_default_folders(run):
     ok(run("--solver=euler --num_steps=4 --seeds=4 --grid=False"))
     assert files(".") == ["all.npz", in_default.replace("grids/", "").replace("grid.png", "000004.png"), in_default]
     grid = pixels(in_default)
-    assert grid.shape == (24, 24, 3)
+    assert grid.shape == (528, 528, 3)  # 22 times: 512 or just above
+    np.testing.assert_array_equal(grid[:22, :22], np.broadcast_to(grid[0, 0], (22, 22, 3)))
+    grid = grid[::22, ::22]
     images = np.load("all.npz")["images"]
     np.testing.assert_array_equal(grid[8:16, 16:24], images[5])
 
@@ -435,7 +437,7 @@ def test_help_teaches_every_option():
     for name in ("--network", "--seeds", "--class", "--steps", "--S-churn", "--num-steps", "--t-steps", "torchrun"):
         assert name in output
     assert all(p.help for p in generate.main.params)
-    titles = ["Network", "What to make", "EDM sampler", "Solver and noise levels", "Search and calibration"]
+    titles = ["Network", "What to make", "EDM sampler", "Solver and levels", "Search and calibration"]
     titles += ["Flow models", "Guidance", "Device"]
     places = [output.index(f"\n{title}:\n  ") for title in titles]
     assert places == sorted(places)

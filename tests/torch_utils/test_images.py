@@ -10,7 +10,7 @@ import torch
 from golden_cases import cases
 from PIL import Image
 
-from torch_utils.images import ImageWriter, from_uint8, make_grid, save_image, to_pil, to_uint8
+from torch_utils.images import ImageWriter, enlarged, from_uint8, make_grid, save_image, to_pil, to_uint8
 
 
 @pytest.mark.parametrize("case", cases("edm", "quantise_uint8"))
@@ -118,3 +118,12 @@ def test_interrupted_writer_drops_what_waits_and_keeps_the_first_error():
     with pytest.raises(KeyboardInterrupt):
         write_forever(ImageWriter(threads=1, pending=2000, save=slow), [])
     assert len(saved) < 1000
+
+
+@pytest.mark.parametrize(("width", "k"), [(8, 64), (300, 2), (511, 2), (512, 1), (2000, 1)])
+def test_small_pictures_are_enlarged_by_a_whole_factor(width, k):
+    picture = torch.arange(2 * width, dtype=torch.int32).reshape(1, 2, width)
+    large = enlarged(picture)
+    assert large.shape == (1, 2 * k, width * k)
+    for i in range(k):
+        assert torch.equal(large[:, i::k, i::k], picture)

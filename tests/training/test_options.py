@@ -114,7 +114,7 @@ def accepted(cls):
 
 
 def absorbed(cls, name):
-    """Whether this option becomes others before anything reads it: --iterations --duration, --preset what it stands for."""
+    """Whether this option becomes others before anything reads it, as --iterations becomes --duration."""
     presets = next(f for f in dataclasses.fields(cls) if f.name == name).metadata["presets"]
     if presets:  # by the command line; tests/scripts/test_reproduce.py has the values
         return all(set(values) <= accepted(cls) for values in presets.values())

@@ -68,6 +68,8 @@ class ImageDataset:
         ValueError: a damaged zip or first image, or images that are not square.
     """
 
+    std = 0.5  # what EDM takes the deviation of images in [-1, 1] for
+
     def __init__(
         self,
         path: str | os.PathLike[str],

@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from torch import Tensor
 from training.data.decode import decode_image
 from training.data.transforms import to_gray_or_rgb
 
-__all__ = ["TOYS", "ToyDataset", "draw", "is_toy", "spread"]
+__all__ = ["TOYS", "ToyDataset", "draw", "is_toy"]
 
 PREFIX = "toy:"
 SIZE = 100_000
@@ -116,11 +117,6 @@ def _black_pixels(path: Path, n: int, seed: int) -> Tensor:
     return torch.from_numpy(points[chosen].astype(np.float32))
 
 
-def spread(dataset: ToyDataset) -> float:
-    """Root mean square of all coordinates, to four digits: what EDM calls sigma_data."""
-    return float(f"{dataset.images().double().square().mean().sqrt().item():.4g}")
-
-
 def is_toy(data: object) -> bool:
     """Whether `--data` names a toy."""
     return str(data).startswith(PREFIX)
@@ -174,6 +170,11 @@ class ToyDataset:
     def images(self) -> Tensor:
         """All points, float32 `[N, 2, 1, 1]`."""
         return self._points
+
+    @cached_property
+    def std(self) -> float:
+        """Root mean square of all coordinates, to four digits: what EDM calls sigma_data."""
+        return float(f"{self._points.double().square().mean().sqrt().item():.4g}")
 
     def drop_images(self) -> None:
         """Nothing to drop: points take little memory, and `images` may be asked for again."""

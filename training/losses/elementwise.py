@@ -155,8 +155,10 @@ class CoefficientOptions:
 def gamma_loss(net: object, settings: dict[str, object], variant: str | None, **kwargs: float) -> EDMGammaLoss:
     """The loss for a (bare) EDMGammaPrecond; `kwargs`: P_mean, P_std where given."""
     family = CoefficientFamily(net.img_channels, M=settings["basis_num"], rho=settings["rho"])
-    names = ("scale", "multidimensionality", "lpf", "gauss_kernel_sigma")
+    names = ("scale", "multidimensionality", "gauss_kernel_sigma")
     coefficients = RandomCoefficients(
-        resolution=net.img_resolution, family=family, variant=variant or "defined", **{n: settings[n] for n in names}
-    )
+        resolution=net.img_resolution, family=family, variant=variant or "defined",
+        lpf=settings["lpf"] and net.img_resolution > 1,  # one pixel has no neighbours
+        **{n: settings[n] for n in names},
+    )  # fmt: skip
     return EDMGammaLoss(sigma_data=net.sigma_data, coefficients=coefficients, **kwargs)

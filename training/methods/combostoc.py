@@ -21,15 +21,7 @@ from torch_utils.dropout import reordered
 from torch_utils.misc import format_count
 from torch_utils.options import OptionGroup, opt
 from training.data.batches import ImageDataset
-from training.losses.interpolant import (
-    COMPENSATION,
-    PREDICTIONS,
-    SPLITS,
-    WEIGHTS,
-    InterpolantLoss,
-    Times,
-    draw_times,
-)
+from training.losses.interpolant import COMPENSATION, PREDICTIONS, SPLITS, WEIGHTS, InterpolantLoss, Times, draw_times
 from training.method import Batch, LossOut, Method
 from training.methods import common
 from training.options import CommonOptions

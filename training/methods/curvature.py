@@ -21,7 +21,7 @@ from networks.published.flow_configs import PRESETS, read_config, to_kwargs
 from samplers.analysis.straightness import trajectory_curvature
 from samplers.path import PATHS
 from samplers.solvers.native import sample_native, uniform_times
-from torch_utils.images import from_uint8, make_grid, save_image, to_uint8
+from torch_utils.images import enlarged, from_uint8, make_grid, save_image, to_uint8
 from torch_utils.layout import memory_format
 from torch_utils.misc import format_count
 from torch_utils.pickles.foreign import naming
@@ -277,8 +277,7 @@ class _Shown:
         start = net.start_noise(self.noise(PICTURES))
         rows = [to_uint8(self._sample(net, start, uniform_times(n))).cpu().split(8) for n in (4, self.options.N)]
         grid = make_grid(torch.cat([row for pair in zip(*rows, strict=True) for row in pair]), columns=8)
-        zoom = max(512 // grid.shape[2], 1)
-        save_image(grid.repeat_interleave(zoom, 1).repeat_interleave(zoom, 2), path)
+        save_image(enlarged(grid), path)
 
 
 def _save(path: Path, averaged: Mapping[str, nn.Module], info: Mapping[str, Any], *, shown: _Shown) -> None:

@@ -25,7 +25,7 @@ from samplers.field import Field, as_field
 from samplers.path import Linear, Trig
 from samplers.planning.options import SamplerOptions
 from torch_utils import distributed as dist
-from torch_utils.images import from_uint8, make_grid, save_image, to_uint8
+from torch_utils.images import enlarged, from_uint8, make_grid, save_image, to_uint8
 from torch_utils.options import OptionGroup, opt
 from torch_utils.provenance import MADE_BY, read_record
 from training.data.noise_pairs import PairDataset, find_folders
@@ -219,7 +219,7 @@ def _preview(
     device = next(net.parameters()).device
     noise, target = next(_pairs(shown, min(COLUMNS, len(shown)), device))
     rows = torch.cat([target, one_step(net, noise).float()])
-    save_image(make_grid(to_uint8(rows).cpu(), columns=len(target)), path)
+    save_image(enlarged(make_grid(to_uint8(rows).cpu(), columns=len(target))), path)
     if test is not None:
         values = [loss_fn(one_step(net, z), x).flatten(1).mean(1) for z, x in _pairs(test, len(test), device)]
         dist.print0(f"Test loss ({len(test)} pairs): {float(torch.cat(values).double().mean()):.6g}")

@@ -19,10 +19,9 @@ from torch import nn
 import networks
 from torch_utils.misc import format_count
 from torch_utils.options import OptionGroup, opt
-from torch_utils.report.scatter import is_points
 from training.augment import edm_preset
 from training.data.batches import ImageDataset
-from training.data.toys import is_toy, spread
+from training.data.toys import is_toy
 from training.losses.denoising import EDMLoss, loss_for
 from training.losses.elementwise import COEFFICIENT_SAMPLERS, CoefficientOptions, gamma_loss
 from training.method import Batch, LossOut, Method
@@ -116,6 +115,11 @@ class EDMOptions(CoefficientOptions, CommonOptions):
         return self.arch or ("mlp" if is_toy(self.data) else "ddpmpp")
 
     @property
+    def scales(self) -> bool:
+        """Network and loss are told the deviation of the data."""
+        return self.precond.startswith("edm")
+
+    @property
     def augment_probability(self) -> float:
         default = 0 if self.architecture == "mlp" else 0.12
         return default if self.augment is None else self.augment
@@ -125,6 +129,8 @@ class EDMOptions(CoefficientOptions, CommonOptions):
 
     def network_kwargs(self) -> dict[str, Any]:
         """Constructor arguments of the network but for those of the data."""
+        if is_toy(self.data):
+            self._check_points()
         kwargs = dict(ARCHITECTURES[self.architecture])
         if self.architecture == "mlp":
             return kwargs | self._mlp_kwargs()
@@ -138,6 +144,16 @@ class EDMOptions(CoefficientOptions, CommonOptions):
         dropout = 0.13 if self.dropout is None else self.dropout
         return kwargs | {"dropout": dropout, "label_dropout": self.label_dropout}
 
+    def _check_points(self) -> None:
+        for name, value in (("arch", self.arch != "mlp" and self.arch), ("lpf", self.lpf or self.gauss_kernel_sigma)):
+            if value:
+                raise ValueError(f"--{name} is for images, {self.data} holds points: leave it out")
+        if not self.scales:
+            raise ValueError(
+                f"--precond={self.precond} is made for images in [-1, 1], {self.data} holds points of other scale: use "
+                "--precond=edm"
+            )
+
     def _mlp_kwargs(self) -> dict[str, Any]:
         for name in ("cres", "attn_resolutions", "dropout", "augment"):
             if getattr(self, name):  # 0 asks for what an MLP is
@@ -147,7 +163,7 @@ class EDMOptions(CoefficientOptions, CommonOptions):
 
     def loss_kwargs(self) -> dict[str, Any]:
         given = {"P_mean": self.p_mean, "P_std": self.p_std}
-        if not self.precond.startswith("edm") and any(v is not None for v in (*given.values(), self.sigma_data)):
+        if not self.scales and any(v is not None for v in (*given.values(), self.sigma_data)):
             raise ValueError("--p-mean, --p-std and --sigma-data belong to --precond=edm")
         if self.precond != "edm_gamma" and self.coefficient_options_given():
             name = self.coefficient_options_given()[0].replace("_", "-")
@@ -160,17 +176,8 @@ def build_network(options: EDMOptions, dataset: ImageDataset) -> nn.Module:
         raise ValueError("--label-dropout hides labels, and this network has none: add --cond=1, or leave it out")
     precond, _ = PRECONDITIONERS[options.precond]
     kwargs = options.network_kwargs()
-    if is_points(dataset.image_shape):
-        if options.architecture != "mlp":
-            raise ValueError(f"--arch={options.arch} is for images, {options.data} holds points: leave it out")
-        if options.lpf or options.gauss_kernel_sigma:
-            raise ValueError(f"--lpf smooths maps, {options.data} holds points: leave it out")
-        if not options.precond.startswith("edm"):
-            raise ValueError(
-                f"--precond={options.precond} is made for images in [-1, 1], {options.data} holds points of other "
-                "scale: use --precond=edm"
-            )
-        kwargs = {"sigma_data": spread(dataset)} | kwargs
+    if options.scales:
+        kwargs = {"sigma_data": dataset.std} | kwargs
     return networks.build(
         precond,
         img_resolution=dataset.resolution,
@@ -188,17 +195,13 @@ def build(options: EDMOptions, dataset: ImageDataset, device: torch.device) -> M
         ValueError: the options do not describe a network for this data set.
     """
     _, loss_name = PRECONDITIONERS[options.precond]
-    points = is_points(dataset.image_shape)
     net = build_network(options, dataset)
     cost = common.training_cost(net)
     loss_kwargs = options.loss_kwargs()
-    if points:  # the levels of images, whose sigma_data is 0.5, in units of the data's
-        loss_kwargs = {"P_mean": P_MEAN + math.log(net.sigma_data / 0.5)} | loss_kwargs
+    if options.scales:  # the levels are those of images, in units of the data's deviation
+        loss_kwargs = {"P_mean": P_MEAN + math.log(dataset.std / ImageDataset.std)} | loss_kwargs
     if options.precond == "edm_gamma":
-        settings = options.coefficient_settings()
-        if points:
-            settings["lpf"] = False  # there are no neighbours to smooth over
-        loss_fn = gamma_loss(net, settings, options.coefficient_sampler, **loss_kwargs)
+        loss_fn = gamma_loss(net, options.coefficient_settings(), options.coefficient_sampler, **loss_kwargs)
     else:
         loss_fn = loss_for(net, loss_name, **loss_kwargs)
     augment_pipe = edm_preset(options.augment_probability) if options.augment_probability else None

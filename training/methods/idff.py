@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 import networks
 from torch_utils.misc import format_count
-from torch_utils.report.scatter import is_points
 from training.couplings import Coupling
 from training.data.batches import ImageDataset
+from training.data.toys import is_toy
 from training.learning_rate import lr_rampup
 from training.losses.idff import Bridge, FusionLoss, State, order1_target
 from training.method import Batch, LossOut, Method, Phase
@@ -38,7 +38,7 @@ def build_network(options: IDFFOptions, dataset: ImageDataset) -> nn.Module:
     Raises:
         ValueError: sizes that do not fit the data.
     """
-    if is_points(dataset.image_shape):
+    if is_toy(options.data):
         trunk: dict[str, Any] = {"model_type": "SELUMLP", "width": options.cbase}
     else:
         size = dataset.resolution

@@ -45,7 +45,7 @@ METHODS: dict[str, MethodEntry] = {
 STAGES: dict[str, MethodEntry] = {
     "trajectory": MethodEntry(
         "Adversarial optimisation of the inference trajectory.", trajectory.TrajectoryOptions, trajectory.build
-    ),
+    )
 }
 
 

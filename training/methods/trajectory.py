@@ -38,7 +38,7 @@ from torch_utils.options import refuse
 from torch_utils.report.scatter import is_points
 from torch_utils.rng import TorchRNG
 from training.data.batches import ImageDataset
-from training.data.toys import ToyDataset, spread
+from training.data.toys import ToyDataset
 from training.diffaugment import diff_augment, parse_policy
 from training.losses.adversarial import fake_loss, generator_loss, real_loss
 from training.method import Batch, LossOut, Method
@@ -168,8 +168,7 @@ def build(options: TrajectoryOptions, dataset: ImageDataset, device: torch.devic
     net.compute_dtype = DTYPES[options.precision]
     net.V.eval()
     net.C.train()
-    make = _point_discriminator if is_points(dataset.image_shape) else _discriminator
-    disc = make(options, dataset).to(device).train()
+    disc = _discriminator(options, dataset).to(device).train()
     losses = _Losses(net, disc, options, torch.tensor(net.schedule, dtype=torch.float64, device=device))
     phase = functools.partial(common.adam_phase, options=options, betas=(0.0, 0.99), whole_first_step=True)
     phases = [
@@ -280,13 +279,11 @@ def _coefficients(v: nn.Module, given: Mapping[str, Any], options: TrajectoryOpt
 OF_IMAGES = ("backbones", "diffaugment", "coef_mult", "coef_downsample", "lpf", "gauss_kernel_sigma")
 
 
-def _point_discriminator(options: TrajectoryOptions, dataset: ToyDataset) -> PointDiscriminator:
-    refuse(options, OF_IMAGES, f"is for images, {options.data} holds points")
+def _discriminator(options: TrajectoryOptions, dataset: ImageDataset | ToyDataset) -> nn.Module:
     label_dim = dataset.label_dim if options.cond else 0
-    return PointDiscriminator(dataset.num_channels, label_dim, std=spread(dataset))
-
-
-def _discriminator(options: TrajectoryOptions, dataset: ImageDataset) -> ProjectedDiscriminator:
+    if is_points(dataset.image_shape):
+        refuse(options, OF_IMAGES, f"is for images, {options.data} holds points")
+        return PointDiscriminator(dataset.num_channels, label_dim, std=dataset.std)
     shape = {"img_resolution": dataset.resolution, "img_channels": dataset.num_channels}
     backbones = []
     for item in options.backbones.split(","):
@@ -295,9 +292,7 @@ def _discriminator(options: TrajectoryOptions, dataset: ImageDataset) -> Project
     if options.diffaugment:
         parse_policy(options.diffaugment)
     augment = functools.partial(diff_augment, policy=options.diffaugment) if options.diffaugment else None
-    return ProjectedDiscriminator(
-        backbones, label_dim=dataset.label_dim if options.cond else 0, augment=augment, **shape
-    )
+    return ProjectedDiscriminator(backbones, label_dim=label_dim, augment=augment, **shape)
 
 
 def _summary(

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from samplers.solvers.churn import edm_sampler
-from torch_utils.images import make_grid, save_image, to_uint8
+from torch_utils.images import enlarged, make_grid, save_image, to_uint8
 from torch_utils.report.scatter import is_points, scatter
 from torch_utils.rng import PerSampleRNG
 
@@ -22,7 +22,6 @@ __all__ = [
 ]  # fmt: skip
 
 MAX_ROWS = 10
-MIN_WIDTH = 512  # pixels
 POINTS = 2048  # samples in a picture of points in the plane
 
 
@@ -44,9 +43,7 @@ def sample_grid(net: Any, columns: int = 8, num_steps: int = 18) -> Tensor:
     rows = min(net.label_dim or columns, MAX_ROWS) if getattr(net, "conditions", None) is None else columns
     noise, labels = fixed_starts(net, rows * columns, repeat=columns)
     images = to_uint8(edm_sampler(net, noise, labels, num_steps=num_steps))
-    grid = make_grid(torch.nn.functional.pad(images, (1, 1, 1, 1)), columns=columns)
-    zoom = max(MIN_WIDTH // grid.shape[2], 1)  # tiny images are shown as blocks rather than blurred by a viewer
-    return grid.repeat_interleave(zoom, 1).repeat_interleave(zoom, 2)
+    return enlarged(make_grid(torch.nn.functional.pad(images, (1, 1, 1, 1)), columns=columns))
 
 
 @torch.inference_mode()

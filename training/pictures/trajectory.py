@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from networks.models.mac import MACNetwork
 from samplers.solvers.elementwise import sample_mac
-from torch_utils.images import make_grid, save_image, to_uint8
+from torch_utils.images import enlarged, make_grid, save_image, to_uint8
 from torch_utils.report.plot import colour, figure
 from torch_utils.report.scatter import is_points, scatter
 from training.pictures.preview import POINTS, fixed_starts, shown_part
@@ -50,7 +50,7 @@ def write(path: Path, averaged: Mapping[str, nn.Module]) -> None:
     c = net.coefficients(noise, labels)
     for name, chosen in ((path.name, c), (f"plain-{number}.png", torch.zeros_like(c[:1]))):
         images = sample_mac(net, noise, levels, class_labels=labels, coefficients=chosen)
-        save_image(make_grid(to_uint8(images).cpu(), columns=COLUMNS), path.parent / name)
+        save_image(enlarged(make_grid(to_uint8(images).cpu(), columns=COLUMNS)), path.parent / name)
     for i, grey in enumerate(to_uint8(c[0] / net.C.scale).cpu()):
         save_image(grey[None], path.parent / "coefficients" / number / f"{i}.png")
     for j, level in enumerate(levels):

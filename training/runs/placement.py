@@ -46,12 +46,16 @@ class PlaceOptions:
 
 
 class Place(NamedTuple):
-    """The claimed directory, the state to continue from (None: start anew), the seed and what is to be recorded."""
+    """The claimed directory, the state to continue from (None: start anew), the seed and what is to be recorded.
+
+    finished: this very job has finished the run, and torchrun started it again because a process died after that.
+    """
 
     run_dir: Path
     state: Path | None
     seed: int
     record: dict[str, Any]
+    finished: bool = False
 
     def write_options(self) -> None:
         """Record the options in the run directory: the first change there, made when all that can be wrong is right."""
@@ -77,9 +81,11 @@ def find_place(options: PlaceOptions, seed: int | None, description: str, world:
         return _continued(seed, run_dir, Path(options.resume), record)
     if options.resume:
         record["branch_of"] = str(Path(options.resume).resolve())
+    free = may_change(type(options))
+    if done := runs.find_finished(Path(options.outdir), record, free):
+        return Place(done, None, 0, record, finished=True)
     # A worker that torchrun started again must find the new run, not make yet another one.
     anew = options.new_run and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"
-    free = may_change(type(options))
     found = None if anew else runs.find_unfinished(Path(options.outdir), record, description, free)
     run_dir = found or _new_directory(options, description)
     return _continued(seed, run_dir, Path(options.resume) if options.resume else None, record)

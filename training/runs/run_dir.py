@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import re
 import secrets
 from collections.abc import Mapping, Set
@@ -25,6 +26,7 @@ __all__ = [
     "claim",
     "create",
     "discard_unused",
+    "find_finished",
     "find_unfinished",
     "is_blank",
     "mark_finished",
@@ -38,6 +40,7 @@ __all__ = [
 OPTIONS = "training_options.json"
 STATES = "training-state-*.pt"
 FINISHED = "finished"  # key in the options file, set when the last snapshot is on disk
+JOB = "job"  # the same, what torchrun calls the job that finished it
 
 
 _locks: list[Any] = []  # open files whose lock lives as long as the process
@@ -101,7 +104,7 @@ def read_options(run_dir: Path) -> dict[str, Any] | None:
 
 def same_run(a: Mapping[str, Any], b: Mapping[str, Any], free: Set[str]) -> bool:
     """Whether two records describe the same numbers; options in `free` may differ, an unknown seed matches any."""
-    keys = (set(a) | set(b)) - free - {"seed", "run_dir", "world_size", FINISHED}
+    keys = (set(a) | set(b)) - free - {"seed", "run_dir", "world_size", FINISHED, JOB}
     return all(a.get(k) == b.get(k) for k in keys) and (b.get("seed") is None or a.get("seed") == b["seed"])
 
 
@@ -110,8 +113,7 @@ def find_unfinished(outdir: Path, options: Mapping[str, Any], description: str, 
 
     A directory of this description without any file is one whose process was killed before it could write its options.
     """
-    candidates = [outdir] if options.get("nosubdir") else sorted(outdir.glob("[0-9]*"), reverse=True)
-    wanted = json.loads(json.dumps(options))  # tuples become lists, as in the file
+    wanted = _as_stored(options)
 
     def fits(run_dir: Path) -> bool:
         stored = read_options(run_dir)
@@ -119,10 +121,29 @@ def find_unfinished(outdir: Path, options: Mapping[str, Any], description: str, 
             return re.sub(r"^\d+-", "", run_dir.name) == description and is_blank(run_dir)
         return not stored.get(FINISHED) and same_run(stored, wanted, free)
 
-    for run_dir in candidates:
+    for run_dir in _newest_first(outdir, options):
         if fits(run_dir) and claim(run_dir) and fits(run_dir):  # again: it may have finished before it was ours
             return run_dir
     return None
+
+
+def find_finished(outdir: Path, options: Mapping[str, Any], free: Set[str]) -> Path | None:
+    """The run of these options that this very job has finished: torchrun starts it again when a process dies later."""
+    job = os.environ.get("TORCHELASTIC_RUN_ID", "none")
+    if job == "none" or os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
+        return None
+    wanted = _as_stored(options)
+    stored = ((run_dir, read_options(run_dir) or {}) for run_dir in _newest_first(outdir, options))
+    return next((d for d, o in stored if o.get(FINISHED) and o.get(JOB) == job and same_run(o, wanted, free)), None)
+
+
+def _newest_first(outdir: Path, options: Mapping[str, Any]) -> list[Path]:
+    return [outdir] if options.get("nosubdir") else sorted(outdir.glob("[0-9]*"), reverse=True)
+
+
+def _as_stored(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options as they are in a file, where tuples are lists."""
+    return json.loads(json.dumps(options))
 
 
 def is_blank(run_dir: Path) -> bool:
@@ -141,7 +162,8 @@ def discard_unused(run_dir: Path) -> None:
 
 
 def mark_finished(run_dir: Path) -> None:
-    write_json(run_dir / OPTIONS, {**(read_options(run_dir) or {}), FINISHED: True})
+    job = os.environ.get("TORCHELASTIC_RUN_ID")
+    write_json(run_dir / OPTIONS, {**(read_options(run_dir) or {}), FINISHED: True, **({JOB: job} if job else {})})
 
 
 def newest_state(run_dir: Path) -> Path | None:

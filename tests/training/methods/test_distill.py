@@ -109,7 +109,7 @@ def test_whole_command(pairs):
     error = (one_step(student, z) - (dataset.images().float() / 127.5 - 1)).square().mean()
     assert float(error) == pytest.approx(tests[-1], rel=1e-3)
     with Image.open(pairs / "runs" / "samples-000020.png") as picture:
-        assert picture.size == (32, 8)
+        assert picture.size == (512, 128)
 
 
 def test_pairs_of_another_network_are_refused(pairs, tmp_path):

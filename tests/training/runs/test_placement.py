@@ -52,6 +52,30 @@ def test_new_run_is_new_once_also_when_torchrun_starts_it_again(tmp_path, monkey
     assert place(tmp_path, seed=5, new_run=True) == new
 
 
+@pytest.mark.parametrize("nosubdir", [False, True])
+def test_a_job_that_is_started_again_knows_the_run_it_finished(tmp_path, monkeypatch, nosubdir):
+    def ran(job, restarts):
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", job)
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", str(restarts))
+
+    left = [] if nosubdir else [place(tmp_path, seed=5).run_dir]  # an unfinished run of the same options
+    ran("a", 0)
+    first = place(tmp_path, seed=5, nosubdir=nosubdir, new_run=True)
+    runs.mark_finished(first.run_dir)
+    ran("a", 1)
+    again = place(tmp_path, seed=5, nosubdir=nosubdir, new_run=True)
+    assert (again.run_dir, again.finished) == (first.run_dir, True)
+    assert not place(tmp_path, seed=5, lr=0.5).finished
+    for job, restarts in (("a", 0), ("b", 1), ("none", 1)):
+        ran(job, restarts)
+        if nosubdir:
+            with pytest.raises(ValueError, match="already holds a run"):
+                place(tmp_path, seed=5, nosubdir=True)
+        else:
+            found = place(tmp_path, seed=5)
+            assert (found.run_dir, found.finished) == (left[0], False)
+
+
 def test_resume_directory_or_newest_file_continues_in_place(tmp_path):
     run = place(tmp_path, seed=5).run_dir
     older, newest = add_state(run, 1), add_state(run, 2)
