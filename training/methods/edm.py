@@ -145,9 +145,10 @@ class EDMOptions(CoefficientOptions, CommonOptions):
         return kwargs | {"dropout": dropout, "label_dropout": self.label_dropout}
 
     def _check_points(self) -> None:
-        for name, value in (("arch", self.arch != "mlp" and self.arch), ("lpf", self.lpf or self.gauss_kernel_sigma)):
-            if value:
-                raise ValueError(f"--{name} is for images, {self.data} holds points: leave it out")
+        if self.architecture != "mlp":
+            raise ValueError(f"--arch={self.arch} is for images, {self.data} holds points: leave it out")
+        if self.lpf or self.gauss_kernel_sigma:
+            raise ValueError(f"--lpf smooths maps, {self.data} holds points: leave it out")
         if not self.scales:
             raise ValueError(
                 f"--precond={self.precond} is made for images in [-1, 1], {self.data} holds points of other scale: use "
