@@ -21,9 +21,10 @@ __all__ = ["main"]
     "--model", metavar="DIR",
     help="The folder of diffusers that the schedule is for, or its scheduler_config.json",
 )  # fmt: skip
-def main(file: str, out: str, to: str, model: str | None) -> None:
+@click.option("--coeff", type=float, help="Which schedules of a file searched with several coefficients")
+def main(file: str, out: str, to: str, model: str | None, coeff: float | None) -> None:
     """Write OUT: a folder for diffusers and ComfyUI, a Python file for k-diffusion, a list of levels (.txt, .json)."""
-    for path in export(file, to, out, model):
+    for path in export(file, to, out, model, coeff):
         click.echo(path)
 
 

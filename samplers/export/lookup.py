@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-from samplers.export.core import FORMULAS, Assignment, looks, program
+from samplers.export.core import FORMULAS, Assignment, program
 
 __all__ = ["fit_to_levels", "fold", "levels_by_steps", "levels_for", "schedule_program", "steps_of"]
 
@@ -81,12 +81,12 @@ def levels_by_steps(schedule: Mapping[str, Any]) -> dict[int, list[float]]:
     """Levels of a file's schedules by their steps as a tool's progress bar counts them: evaluations over the solver's
     own per step. On the path of a flow they begin at infinity, unless the first step is analytical.
     """
-    found = {}
+    found, each = {}, FORMULAS[schedule["solver"]][1]
     for entry in schedule["entries"]:
-        exact = schedule["path"] == "linear" and not entry.get("afs")
-        levels = [math.inf] * exact + list(entry["sigmas"])
-        count = len(looks(schedule_program(schedule, levels)))
-        found[-(-count // FORMULAS[schedule["solver"]][1])] = levels
+        afs = bool(entry.get("afs"))
+        exact = schedule["path"] == "linear" and not afs
+        evaluations = each * (len(entry["sigmas"]) - 1) + exact - afs
+        found[-(-evaluations // each)] = [math.inf] * exact + list(entry["sigmas"])
     return dict(sorted(found.items()))
 
 

@@ -10,6 +10,7 @@ import json
 import pprint
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,14 +38,15 @@ else:
 '''
 
 
-def portable(file: ScheduleFile, pixels: bool = False) -> dict[str, Any]:
+def portable(file: ScheduleFile, pixels: bool = False, coeff: float | None = None) -> dict[str, Any]:
     """What other tools need of a schedule file, as plain JSON values.
 
     Args:
+        coeff: of files searched with several coefficients, the one to take.
         pixels: the model works on pixels, so that solvers which threshold by default do so.
 
     Raises:
-        ValueError: a solver or path that cannot be taken elsewhere.
+        ValueError: a solver or path that cannot be taken elsewhere, or two schedules of one length.
     """
     if file.solver not in FORMULAS:
         raise ValueError(
@@ -56,7 +58,14 @@ def portable(file: ScheduleFile, pixels: bool = False) -> dict[str, Any]:
             f"the schedule file was made for a model on the path '{file.path}': schedules of noise-predicting models "
             "('ve') and of flow models ('linear') can be taken to other tools"
         )
-    content = json.loads(json.dumps(file.to_dict()))
+    entries = [e for e in file.entries if e.fits(None, coeff)]
+    if not entries or len({(e.num_steps - e.afs) for e in entries}) < len(entries):
+        there = ", ".join(f"{c:g}" for c in sorted({e.coeff for e in file.entries if e.coeff is not None}))
+        raise ValueError(
+            f"the schedule file has {'no schedule' if not entries else 'several schedules of one length'}"
+            f"{'' if coeff is None else f' with coeff={coeff:g}'}: say --coeff, one of {there or 'none'}"
+        )
+    content = json.loads(json.dumps(replace(file, entries=tuple(entries)).to_dict()))
     options = {k: v for k, v in content["options"].items() if v is not None and v != float("inf")}
     if file.solver in ("dpmpp", "unipc"):
         default = "dynamic" if pixels and options.get("predict_x0", True) else "none"
@@ -144,13 +153,16 @@ TARGETS: dict[str, Callable[..., dict[str, str]]] = {
 }
 
 
-def export(source: str | Path, to: str, out: str | Path, model: str | Path | None = None) -> list[Path]:
+def export(
+    source: str | Path, to: str, out: str | Path, model: str | Path | None = None, coeff: float | None = None
+) -> list[Path]:
     """Write the schedule file `source` for another tool.
 
     Args:
         to: key of `TARGETS`.
         out: the folder (diffusers, ComfyUI) or file to write.
         model: the folder of diffusers that the schedule is for, or its scheduler_config.json.
+        coeff: see `portable`.
 
     Returns:
         The files written, each whole or not at all.
@@ -160,7 +172,7 @@ def export(source: str | Path, to: str, out: str | Path, model: str | Path | Non
     """
     file, out = ScheduleFile.load(source), Path(out)
     config, pixels = ({}, False) if model is None else _model(file, Path(model))
-    schedule = portable(file, pixels)
+    schedule = portable(file, pixels, coeff)
     files = TARGETS[to](schedule, out.name, config)
     found = []
     for name, text in files.items():

@@ -1,8 +1,10 @@
 """The scheduler in pipelines of diffusers against `samplers.sample`, and what pipelines ask of schedulers."""
 
+import importlib
 import inspect
 import json
 import math
+import shutil
 import subprocess
 import sys
 
@@ -13,10 +15,14 @@ import torch
 diffusers = pytest.importorskip("diffusers")
 
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import retrieve_timesteps  # noqa: E402
+from pipelines import write  # noqa: E402
 from tiny_pipelines import KINDS, SD_NOISE, TABLE, make  # noqa: E402
 
-from samplers import SOLVERS, sample  # noqa: E402
+import networks  # noqa: E402
+from samplers import SOLVERS, Field, sample  # noqa: E402
 from samplers.export.scheduler import FewstepScheduler  # noqa: E402
+from samplers.export.write import export  # noqa: E402
+from samplers.recipe import ScheduleFile  # noqa: E402
 
 LEVELS = [14.6, 5.0, 2.2, 0.9, 0.3, 0.05]
 ROWS = [[1.0], [1.4, -0.3], [1.8, -1.1, 0.3], [1.1, -0.1], [2.2, -2.1, 1.2, -0.3]]
@@ -302,10 +308,53 @@ def test_a_pipeline_without_custom_levels_names_what_to_do():
         retrieve_timesteps(diffusers.DDIMScheduler(), sigmas=[1.0, 0.5])
 
 
-def test_export_runs_without_this_project(tmp_path):
-    from samplers.export.write import export
-    from samplers.recipe import ScheduleFile
+def test_flux(tmp_path):
+    """Its pipeline passes levels of its own unless the scheduler says use_flow_sigmas, and a shift by image size."""
+    net = networks.load_network(f"diffusers:{write(tmp_path / 'model', 'flux')}")
+    field = Field(net).bind(net.encode_text(["ab"]))
+    condition = net._condition(field.class_labels, torch.zeros(1, net.img_channels, 8, 8))
+    parts = dict.fromkeys(("vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"))
+    stock = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True)
+    pipe = diffusers.FluxPipeline(transformer=net.model, scheduler=stock, **parts)
+    pipe.set_progress_bar_config(disable=True)
+    content = schedule("searched", flow=True)
+    pipe.scheduler = swapped(pipe, content)
+    noise = unit().float()[:, : net.img_channels]
+    got = pipe(
+        prompt_embeds=condition.tokens, pooled_prompt_embeds=condition.pooled, guidance_scale=net.guidance,
+        latents=pipe._pack_latents(noise, 1, net.img_channels, 8, 8), num_inference_steps=6, output_type="latent",
+        height=64, width=64,
+    ).images  # fmt: skip
+    expected = ours(field, content, noise.double())
+    expected = pipe._pack_latents(expected, 1, net.img_channels, 8, 8)
+    assert (got - expected).abs().max() < 1e-4 * expected.std()
 
+
+@pytest.mark.parametrize("carried", [False, True])
+def test_a_folder_that_names_the_module(tmp_path, monkeypatch, carried):
+    """`model_index.json` may say which module the scheduler is in."""
+    folder = write(tmp_path / "model", "pixels")
+    content = schedule("searched")
+    content["entries"] = [{"sigmas": [100.0, 10.0, 1.0, 0.1]}]
+    ScheduleFile.from_dict(content).save(tmp_path / "three.json")
+    export(tmp_path / "three.json", "diffusers", tmp_path / "lib", folder)
+    index = json.loads((folder / "model_index.json").read_text())
+    index |= {"_class_name": "DDPMPipeline", "scheduler": ["fewstep_scheduler", "FewstepScheduler"]}
+    (folder / "model_index.json").write_text(json.dumps(index))
+    if carried:  # with the model, for who trusts it
+        shutil.copytree(tmp_path / "lib", folder / "scheduler", dirs_exist_ok=True)
+    else:
+        shutil.copy(tmp_path / "lib" / "scheduler_config.json", folder / "scheduler")
+        monkeypatch.syspath_prepend(tmp_path / "lib")
+        monkeypatch.delitem(sys.modules, "fewstep_scheduler", raising=False)
+        importlib.import_module("fewstep_scheduler")
+    pipe = diffusers.DDPMPipeline.from_pretrained(folder, local_files_only=True, trust_remote_code=carried)
+    assert "fewstep_scheduler" in type(pipe.scheduler).__module__
+    pipe.set_progress_bar_config(disable=True)
+    assert pipe(num_inference_steps=3, output_type="np").images.shape == (1, 8, 8, 3)
+
+
+def test_export_runs_without_this_project(tmp_path):
     pipe, _, _ = make("sd")
     content = schedule("calibrated")
     pipe.scheduler.save_pretrained(tmp_path / "model")

@@ -119,6 +119,23 @@ def test_lists(tmp_path):
     assert json.loads(found.read_text()) == pytest.approx([1.0, *(s / (1 + s) for s in LEVELS)])
 
 
+def test_one_coefficient_of_a_search(tmp_path):
+    entries = [{"sigmas": levels, "coeff": c} for c in (1.1, 1.2) for levels in ([9 * c, 1.0], [9 * c, 2.0, 0.5])]
+    ScheduleFile.from_dict({"solver": "ab", "entries": entries}).save(tmp_path / "found.json")
+    (text,) = export(tmp_path / "found.json", "sigmas", tmp_path / "x.txt", coeff=1.2)
+    assert text.read_text() == "10.8, 1\n10.8, 2, 0.5\n"
+    for coeff, sentence in (
+        (None, "several schedules of one length: say --coeff, one of 1.1, 1.2"),
+        (3.0, "no schedule"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            export(tmp_path / "found.json", "sigmas", tmp_path / "y.txt", coeff=coeff)
+    module = load(export(tmp_path / "found.json", "kdiffusion", tmp_path / "k.py", coeff=1.1)[0], "k")
+    assert module.STEPS == [1, 2]
+    with pytest.raises(ValueError, match="schedules of 1, 2 steps, not of None"):
+        module.get_sigmas()
+
+
 class Ksampler:
     """What ComfyUI's does around a sampler function."""
 
