@@ -33,8 +33,8 @@ from samplers.run import prepare
 from torch_utils import distributed as dist
 from torch_utils.cli import Command, CountList
 from torch_utils.files import write_json
-from torch_utils.frechet import load_moments
 from torch_utils.noise_table import NoiseTable
+from torch_utils.reference_file import load_moments
 
 __all__ = ["PEERS", "main", "peer_cells", "verdict"]
 
@@ -49,7 +49,7 @@ PEERS: dict[str, tuple[str, dict[str, Any]]] = {
     "UniPC log": ("UniPCMultistepScheduler", {"solver_order": 2, "use_exponential_sigmas": True}),
     "DEIS": ("DEISMultistepScheduler", {"solver_order": 3, "use_karras_sigmas": True}),
 }
-OURS = "ipndm,dpmpp:2@logsnr,unipc@logsnr,res@logsnr"
+OURS = "ipndm,dpmpp:2:thresholding=none@logsnr,unipc:2:thresholding=none@logsnr,res@logsnr"
 STEPS = 1000  # entries of the table
 
 
