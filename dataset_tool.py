@@ -65,7 +65,7 @@ class Size(click.ParamType):
         return int(match[1]), int(match[2])
 
 
-@click.command(cls=Command, epilog=EPILOG, context_settings={"max_content_width": 120, "show_default": True})
+@click.command(cls=Command, epilog=EPILOG, context_settings={"show_default": True})
 @click.option("--source", required=True, metavar="PATH|digits", help="Folder or archive of images, or 'digits'.")
 @click.option(
     "--dest", required=True, metavar="PATH",

@@ -36,9 +36,7 @@ Examples:
 The same command again continues an unfinished run. generate.py samples the snapshots."""
 
 
-@click.command(
-    cls=Command, epilog=EXAMPLES, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120}
-)
+@click.command(cls=Command, epilog=EXAMPLES)
 @options_of(TrajectoryOptions)
 def main(options: TrajectoryOptions) -> None:
     """Train a few-step sampler: the denoiser V and a network C that chooses a noise level for every element.

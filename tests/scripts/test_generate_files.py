@@ -210,6 +210,8 @@ def test_points_become_a_scatter_picture_and_an_array(tmp_path):
         assert arrays["points"].dtype == np.float32
         assert arrays["seeds"].tolist() == list(range(10))
         assert np.abs(arrays["points"][:, 0]).mean() > 2  # not clipped to the range of images
+    args[1:3] = [f"--npz={tmp_path}/a.npz", "--npz-name=arr_0", "--seeds=0-1"]
+    check_refused(CliRunner().invoke(generate.main, args), "leave it out of points")
 
 
 def test_latents_are_the_noise_that_images_were_made_of(tmp_path):

@@ -89,7 +89,7 @@ def rebuild(run_dir: Path, std: float, kimg: float | None = None) -> Rebuilt:
     return Rebuilt(net, {**newest.info, "nimg": end, "sigma_rel": std}, len(used), error)
 
 
-@click.command(cls=Command, epilog=EXAMPLES, context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(cls=Command, epilog=EXAMPLES)
 @click.argument("run_dir", metavar="RUN_DIR", type=click.Path(path_type=Path))
 @click.option("--std", type=float, required=True, metavar="FLOAT", help="Relative width wanted, 0 to 0.288.")
 @click.option(
