@@ -9,14 +9,5 @@ from samplers.solvers.base import Solver, Step
 from samplers.solvers.table import SOLVERS, sample
 
 __all__ = [
-    "PATHS",
-    "SCHEDULES",
-    "SOLVERS",
-    "Field",
-    "Solver",
-    "Step",
-    "get_schedule",
-    "gits",
-    "sample",
-    "validate_t_steps",
-]
+    "PATHS", "SCHEDULES", "SOLVERS", "Field", "Solver", "Step", "get_schedule", "gits", "sample", "validate_t_steps",
+]  # fmt: skip

@@ -21,20 +21,9 @@ import torch.distributed as dist
 from torch_utils.signals import SignalExit
 
 __all__ = [
-    "all_gather_object",
-    "all_reduce_sum",
-    "barrier",
-    "broadcast_object",
-    "fresh_store",
-    "from_rank0",
-    "gather_rows",
-    "get_rank",
-    "get_world_size",
-    "print0",
-    "process_group",
-    "rank0_first",
-    "shutdown",
-]
+    "all_gather_object", "all_reduce_sum", "barrier", "broadcast_object", "fresh_store", "from_rank0", "gather_rows",
+    "get_rank", "get_world_size", "print0", "process_group", "rank0_first", "shutdown",
+]  # fmt: skip
 
 
 JOIN_TIMEOUT = timedelta(minutes=10)

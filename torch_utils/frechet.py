@@ -24,13 +24,8 @@ from torch import Tensor
 from torch_utils.distributed import all_reduce_sum, broadcast_object
 
 __all__ = [
-    "Extractor",
-    "FeatureStats",
-    "Moments",
-    "factor",
-    "feature_stats",
-    "frechet_distance",
-]
+    "Extractor", "FeatureStats", "Moments", "factor", "feature_stats", "frechet_distance",
+]  # fmt: skip
 
 EPS = torch.finfo(torch.float64).eps
 

@@ -21,16 +21,9 @@ from torch_utils.misc import expand_to
 from torch_utils.report.plot import colour, figure, marker
 
 __all__ = [
-    "draw_compare",
-    "draw_cost",
-    "draw_curvature",
-    "draw_curve",
-    "draw_projection",
-    "draw_schedules",
-    "draw_strip",
-    "draw_trajectory",
-    "solver_styles",
-]
+    "draw_compare", "draw_cost", "draw_curvature", "draw_curve", "draw_projection", "draw_schedules", "draw_strip",
+    "draw_trajectory", "solver_styles",
+]  # fmt: skip
 
 LEVEL = "noise level σ (data in [-1, 1])"
 LINES = ("-", "--", ":", "-.")

@@ -18,15 +18,9 @@ from torch_utils.cli import Choice
 from torch_utils.options import OptionGroup, opt
 
 __all__ = [
-    "DIFFUSION_FORMS",
-    "FIELDS",
-    "DiffusionOptions",
-    "FusionOptions",
-    "GuidanceOptions",
-    "NativeOptions",
-    "PriorOptions",
-    "StartOptions",
-]
+    "DIFFUSION_FORMS", "FIELDS", "DiffusionOptions", "FusionOptions", "GuidanceOptions", "NativeOptions",
+    "PriorOptions", "StartOptions",
+]  # fmt: skip
 
 COORDINATES = ("native", "sigma")
 PRIORS = ("matched", "standard")

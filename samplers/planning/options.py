@@ -26,20 +26,9 @@ from torch_utils.cli import CountList
 from torch_utils.options import OptionGroup, opt
 
 __all__ = [
-    "FAMILY",
-    "CalibrationOptions",
-    "ChurnOptions",
-    "CountOptions",
-    "EDMSamplerOptions",
-    "EndOptions",
-    "LevelOptions",
-    "MethodOptions",
-    "RangeOptions",
-    "SamplerOptions",
-    "SearchOptions",
-    "SolverOptions",
-    "flag",
-]
+    "FAMILY", "CalibrationOptions", "ChurnOptions", "CountOptions", "EDMSamplerOptions", "EndOptions", "LevelOptions",
+    "MethodOptions", "RangeOptions", "SamplerOptions", "SearchOptions", "SolverOptions", "flag",
+]  # fmt: skip
 
 EDM = OptionGroup(
     "EDM sampler",

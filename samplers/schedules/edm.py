@@ -18,14 +18,8 @@ from samplers.path import VP
 from samplers.schedules.formulas import polynomial
 
 __all__ = [
-    "DISCRETIZATIONS",
-    "SCALINGS",
-    "SCHEDULE_FORMS",
-    "Coordinates",
-    "check_choice",
-    "general_levels",
-    "general_range",
-]
+    "DISCRETIZATIONS", "SCALINGS", "SCHEDULE_FORMS", "Coordinates", "check_choice", "general_levels", "general_range",
+]  # fmt: skip
 
 DISCRETIZATIONS = ("vp", "ve", "iddpm", "edm")
 SCHEDULE_FORMS = ("vp", "ve", "linear")

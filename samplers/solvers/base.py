@@ -32,22 +32,9 @@ from samplers.solvers.scalar import Scalar
 from torch_utils.misc import expand_to
 
 __all__ = [
-    "Levels",
-    "Scalar",
-    "Solver",
-    "Step",
-    "analytical_first",
-    "combine",
-    "evaluate",
-    "minus",
-    "network_levels",
-    "read_levels",
-    "recorded",
-    "require_ve",
-    "steps_from_data",
-    "towards",
-    "traced_estimate",
-]
+    "Levels", "Scalar", "Solver", "Step", "analytical_first", "combine", "evaluate", "minus", "network_levels",
+    "read_levels", "recorded", "require_ve", "steps_from_data", "towards", "traced_estimate",
+]  # fmt: skip
 
 
 class Step(NamedTuple):

@@ -22,14 +22,8 @@ from samplers.path import VP
 from samplers.solvers.scalar import Scalar
 
 __all__ = [
-    "EQUAL_STEPS",
-    "Rule",
-    "ab_weights",
-    "deis_table",
-    "ipndm_v_weights",
-    "ipndm_weights",
-    "lagrange_integrals",
-]
+    "EQUAL_STEPS", "Rule", "ab_weights", "deis_table", "ipndm_v_weights", "ipndm_weights", "lagrange_integrals",
+]  # fmt: skip
 
 # rule(s, i, order) -> weights of the step i, newest first, times h
 Rule = Callable[[Sequence[Scalar], int, int], list[Scalar]]

@@ -19,15 +19,9 @@ import torch
 from torch import Tensor, nn
 
 __all__ = [
-    "gamma_to_sigma_rel",
-    "halflife_beta",
-    "posthoc_error",
-    "power_beta",
-    "reconstruct",
-    "sigma_rel_to_gamma",
-    "solve_posthoc_weights",
-    "update_ema",
-]
+    "gamma_to_sigma_rel", "halflife_beta", "posthoc_error", "power_beta", "reconstruct", "sigma_rel_to_gamma",
+    "solve_posthoc_weights", "update_ema",
+]  # fmt: skip
 
 
 def halflife_beta(nimg: int, batch_size: int, halflife: float, rampup_ratio: float | None = None) -> float:
