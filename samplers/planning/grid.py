@@ -41,7 +41,7 @@ def plan_grid(request: Request) -> Plan:
         each=entry.evaluations,
         extra=entry.nfe(steps + 1, **ends) - steps * entry.evaluations,
         notes=tuple(("Note", note) for note in chosen.notes),
-        stochastic=entry.stochastic and chosen.options.get("S_churn", 0) > 0,
+        stochastic=entry.adds_noise(chosen.options),
         chosen=chosen,
     )
 

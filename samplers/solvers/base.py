@@ -90,6 +90,11 @@ class Solver:
         """The function draws noise from the keyword `rng`."""
         return "rng" in self._keywords
 
+    def adds_noise(self, options: Mapping[str, Any]) -> bool:
+        """Whether the function draws noise when it is told these options."""
+        told = {**self.options, **options}
+        return self.stochastic and max(told.get("S_churn", 0), told.get("tau", 0)) > 0
+
     @property
     def takes_first(self) -> bool:
         """The function accepts `first`, so that AFS is possible."""

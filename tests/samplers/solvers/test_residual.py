@@ -6,6 +6,9 @@ import pytest
 import torch
 
 from samplers import sample
+from samplers.planning.options import SamplerOptions
+from samplers.planning.plan import build_plan
+from samplers.run import generate
 from torch_utils.noise_table import NoiseTable, scaled_linear_alphas
 
 diffusers = pytest.importorskip("diffusers")
@@ -49,3 +52,23 @@ def test_order_one_is_the_librarys(tau, monkeypatch):
     )  # fmt: skip
     scale = math.hypot(1, float(scheduler.sigmas[-1]))  # its state is variance preserving
     torch.testing.assert_close(own / scale, x.double(), rtol=2e-5, atol=2e-5)
+
+
+class Net(torch.nn.Module):
+    img_channels, img_resolution, label_dim, sigma_min, sigma_max = 1, 2, 0, 0.0, math.inf
+
+    def forward(self, x, sigma, class_labels=None):
+        return denoise(x, torch.as_tensor(sigma, dtype=x.dtype))
+
+
+def test_noise_belongs_to_the_seed():
+    def images(batch, **options):
+        plan = build_plan(Net(), SamplerOptions(solver="sa", num_steps=6, **options))
+        made = torch.cat([b.images for b in generate(Net(), range(4), plan, batch=batch)])
+        return made, plan.stochastic
+
+    together, adds = images(4)
+    assert adds
+    torch.testing.assert_close(images(1)[0], together)
+    assert not images(4, tau=0.0)[1]
+    assert not torch.allclose(images(4, tau=0.0)[0], together)
