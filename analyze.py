@@ -28,6 +28,9 @@ Examples:
   # How straight trajectories are, for one model or a sweep over beta
   python analyze.py curvature beta1.pkl beta10.pkl beta50.pkl --outdir=out
 \b
+  # How a series goes on
+  python analyze.py forecast --network=NET.pkl --data=series:elnino --outdir=out
+\b
   # Schedules, the training curve, and one page of everything
   python analyze.py schedules polynomial logsnr time_uniform --num-steps=10 --outdir=out
   python analyze.py curve runs/00000-digits --outdir=out
@@ -45,6 +48,7 @@ ANALYSES = {
     "diff": "Where two training runs part, and which options differ",
     "curvature": "How straight the trajectories of networks are",
     "likelihood": "Bits per dimension of images of 8 bits under a model",
+    "forecast": "Ensembles that continue a series, and their scores",
     "page": "One page of every picture in a folder",
 }
 

@@ -1,6 +1,7 @@
-"""Turn public image data sets into one data set file: a zip or a folder of equal PNG images with labels.
+"""Turn public data sets into one data set file: a zip or a folder of equal PNG images with labels, or a series.
 
-The format is the one published EDM code reads and writes; `docs/data.md` describes it.
+The format of images is the one published EDM code reads and writes; `docs/data.md` describes it, docs/series.md that of
+series.
 """
 
 from __future__ import annotations
@@ -19,9 +20,13 @@ import click
 from tqdm import tqdm
 
 from torch_utils.cli import Command
+from training.data.series_files import import_angles, import_box
 from training.data.sources import LAYOUTS, open_source
 from training.data.transforms import FILTERS, TRANSFORMS, make_transform
 from training.data.writer import Summary, check_destination, convert
+
+SERIES = {"box": "NetCDF maps over time, cut to --lat and --lon", "angles": "an array of dihedral angles (.npy, .npz)"}
+NETCDF = (".nc", ".nc4")
 
 EPILOG = """\b
 Layouts (--layout):
@@ -45,11 +50,16 @@ Examples:
 \b
   # any folder of pictures; folders below it become classes
   python dataset_tool.py --source=pictures --dest=datasets/pictures.zip --resolution=32x32 --transform=center-crop
+\b
+  # series: a box of maps, angles of a molecule
+  python dataset_tool.py --source=sst.day.mean.nc --dest=datasets/box.npz --lat=-7.5,7.5 --lon=190,205 --variable=sst
+  python dataset_tool.py --source=dihedrals.npy --layout=angles --dest=datasets/peptide.npz
 """.format(
     layouts="\n".join(
         f"  {name:<9} {layout.help}" + (f" (--split={'|'.join(layout.splits)})" if layout.splits else "")
         for name, layout in LAYOUTS.items()
     )
+    + "".join(f"\n  {name:<9} {line}" for name, line in SERIES.items())
 )
 
 
@@ -65,14 +75,30 @@ class Size(click.ParamType):
         return int(match[1]), int(match[2])
 
 
+class Ends(click.ParamType):
+    """`-7.5,7.5` -> both numbers, the lower one first."""
+
+    name = "LOW,HIGH"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, float]:
+        try:
+            low, high = (float(v) for v in value.split(","))
+        except ValueError:
+            self.fail(f"'{value}' is not two numbers, the lower one first, for example -7.5,7.5", param, ctx)
+        if not low <= high:
+            self.fail(f"'{value}' goes from {low:g} down to {high:g}: give the lower one first", param, ctx)
+        return low, high
+
+
 @click.command(cls=Command, epilog=EPILOG, context_settings={"show_default": True})
-@click.option("--source", required=True, metavar="PATH|digits", help="Folder or archive of images, or 'digits'.")
+@click.option("--source", required=True, metavar="PATH|digits", help="Folder or archive, or 'digits'.")
 @click.option(
     "--dest", required=True, metavar="PATH",
-    help="File ending in .zip (an existing one is replaced at the end, in one step) or an empty or new folder.",
+    help="File ending in .zip (an existing one is replaced at the end, in one step) or an empty or new folder; of a "
+    "series a file ending in .npz.",
 )  # fmt: skip
 @click.option(
-    "--layout", type=click.Choice(["auto", *LAYOUTS]), default="auto",
+    "--layout", type=click.Choice(["auto", *LAYOUTS, *SERIES]), default="auto",
     help="How the source is arranged; auto goes by its name. The list is below.",
 )  # fmt: skip
 @click.option(
@@ -113,6 +139,13 @@ class Size(click.ParamType):
     "--encode-dtype", type=click.Choice(["float16", "float32"]), default="float32", help="Number format of the latents."
 )
 @click.option("--encode-batch", type=click.IntRange(min=1), default=16, metavar="N", help="Images at once.")
+@click.option("--lat", type=Ends(), help="box: latitudes, in the degrees of the file.  [default: all]")
+@click.option("--lon", type=Ends(), help="box: longitudes, in the degrees of the file.  [default: all]")
+@click.option("--variable", metavar="NAME", help="box: the variable, where there are several over time.")
+@click.option(
+    "--angles", type=click.Choice(["auto", "degrees", "radians"]), help="angles: their unit.  [default: auto]"
+)
+@click.option("--axes", metavar="LETTERS", help="angles: N trajectories, T frames, D angles.  [default: TD or NTD]")
 @click.option("--device", default="auto", metavar="DEVICE", help="Where latents are computed: cpu, cuda or auto.")
 @click.option(
     "--workers", type=click.IntRange(1, 256), metavar="N", default=lambda: os.cpu_count() or 1,
@@ -137,15 +170,29 @@ def main(
     encode_flips: bool,
     encode_dtype: str,
     encode_batch: int,
+    lat: tuple[float, float] | None,
+    lon: tuple[float, float] | None,
+    variable: str | None,
+    angles: str | None,
+    axes: str | None,
     device: str,
     workers: int,
 ) -> None:
-    """Convert images from SOURCE to a data set at DEST for training and FID.
+    """Convert images or a series from SOURCE to a data set at DEST for training, FID and forecasts.
 
     All images of a data set are square, of one size (a power of two) and of one kind (gray or RGB). Palette, CMYK and
     16 bit images are converted. The output is the same, byte for byte, on any number of cores, and appears whole or not
     at all.
     """
+    if layout == "auto" and Path(source).suffix in NETCDF:
+        layout = "box"
+    _refuse_others(layout)
+    if layout == "box":
+        click.echo(import_box(source, dest, lat=lat, lon=lon, variable=variable))
+        return
+    if layout == "angles":
+        click.echo(import_angles(source, dest, angles or "auto", axes))
+        return
     function = make_transform(transform, resolution, resize_filter)
     target = check_destination(dest, source)
     if encode is not None and target.suffix != ".zip":
@@ -179,6 +226,21 @@ def main(
             click.echo(_encode(pixels, target, encode, encode_config, encode_flips, encode_dtype, encode_batch, device))
         finally:
             pixels.unlink(missing_ok=True)
+
+
+def _refuse_others(layout: str) -> None:
+    """Options of other kinds of data, given on the command line; ValueError."""
+    box, angles = {"lat", "lon", "variable"}, {"angles", "axes"}
+    context = click.get_current_context()
+    given = {p.name for p in context.command.params if context.get_parameter_source(p.name).name == "COMMANDLINE"}
+    given -= {"source", "dest", "layout"}
+    own = {"box": box, "angles": angles}.get(layout)
+    if wrong := sorted(given & (box | angles) if own is None else given - own):
+        whose = {**dict.fromkeys(box, "--layout=box"), **dict.fromkeys(angles, "--layout=angles")}
+        raise ValueError(
+            f"--{wrong[0].replace('_', '-')} belongs to {whose.get(wrong[0], 'images')}, and the layout here is "
+            f"{layout}: leave it out"
+        )
 
 
 def _encode(

@@ -53,6 +53,7 @@ class Facts:
         start: "exact" where sampling begins at infinite sigma by default, else "scaled" (`samplers.start`).
         priors: start distributions by name, the recommended one first; () for unit noise alone.
         start_noise: `(unit noise, prior or None) -> noise` that the model starts from; None: unit noise.
+        begins: "noise", or "frame" of models of a series that go from the frame before, which the caller gives.
         gaussian_noise: noise was Gaussian and independent of the data in training, so that the model has a score.
         decode: samples -> images, for models of latents; None: samples are what is wanted.
         decoded_shape: of one image then; None: `shape`.
@@ -85,6 +86,7 @@ class Facts:
     start: str = "scaled"
     priors: tuple[str, ...] = ()
     start_noise: Callable[[Tensor, str | None], Tensor] | None = None
+    begins: str = "noise"
     gaussian_noise: bool = True
     decode: Callable[[Tensor], Tensor] | None = None
     decoded_shape: tuple[int, ...] | None = None
@@ -132,6 +134,7 @@ class Facts:
             start=said("start", "scaled"),
             priors=tuple(said("priors", ())),
             start_noise=said("start_noise"),
+            begins=said("begins", "noise"),
             gaussian_noise=said("gaussian_noise", True),
             decode=said("decode"),
             decoded_shape=said("decoded_shape"),

@@ -13,9 +13,10 @@ from torch_utils import distributed as dist
 from torch_utils.stats import Tee
 from training.data.batches import Batches, ImageDataset
 from training.data.opening import open_dataset
+from training.data.series import SeriesDataset, is_series
 from training.loop.loop import Loop
 from training.method import Method
-from training.methods.table import method_entry
+from training.methods.table import METHODS, method_entry
 from training.options import CommonOptions
 from training.performance import DTYPES, set_backends
 from training.runs import run_dir as runs
@@ -34,7 +35,11 @@ def launch(method_name: str, options: CommonOptions) -> None:
     """
     with dist.process_group(options.device) as device:
         set_backends(options)
-        dataset = (method_entry(method_name).open or open_dataset)(options)
+        entry = method_entry(method_name)
+        if is_series(options.data) and not entry.series:
+            able = ", ".join(name for name, other in METHODS.items() if other.series)
+            raise ValueError(f"{method_name} does not learn from what came before, as a series asks for: use {able}")
+        dataset = (entry.open or open_dataset)(options)
         options.rounds(dist.get_world_size())
         check_fid(options)
         world = dist.get_world_size()
@@ -99,7 +104,7 @@ def _tell_conditions(method: Method, dataset: Any) -> None:
     """Let networks know of what kind their labels are; snapshots keep that, pictures and FID draw from the labels."""
     for module in method.modules.values():
         if getattr(module, "label_dim", 0) and dataset.label_kind not in (None, "classes"):
-            module.conditioning, module.conditions = dataset.label_kind, dataset.targets()
+            module.conditioning, module.conditions = dataset.label_kind, dataset.conditions()
 
 
 def _forecast(place: Place, session: Session) -> str:
@@ -120,6 +125,7 @@ def _facts(dataset: Any) -> dict[str, Any]:
         "label_kind": dataset.label_kind,
         "class_names": dataset.class_names,
         "fingerprint": dist.from_rank0(dataset.fingerprint),
+        **({"series": dataset.facts()} if isinstance(dataset, SeriesDataset) else {}),
     }
 
 

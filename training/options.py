@@ -11,6 +11,7 @@ import re
 from dataclasses import dataclass
 
 from training.data.opening import DataOptions
+from training.data.series import is_series
 from training.loop.settings import LoopOptions
 from training.methods.common import LearningOptions
 from training.performance import PerformanceOptions
@@ -29,7 +30,7 @@ class CommonOptions(
 
     def description(self, dataset: str, world: int) -> str:
         """The name of the run directory, without its number."""
-        parts = [dataset, "cond" if self.cond else "uncond", *self.name_parts()]
+        parts = [dataset, "cond" if self.cond or is_series(self.data) else "uncond", *self.name_parts()]
         parts += [f"gpus{world}", f"batch{self.batch}", self.precision]
         if self.desc:
             parts.append(re.sub(r"[^\w.=+-]", "_", self.desc))

@@ -16,14 +16,16 @@ from torch import Tensor, nn
 from networks.models.base import Model, make_trunk
 from networks.models.precond import per_sample_level
 from networks.trunks.adm_unet import ADMUNet
+from networks.trunks.context import ContextTrunk
 from networks.trunks.mlp import SELUMLP
 
-__all__ = ["SCORE_TARGETS", "TRUNKS", "FusionNetwork"]
+__all__ = ["BEGINS", "SCORE_TARGETS", "TRUNKS", "FusionNetwork"]
 
 # what a second head may be: sigma^2 / 2 times the score, a share of the noise at the end of the path, the score itself,
 # or a log density, which programs of 2025 took for it
 SCORE_TARGETS = ("eps", "noise", "score", "log_density", "none")
-TRUNKS: dict[str, type[nn.Module]] = {"ADMUNet": ADMUNet, "SELUMLP": SELUMLP}
+BEGINS = ("noise", "frame")
+TRUNKS: dict[str, type[nn.Module]] = {"ADMUNet": ADMUNet, "SELUMLP": SELUMLP, "ContextTrunk": ContextTrunk}
 
 
 class FusionNetwork(Model):
@@ -36,6 +38,7 @@ class FusionNetwork(Model):
         sigma: path noise of training.
         heads: 2, or 1 without a score head.
         score_target: key of SCORE_TARGETS, what the second head was trained on; "none" of one head.
+        begins: what lies at t = 1: noise, or of a series the frame before.
         gaussian_noise: the noise of training was Gaussian and independent of the data, so that scores can be had.
 
     Attributes:
@@ -60,17 +63,20 @@ class FusionNetwork(Model):
         heads: int = 2,
         score_target: str = "eps",
         gaussian_noise: bool = True,
+        begins: str = "noise",
         **model_kwargs: Any,
     ) -> None:
         if heads not in (1, 2):
             raise ValueError(f"heads={heads}: give 2, clean data and score, or 1, clean data alone")
         if score_target not in SCORE_TARGETS:
             raise ValueError(f"score target '{score_target}' is unknown: choose from {', '.join(SCORE_TARGETS)}")
+        if begins not in BEGINS:
+            raise ValueError(f"begins '{begins}' is unknown: choose from {', '.join(BEGINS)}")
         if not 0 <= sigma < math.inf:
             raise ValueError(f"sigma={sigma:g} is the noise of the path: give 0 or more")
         super().__init__(img_resolution, img_channels, label_dim)
         self.bridge, self.num_heads, self.score_target = sigma, heads, score_target if heads == 2 else "none"
-        self.gaussian_noise = gaussian_noise
+        self.gaussian_noise, self.begins = gaussian_noise, begins
         channels = img_channels * heads
         self.model = make_trunk(
             TRUNKS, model_type, img_resolution, channels, channels, label_dim=label_dim, **model_kwargs

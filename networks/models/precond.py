@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from networks.models.base import Model, make_trunk
+from networks.trunks.context import ContextTrunk
 from networks.trunks.dhariwal_unet import DhariwalUNet
 from networks.trunks.mlp import FourierMLP
 from networks.trunks.song_unet import SongUNet
@@ -22,7 +23,9 @@ from torch_utils.misc import expand_to
 
 __all__ = ["MODELS", "TINY", "EDMGammaPrecond", "EDMPrecond", "Precond", "per_sample_level"]
 
-MODELS: dict[str, type[nn.Module]] = {"SongUNet": SongUNet, "DhariwalUNet": DhariwalUNet, "FourierMLP": FourierMLP}
+MODELS: dict[str, type[nn.Module]] = {
+    "SongUNet": SongUNet, "DhariwalUNet": DhariwalUNet, "FourierMLP": FourierMLP, "ContextTrunk": ContextTrunk,
+}  # fmt: skip
 
 # Floor of logarithms: sigma = 0 stays finite and every normal float32 stays as it is.
 TINY = torch.finfo(torch.float32).tiny

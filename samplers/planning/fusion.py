@@ -94,7 +94,7 @@ def has_noise(drift: Drift | None) -> bool:
 
 
 def plan_bridge(request: Request) -> Plan:
-    """Equal steps of the stochastic solver from t = 1 to 0.
+    """Steps of the stochastic solver from t = 1 to 0, equal or shorter towards the data.
 
     Raises:
         ValueError: another solver, or a number of evaluations that no count of steps makes.
@@ -113,14 +113,16 @@ def plan_bridge(request: Request) -> Plan:
             + f"; give {' or '.join(map(str, sorted(set(fits))))}"
         )
     steps = before + 1
-    times = torch.arange(steps, -1, -1, dtype=torch.float64) / steps
+    power = given.get("time_power", 1.0)
+    times = (torch.arange(steps, -1, -1, dtype=torch.float64) / steps) ** power
     return Plan(
         kind="bridge",
         solver="srid2",
         sigmas=times,
         sampler=functools.partial(_sample, times=times, diffusion=drift.diffusion),
         title="srid2, native time, with noise",
-        schedule=f"{count_of(steps, 'equal step')} from t = 1 to 0",
+        schedule=f"{count_of(steps, 'equal step' if power == 1 else 'step')} from t = 1 to 0"
+        + ("" if power == 1 else f", times to the power of {power:g}"),
         steps=steps,
         each=3,
         extra=last - 3,

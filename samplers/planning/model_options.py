@@ -18,8 +18,8 @@ from torch_utils.cli import Choice
 from torch_utils.options import OptionGroup, opt
 
 __all__ = [
-    "DIFFUSION_FORMS", "FIELDS", "DiffusionOptions", "FusionOptions", "GuidanceOptions", "NativeOptions",
-    "PriorOptions", "StartOptions",
+    "DIFFUSION_FORMS", "FIELDS", "BridgeOptions", "DiffusionOptions", "FusionOptions", "GuidanceOptions",
+    "NativeOptions", "PriorOptions", "StartOptions",
 ]  # fmt: skip
 
 COORDINATES = ("native", "sigma")
@@ -130,6 +130,17 @@ class FusionOptions:
     delta: float | None = number("legacy: denominator at the data [default: 0.1, of 2025 0.01]", above=0)
     momentum: float | None = number("legacy: factor of the momentum, with its sign [default: 1]")
     noise_scale: float | None = number("legacy: added noise, 0 for images, 1 for points [default: 0]", at_least=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BridgeOptions:
+    group: ClassVar = FUSED
+    whose: ClassVar = "fields with noise along their own time"
+
+    time_power: float | None = number(
+        "With noise: times are this power of equal ones; above 1 the last steps, which lose spread, are short "
+        "[default: 1]", above=0,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)

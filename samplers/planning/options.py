@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 from samplers.gits.costs import METRICS
 from samplers.planning.model_options import (
+    BridgeOptions,
     DiffusionOptions,
     FusionOptions,
     GuidanceOptions,
@@ -191,9 +192,9 @@ class CalibrationOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class SamplerOptions(
-    GuidanceOptions, FusionOptions, StartOptions, PriorOptions, DiffusionOptions, NativeOptions, CalibrationOptions,
-    SearchOptions, MethodOptions, EndOptions, RangeOptions, LevelOptions, CountOptions, SolverOptions, ChurnOptions,
-    EDMSamplerOptions,
+    GuidanceOptions, BridgeOptions, FusionOptions, StartOptions, PriorOptions, DiffusionOptions, NativeOptions,
+    CalibrationOptions, SearchOptions, MethodOptions, EndOptions, RangeOptions, LevelOptions, CountOptions,
+    SolverOptions, ChurnOptions, EDMSamplerOptions,
 ):  # fmt: skip
     """What can be asked of a sampler; None = not asked. Options that do not go together are refused by `build_plan`."""
 

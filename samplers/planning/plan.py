@@ -26,6 +26,7 @@ from samplers.planning.grid import plan_adaptive, plan_grid
 from samplers.planning.interpolant import plan_interpolant
 from samplers.planning.levels import DEFAULT_SOLVER, choose_levels
 from samplers.planning.model_options import (
+    BridgeOptions,
     DiffusionOptions,
     FusionOptions,
     GuidanceOptions,
@@ -91,7 +92,7 @@ KINDS: dict[str, Kind] = {
         "{because} belongs to the stochastic interpolant sampler, which has no {flag}: leave one of them out",
     ),
     "bridge": Kind(
-        (SolverOptions, NativeOptions),
+        (SolverOptions, NativeOptions, BridgeOptions),
         plan_bridge,
         "{flag} belongs to {whose}, and the field asked for has noise along its own time: leave it out, or choose a "
         "--field without noise",

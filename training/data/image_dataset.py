@@ -192,6 +192,10 @@ class ImageDataset:
             return targets
         return (targets[:, None] == torch.arange(self.label_dim, device=targets.device)).float()
 
+    def conditions(self) -> Tensor:
+        """Labels that are no classes, for networks to draw from."""
+        return self.targets()
+
     def labels(self) -> Tensor:
         """All labels without mirrored copies, float32 `[num_images, label_dim]`; large with many classes."""
         return self.encode_labels(self.targets())

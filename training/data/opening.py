@@ -1,4 +1,4 @@
-"""DataOptions and the data set they open: images of a folder or zip, or points."""
+"""DataOptions and the data set they open: images of a folder or zip, points, or a series."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from torch_utils.options import OptionGroup, opt
 from training.data.image_dataset import ImageDataset
+from training.data.series import SeriesDataset, is_series
 from training.data.toys import ToyDataset, is_toy
 
 __all__ = ["DataOptions", "open_dataset"]
@@ -19,8 +20,8 @@ class DataOptions:
     group: ClassVar = OptionGroup("Data", "What is learned.", rank=1)
 
     data: str = opt(
-        None, "Data set made by dataset_tool.py, or points: toy:NAME[:size=N][:seed=S]", metavar="ZIP|DIR|TOY",
-        required=True,
+        None, "Data set made by dataset_tool.py, points: toy:NAME[:size=N][:seed=S], or a series: "
+        "series:NAME|FILE[:...] (docs/series.md)", metavar="ZIP|DIR|TOY|SERIES", required=True,
     )  # fmt: skip
     cond: bool = opt(False, "Train a class-conditional model; the data set must have labels", metavar="BOOL")
     xflip: bool = opt(False, "Double the data set with mirrored copies", metavar="BOOL")
@@ -30,12 +31,16 @@ class DataOptions:
     workers: int = opt(1, "Threads that read and decode images", metavar="INT", at_least=1, may_change=True)
 
 
-def open_dataset(options: DataOptions) -> ImageDataset | ToyDataset:
+def open_dataset(options: DataOptions) -> ImageDataset | ToyDataset | SeriesDataset:
     """The data set of `--data`.
 
     Raises:
         ValueError, OSError: nothing there, something else, or no labels where they are asked for.
     """
+    if is_series(options.data):
+        if options.xflip:
+            raise ValueError(f"--xflip mirrors images, and {options.data} is a series: leave it out")
+        return SeriesDataset(options.data)
     opened = ToyDataset if is_toy(options.data) else ImageDataset
     dataset = opened(options.data, use_labels=options.cond, xflip=options.xflip)
     if options.cond and not dataset.has_labels:

@@ -23,7 +23,6 @@ from torch_utils.misc import expand_to
 __all__ = ["BRIDGES", "SCORE_TARGETS", "TIME_WEIGHTS", "Bridge", "FusionLoss", "State", "order1_target"]
 
 _TINY = 1e-8  # in denominators that published code guards so
-_DEGREES = 360.0
 
 
 class State(NamedTuple):
@@ -147,6 +146,7 @@ class FusionLoss:
             used).
         angles: errors are those of angles in degrees: "wrapped", to the nearest turn; "shifted", the published sum
             over three turns, which has the minimum of the plain error; None: plain.
+        period: a whole turn, where it is not 360 degrees.
 
     Raises:
         ValueError: unknown words.
@@ -159,6 +159,7 @@ class FusionLoss:
     score_target: str = "eps"
     score_scale: str = "deviation"
     angles: Literal["wrapped", "shifted"] | None = None
+    period: float = 360.0
 
     def __post_init__(self) -> None:
         for name, value, allowed in (
@@ -172,9 +173,9 @@ class FusionLoss:
         """Mean over elements of the weighted error of the first head, `[B]`."""
         difference = estimate - data
         if self.angles == "wrapped":
-            square = (difference - _DEGREES * (difference / _DEGREES).round()).square()
+            square = (difference - self.period * (difference / self.period).round()).square()
         elif self.angles == "shifted":
-            square = sum((difference - shift).square() for shift in (0.0, _DEGREES, -_DEGREES))
+            square = sum((difference - shift).square() for shift in (0.0, self.period, -self.period))
         else:
             square = difference.square()
         return _mean(TIME_WEIGHTS[self.time_weight](expand_to(t, data)) * square)

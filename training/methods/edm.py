@@ -4,7 +4,8 @@ Karras, Aittala, Aila, Laine: Elucidating the Design Space of Diffusion-Based Ge
 arXiv 2206.00364 (table 1). Command line and defaults follow the published training code.
 
 Points in the plane (`--data=toy:NAME`) keep their coordinates: sigma_data is their root mean square, the noise levels
-of training are those of images in units of it, and the network is an MLP.
+of training are those of images in units of it, and the network is an MLP. So it is with a series, whose network sees
+what came before; maps may have a U-Net.
 """
 
 from __future__ import annotations
@@ -21,11 +22,13 @@ from torch_utils.misc import format_count
 from torch_utils.options import OptionGroup, opt
 from training.augment import edm_preset
 from training.data.batches import ImageDataset
+from training.data.series import SeriesDataset, is_series
 from training.data.toys import is_toy
 from training.losses.denoising import EDMLoss, loss_for
 from training.losses.elementwise import COEFFICIENT_SAMPLERS, CoefficientOptions, gamma_loss
 from training.method import Batch, LossOut, Method
 from training.methods import common
+from training.methods.series import context_trunk, padding
 from training.options import CommonOptions
 from training.performance import prepare
 from training.pictures.preview import preview_of
@@ -78,7 +81,7 @@ class EDMOptions(CoefficientOptions, CommonOptions):
 
     preset: str | None = opt(None, "A published recipe: values of options that are not given", presets=PRESETS)
     arch: str | None = opt(
-        None, "Network architecture: DDPM++, NCSN++, ADM, or of points an MLP [default: ddpmpp; of points mlp]",
+        None, "Network architecture: DDPM++, NCSN++, ADM, or of points an MLP [default: ddpmpp; of points and series mlp]",
         choices=list(ARCHITECTURES),
     )  # fmt: skip
     precond: str = opt("edm", "Preconditioning and loss", choices=list(PRECONDITIONERS))
@@ -93,7 +96,11 @@ class EDMOptions(CoefficientOptions, CommonOptions):
         0.0, "Share of labels hidden in training, for classifier-free guidance", metavar="P", at_least=0, at_most=1
     )
     augment: float | None = opt(
-        None, "Augmentation probability; 0 = off [default: 0.12; mlp has none]", metavar="P", at_least=0, at_most=1
+        None,
+        "Augmentation probability; 0 = off [default: 0.12; mlp and series have none]",
+        metavar="P",
+        at_least=0,
+        at_most=1,
     )
     p_mean: float | None = opt(None, "Mean of ln(sigma) in training (EDM loss); default -1.2", metavar="FLOAT")
     p_std: float | None = opt(None, "Std of ln(sigma) in training (EDM loss); default 1.2", metavar="FLOAT", above=0)
@@ -112,7 +119,7 @@ class EDMOptions(CoefficientOptions, CommonOptions):
 
     @property
     def architecture(self) -> str:
-        return self.arch or ("mlp" if is_toy(self.data) else "ddpmpp")
+        return self.arch or ("mlp" if is_toy(self.data) or is_series(self.data) else "ddpmpp")
 
     @property
     def scales(self) -> bool:
@@ -121,7 +128,7 @@ class EDMOptions(CoefficientOptions, CommonOptions):
 
     @property
     def augment_probability(self) -> float:
-        default = 0 if self.architecture == "mlp" else 0.12
+        default = 0 if self.architecture == "mlp" or is_series(self.data) else 0.12
         return default if self.augment is None else self.augment
 
     def name_parts(self) -> list[str]:
@@ -131,6 +138,8 @@ class EDMOptions(CoefficientOptions, CommonOptions):
         """Constructor arguments of the network but for those of the data."""
         if is_toy(self.data):
             self._check_points()
+        if is_series(self.data):
+            self._check_series()
         kwargs = dict(ARCHITECTURES[self.architecture])
         if self.architecture == "mlp":
             return kwargs | self._mlp_kwargs()
@@ -154,6 +163,13 @@ class EDMOptions(CoefficientOptions, CommonOptions):
                 f"--precond={self.precond} is made for images in [-1, 1], {self.data} holds points of other scale: use "
                 "--precond=edm"
             )
+
+    def _check_series(self) -> None:
+        for name in ("label_dropout", "augment"):
+            if getattr(self, name):
+                raise ValueError(f"--{name.replace('_', '-')} is for images, and {self.data} is a series: leave it out")
+        if self.precond not in ("edm", "edm_alpha"):
+            raise ValueError(f"--precond={self.precond} has no series, whose scale is its own: use --precond=edm")
 
     def _mlp_kwargs(self) -> dict[str, Any]:
         for name in ("cres", "attn_resolutions", "dropout", "augment"):
@@ -179,14 +195,26 @@ def build_network(options: EDMOptions, dataset: ImageDataset) -> nn.Module:
     kwargs = options.network_kwargs()
     if options.scales:
         kwargs = {"sigma_data": dataset.std} | kwargs
+    series = isinstance(dataset, SeriesDataset)
+    if series:
+        kwargs = _with_context(options, dataset, kwargs)
     return networks.build(
         precond,
         img_resolution=dataset.resolution,
         img_channels=dataset.num_channels,
-        label_dim=dataset.label_dim if options.cond else 0,
+        label_dim=dataset.label_dim if options.cond or series else 0,
         use_fp16=options.precision == "fp16",
         **kwargs,
     )
+
+
+def _with_context(options: EDMOptions, dataset: SeriesDataset, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of the network around a trunk that sees what came before."""
+    trunk = {k: v for k, v in kwargs.items() if k not in ("sigma_data", "label_dropout")}
+    if options.architecture != "mlp" and dataset.resolution == 1:
+        raise ValueError(f"--arch={options.arch} is for maps, and {options.data} holds none: leave it out")
+    pad = 0 if options.architecture == "mlp" else padding(dataset, len(trunk["channel_mult"]))
+    return {"sigma_data": kwargs["sigma_data"], **context_trunk(dataset, trunk, pad)}
 
 
 def build(options: EDMOptions, dataset: ImageDataset, device: torch.device) -> Method:

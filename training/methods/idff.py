@@ -15,14 +15,16 @@ from torch import Tensor, nn
 
 import networks
 from torch_utils.misc import format_count
+from torch_utils.options import refuse
 from training.couplings import Coupling
 from training.data.batches import ImageDataset
-from training.data.toys import is_toy
+from training.data.series import SeriesDataset
 from training.learning_rate import lr_rampup
 from training.losses.idff import Bridge, FusionLoss, State, order1_target
 from training.method import Batch, LossOut, Method, Phase
 from training.methods import common
-from training.methods.idff_options import SCORE_TARGETS, IDFFOptions
+from training.methods.idff_options import OF_UNETS, SCORE_TARGETS, IDFFOptions
+from training.methods.series import context_trunk, padding, previous_pairs, refuse_labels_alone
 from training.performance import prepare
 from training.pictures.preview import preview_of
 
@@ -38,40 +40,56 @@ def build_network(options: IDFFOptions, dataset: ImageDataset) -> nn.Module:
     Raises:
         ValueError: sizes that do not fit the data.
     """
-    if is_toy(options.data):
-        trunk: dict[str, Any] = {"model_type": "SELUMLP", "width": options.cbase}
-    else:
-        size = dataset.resolution
-        missing = [r for r in options.attn_resolutions if r < 1 or size % r]
-        if missing:
-            raise ValueError(
-                f"--attn-resolutions={missing[0]} is no resolution of images of {size} pixels: give {size} divided by "
-                "powers of 2"
-            )
-        trunk = {
-            "model_type": "ADMUNet", "model_channels": options.cbase, "channel_mult": list(options.cres),
-            "num_res_blocks": options.num_blocks, "num_head_channels": options.head_channels,
-            "attention_resolutions": [size // r for r in options.attn_resolutions], "dropout": options.dropout,
-            "use_scale_shift_norm": False,
-        }  # fmt: skip
+    series, label_dim = isinstance(dataset, SeriesDataset), dataset.label_dim if options.cond else 0
+    trunk, pad = _trunk(options, dataset)
+    if series:
+        label_dim = dataset.period if options.memorise else dataset.label_dim
+        if options.memorise:
+            refuse_labels_alone(dataset)
+        else:
+            trunk = context_trunk(dataset, trunk, pad)
     return networks.build(
         "FusionNetwork", img_resolution=dataset.resolution, img_channels=dataset.num_channels,
-        label_dim=dataset.label_dim if options.cond else 0, sigma=options.sigma, heads=options.heads,
+        label_dim=label_dim, sigma=options.sigma, heads=options.heads,
         score_target="none" if options.heads == 1 else SCORE_TARGETS[options.score_target],
-        gaussian_noise=options.coupling == "independent", **trunk,
+        gaussian_noise=options.coupling == "independent",
+        begins="frame" if options.coupling == "previous" else "noise", **trunk,
     )  # fmt: skip
 
 
-def _loss_of(options: IDFFOptions, target: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
+def _trunk(options: IDFFOptions, dataset: Any) -> tuple[dict[str, Any], int]:
+    """The trunk for a data set, and the pixels that it needs more than there are."""
+    if dataset.resolution == 1:
+        refuse(options, OF_UNETS, f"belongs to U-Nets, and {options.data} holds no maps")
+        return {"model_type": "SELUMLP", "width": options.cbase}, 0
+    given = options.unet_values()
+    pad = 0 if options.memorise else padding(dataset, len(given["cres"]))
+    size = dataset.resolution + pad
+    missing = [r for r in given["attn_resolutions"] if r < 1 or size % r]
+    if missing:
+        raise ValueError(
+            f"--attn-resolutions={missing[0]} is no resolution of images of {size} pixels: give {size} divided by "
+            "powers of 2"
+        )
+    return {
+        "model_type": "ADMUNet", "model_channels": options.cbase, "channel_mult": list(given["cres"]),
+        "num_res_blocks": given["num_blocks"], "num_head_channels": given["head_channels"],
+        "attention_resolutions": [size // r for r in given["attn_resolutions"]], "dropout": given["dropout"],
+        "use_scale_shift_norm": False,
+    }, pad  # fmt: skip
+
+
+def _loss_of(options: IDFFOptions, target: str, dataset: Any) -> Callable[..., tuple[Tensor, Tensor | None]]:
     """`(heads, data, noise, eps, t, state)` -> the weighted errors of both heads per sample, `[B]` each.
 
     Args:
         target: of the network's second head.
     """
     by_lambda = target in ("eps", "noise")
+    turns = isinstance(dataset, SeriesDataset) and dataset.scaling.kind == "turns"
     loss = FusionLoss(
         options.sigma, options.flow_weight, time_weight=options.time_weight,
-        score_target=target if by_lambda else "none",
+        score_target=target if by_lambda else "none", **({"angles": "wrapped", "period": 2.0} if turns else {}),
     )  # fmt: skip
 
     def errors(
@@ -103,14 +121,15 @@ def build(options: IDFFOptions, dataset: ImageDataset, device: torch.device) -> 
         options.coupling, options.ot_method or "exact", options.ot_reg or 0.05, options.ot_reg_m or 1.0,
         options.ot_replacement,
     )  # fmt: skip
-    errors = _loss_of(options, net.score_target)
+    errors = _loss_of(options, net.score_target, dataset)
+    pairs = functools.partial(_noise_pairs, coupling, bool(net.label_dim))
+    if options.coupling == "previous":
+        pairs = previous_pairs(dataset, options.memorise)
     prepare(net, options, device)
     heads = torch.compile(net.heads) if options.compile else net.heads
 
     def loss(batch: Batch) -> LossOut:
-        noise = batch.rng.randn_like(batch.data)
-        labels = batch.labels if net.label_dim else None
-        data, noise, labels = coupling(batch.data, noise, labels, batch.rng)
+        data, noise, labels = pairs(batch)
         t, eps = batch.rng.rand([len(data)]), batch.rng.randn_like(data)
         state = bridge.state(data, noise, eps, t)
         flow, score = errors(heads(state.x, t, labels), data, noise, eps, t, state)
@@ -144,6 +163,11 @@ def build(options: IDFFOptions, dataset: ImageDataset, device: torch.device) -> 
             common.steps(options),
         ),
     )
+
+
+def _noise_pairs(coupling: Coupling, labelled: bool, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
+    noise = batch.rng.randn_like(batch.data)
+    return coupling(batch.data, noise, batch.labels if labelled else None, batch.rng)
 
 
 def _lr(nimg: int, *, options: IDFFOptions) -> float:

@@ -13,16 +13,17 @@ from typing import Any, ClassVar
 
 from torch_utils.options import OptionGroup, opt, refuse
 from training.couplings import PLANS
+from training.data.series import is_series
 from training.data.toys import is_toy
 from training.losses.idff import TIME_WEIGHTS
 from training.methods.common import LearningOptions
 from training.options import CommonOptions
 
-__all__ = ["PRESETS", "SCORE_TARGETS", "IDFFOptions"]
+__all__ = ["OF_UNETS", "PRESETS", "SCORE_TARGETS", "IDFFOptions"]
 
 # as written -> as stored (`networks.models.fusion.SCORE_TARGETS`)
 SCORE_TARGETS = {"eps": "eps", "x0": "noise", "score": "score", "log-density": "log_density"}
-COUPLING_KINDS = ("independent", "ot", "ot-labels")
+COUPLING_KINDS = ("independent", "ot", "ot-labels", "previous")
 WARM_UP, DECAY = 5000, 0.9999  # steps, factor per step
 
 _IMAGES: dict[str, Any] = {
@@ -32,6 +33,11 @@ _IMAGES: dict[str, Any] = {
     "score_target": "eps", "coupling": "ot",
 }  # fmt: skip
 _SIX_LEVELS = {"cres": (1, 1, 2, 2, 4, 4), "lr": 1e-5, "time_weight": "early"}
+
+_FEW_NUMBERS = {
+    "cbase": 128, "batch": 10, "lr": 1e-3, "warm_up": 0, "decay": 0.0, "grad_clip": None, "optimizer": "adam",
+    "sigma": 0.1, "coupling": "previous",
+}  # fmt: skip
 
 PRESETS: dict[str, dict[str, Any]] = {
     "cifar10": {"cres": (1, 2, 2, 4), "iterations": 5_000_001, "xflip": True, "score_target": "x0"},
@@ -44,12 +50,15 @@ PRESETS: dict[str, dict[str, Any]] = {
         "cbase": 32, "cres": (1, 2), "num_blocks": 1, "attn_resolutions": (4,), "head_channels": 32, "dropout": 0.0,
         "iterations": 3000, "lr": 1e-3, "warm_up": 100, "decay": 0.999,
     },
+    "sst": {"cres": (1, 2, 4), "attn_resolutions": (), "batch": 64, "iterations": 800_001, "coupling": "previous"},
+    "md": {**_FEW_NUMBERS, "iterations": 20_000},
+    "lorenz": {**_FEW_NUMBERS, "iterations": 4_000},
     "toys": {
         "cbase": 64, "batch": 256, "iterations": 8000, "lr": 1e-3, "warm_up": 0, "decay": 0.0, "grad_clip": None,
         "optimizer": "adam", "flow_weight": 5.0,
     },
 }  # fmt: skip
-_OF_UNETS = ("cres", "num_blocks", "attn_resolutions", "head_channels", "dropout")
+OF_UNETS = ("cres", "num_blocks", "attn_resolutions", "head_channels", "dropout")
 _RATES = ("iterations", "warm_up", "decay")  # which other options say in images
 
 
@@ -59,10 +68,11 @@ def _default(name: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class _Network:
-    group: ClassVar = OptionGroup("Network", "For images an ADM U-Net, for points an MLP with SELU.", rank=3)
+    group: ClassVar = OptionGroup("Network", "For maps an ADM U-Net, for points and vectors an MLP with SELU.", rank=3)
 
     preset: str | None = opt(
-        None, "A published recipe: network, loss and learning [default: toys for points, else CIFAR-10's with 1,2,2,2]",
+        None, "A published recipe: network, loss and learning [default: toys for points, sst for series, else "
+        "CIFAR-10's with 1,2,2,2]",
         choices=list(PRESETS),
     )  # fmt: skip
     cbase: int | None = opt(
@@ -111,8 +121,13 @@ class _Pairs:
     )
 
     coupling: str | None = opt(
-        None, "As drawn, by optimal transport, or by that among samples of one label" + _default("coupling"),
+        None, "As drawn, by optimal transport, or by that among samples of one label; of a series: previous, frames "
+        "are reached from those before instead of from noise" + _default("coupling") + ", of series previous",
         choices=list(COUPLING_KINDS),
+    )  # fmt: skip
+    memorise: bool = opt(
+        False, "Series, with previous: tell the network the number of the frame, not what came before, as published: "
+        "it learns the one series by heart", metavar="BOOL",
     )  # fmt: skip
     ot_method: str | None = opt(None, "With ot: the plan; all but the first need POT", choices=list(PLANS))
     ot_replacement: bool = opt(
@@ -179,12 +194,18 @@ class IDFFOptions(_Pairs, _Path, _Network, CommonOptions):
 
     def _published(self) -> dict[str, Any]:
         """Values of the preset by name, over those of all images."""
-        preset = self.preset or ("toys" if is_toy(self.data) else None)
+        preset = self.preset or ("toys" if is_toy(self.data) else "sst" if is_series(self.data) else None)
         values = _IMAGES | PRESETS.get(preset or "", {})
-        for name, used in (("score_target", self.heads == 2), *((name, not is_toy(self.data)) for name in _OF_UNETS)):
+        maps = not is_toy(self.data) and not is_series(self.data)  # a series may be of maps: `unet_values`
+        for name, used in (("score_target", self.heads == 2), *((name, maps) for name in OF_UNETS)):
             if not used:
                 del values[name]
         return values
+
+    def unet_values(self) -> dict[str, Any]:
+        """Options of U-Nets, those left out as the preset has them."""
+        preset = _IMAGES | PRESETS.get(self.preset or ("sst" if is_series(self.data) else ""), {})
+        return {name: preset[name] if getattr(self, name) is None else getattr(self, name) for name in OF_UNETS}
 
     def _fill_plan(self) -> None:
         given = {"ot_method": self.ot_method or "exact"}
@@ -197,7 +218,7 @@ class IDFFOptions(_Pairs, _Path, _Network, CommonOptions):
 
     def _check(self) -> None:
         if is_toy(self.data):
-            refuse(self, _OF_UNETS, f"belongs to U-Nets, and {self.data} holds points")
+            refuse(self, OF_UNETS, f"belongs to U-Nets, and {self.data} holds points")
         if self.heads == 1:
             refuse(self, ["score_target"], "says what a second head learns, and --heads=1 has none")
         coupling = self.coupling or self._published()["coupling"]
@@ -208,7 +229,8 @@ class IDFFOptions(_Pairs, _Path, _Network, CommonOptions):
             refuse(self, ["ot_reg"], "belongs to other plans than the exact one, see --ot-method")
         if self.ot_method != "unbalanced":
             refuse(self, ["ot_reg_m"], "belongs to --ot-method=unbalanced")
-        if coupling != "independent" and 1 in (self.batch, self.batch_gpu):
+        self._check_series(coupling)
+        if coupling.startswith("ot") and 1 in (self.batch, self.batch_gpu):
             raise ValueError(
                 f"--coupling={coupling} pairs samples of a process and pass, and --batch or --batch-gpu leaves one: "
                 "give 2 or more, or --coupling=independent"
@@ -227,6 +249,21 @@ class IDFFOptions(_Pairs, _Path, _Network, CommonOptions):
                 f"--score-target=log-density is of paths without noise, and --sigma={sigma:g} has some: give "
                 "--sigma=0, or --score-target=score, which is what was meant"
             )
+
+    def _check_series(self, coupling: str) -> None:
+        if not is_series(self.data):
+            refuse(self, ["memorise"], "belongs to series")
+            if coupling == "previous":
+                raise ValueError(
+                    "--coupling=previous begins at the frame before, and --data is no series: choose another"
+                )
+        elif coupling.startswith("ot"):
+            raise ValueError(
+                f"--coupling={coupling} gives noise to frames whatever came before them, and the network would read "
+                "the past from the noise: give previous or independent"
+            )
+        if coupling != "previous":
+            refuse(self, ["memorise"], "belongs to --coupling=previous")
 
     def name_parts(self) -> list[str]:
         """What tells a run from others."""

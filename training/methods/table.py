@@ -20,10 +20,13 @@ class MethodEntry(NamedTuple):
     options: type
     build: Callable[..., Any]
     open: Callable[..., Any] | None = None  # data set of the options, where it is not one of images or points
+    series: bool = False  # learns to continue a series
 
 
 METHODS: dict[str, MethodEntry] = {
-    "edm": MethodEntry("Denoisers with EDM, VP or VE preconditioning (the default).", edm.EDMOptions, edm.build),
+    "edm": MethodEntry(
+        "Denoisers with EDM, VP or VE preconditioning (the default).", edm.EDMOptions, edm.build, series=True
+    ),
     "curvature": MethodEntry(
         "Straight flows on a coupling of data and noise that is learned.", curvature.CurvatureOptions, curvature.build
     ),
@@ -33,7 +36,9 @@ METHODS: dict[str, MethodEntry] = {
     "sit": MethodEntry(
         "Diffusion transformers on interpolants, one time a sample.", combostoc.SiTOptions, combostoc.build
     ),
-    "idff": MethodEntry("Clean data and score from one network, on a bridge.", idff.IDFFOptions, idff.build),
+    "idff": MethodEntry(
+        "Clean data and score from one network, on a bridge.", idff.IDFFOptions, idff.build, series=True
+    ),
     "distill": MethodEntry(
         "A flow model in one step, from pairs of noise and image that it made.",
         distill.DistillOptions,

@@ -5,6 +5,7 @@ The same seeds at every snapshot, so that the pictures of a run show one set of 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from samplers.solvers.churn import edm_sampler
 from torch_utils.images import enlarged, make_grid, save_image, to_uint8
 from torch_utils.report.scatter import is_points, scatter
 from torch_utils.rng import PerSampleRNG
+from training.data.series import SeriesDataset
+from training.pictures.series import draw_continuation
 
 __all__ = [
     "POINTS", "example_conditions", "fixed_starts", "preview_of", "sample_grid", "sample_points", "shown_part",
@@ -26,7 +29,7 @@ POINTS = 2048  # samples in a picture of points in the plane
 
 
 def preview_of(dataset: Any) -> Callable[[Path, Mapping[str, nn.Module]], None]:
-    """What writes the picture of a snapshot: a grid of images, or points over those of the data."""
+    """What writes the picture of a snapshot: a grid of images, points over those of the data, how a series goes on."""
 
     def grid(path: Path, averaged: Mapping[str, nn.Module]) -> None:
         save_image(sample_grid(averaged["ema"]), path)
@@ -34,6 +37,8 @@ def preview_of(dataset: Any) -> Callable[[Path, Mapping[str, nn.Module]], None]:
     def points(path: Path, averaged: Mapping[str, nn.Module]) -> None:
         save_image(scatter(sample_points(averaged["ema"]), reference=shown_part(dataset.images())), path)
 
+    if isinstance(dataset, SeriesDataset):
+        return functools.partial(draw_continuation, dataset=dataset)
     return points if is_points(dataset.image_shape) else grid
 
 

@@ -217,6 +217,7 @@ def test_what_is_recorded_is_what_runs(name):
         made = list(generate(net, range(6), plan, prior=plan.prior))
         return torch.cat([batch.images for batch in made])
 
+    bases.append({"field": "bridge_sde", "N": 7})
     if name == "cfg_batch":
         pytest.skip("two calls instead of one: the images are the same")
     models = ("latents",) if name == "guidance_channels" else ("denoiser", "table", "flow", "coupled", "fusion")

@@ -1,0 +1,127 @@
+"""`analyze.py forecast`: ensembles of a network that continues a series, and their scores (`training/forecast.py`)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+import click
+import numpy as np
+from tqdm import tqdm
+
+from analyses.shared import make_folder
+from samplers.planning.base import count_of
+from samplers.planning.plan import SamplerOptions
+from samplers.run import prepare
+from torch_utils import distributed as dist
+from torch_utils.cli import Command
+from torch_utils.files import write_json
+from torch_utils.options import OptionGroup, opt, options_of
+from torch_utils.report.page import Table
+from training.data.series import PARTS, SeriesDataset
+from training.forecast import BASELINES, Ensemble, baseline, dataset_of, plan_of, roll_out, score
+from training.pictures.series import draw_forecast, draw_leads
+from training.trained import open_network
+
+UNITS = ("series", "scaled")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forecasts:
+    group: ClassVar = OptionGroup("Forecasts", "What is continued, how far and how often.", rank=0)
+
+    network: str = opt(
+        None, "Network that was trained on a series (train.py idff or edm)", metavar="FILE|URL", required=True
+    )  # fmt: skip
+    data: str = opt(None, "Series: series:NAME or series:FILE, see docs/series.md", metavar="SERIES", required=True)
+    outdir: str = opt(None, "Folder of forecast.json and the pictures", metavar="DIR", required=True)
+    part: str = opt("test", "Part of the series", choices=[*PARTS, "all"])
+    leads: int | None = opt(None, "Frames ahead [default: those of a sample in training]", metavar="INT", at_least=1)
+    members: int = opt(50, "Members of each ensemble", metavar="INT", at_least=1)
+    windows: int | None = opt(None, "Most windows, at equal distances [default: all]", metavar="INT", at_least=1)
+    units: str | None = opt(
+        None, "Scores in the units of the series, or scaled as the network sees them [default: scaled where that is "
+        "by a climatology, so that anomalies are scored]", choices=list(UNITS),
+    )  # fmt: skip
+    seed: int = opt(0, "Seed of all members", metavar="INT", at_least=0)
+    batch: int = opt(1024, "Most members at once", metavar="INT", at_least=1)
+    device: str = opt("auto", "cpu, cuda or auto (a GPU when there is one)", metavar="DEVICE")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForecastOptions(SamplerOptions, Forecasts):
+    """All options of `forecast`."""
+
+
+@click.command("forecast", cls=Command)
+@options_of(ForecastOptions)
+def command(options: ForecastOptions) -> None:
+    """Ensemble forecasts of a series and their CRPS, MSE and SSR by lead, beside simple forecasts."""
+    with dist.process_group(options.device) as device:
+        if dist.get_world_size() > 1:
+            raise ValueError("forecasts are made by one process: start it without torchrun")
+        net = open_network(options.network, partial(prepare, device=device))
+        dataset = dataset_of(net, options.data, options.part)
+        leads = options.leads or dataset.horizon
+        starts = dataset.starts_before(leads)
+        if options.windows is not None and options.windows < len(starts):
+            starts = starts[np.linspace(0, len(starts) - 1, options.windows).astype(int)]
+        plan = plan_of(net, options)
+        folder = make_folder(options.outdir)
+        click.echo(plan)
+        with tqdm(total=len(starts) * options.members, unit="member", unit_scale=True, disable=None) as bar:
+            made = roll_out(
+                net, plan, dataset, starts, leads=leads, members=options.members, seed=options.seed,
+                batch=options.batch, device=device, progress=bar.update,
+            )  # fmt: skip
+        units = options.units or ("scaled" if dataset.scaling.kind == "climatology" else "series")
+        report = {
+            "network": options.network, "data": options.data, "part": options.part, "windows": len(starts),
+            "members": options.members, "leads": leads, "units": units, "calls_per_sample": made.calls,
+            "frames_per_sample": dataset.horizon,
+            "plan": plan.record(), **_scores(dataset, starts, made, options, units),
+        }  # fmt: skip
+        write_json(folder / "forecast.json", report)
+        _say_and_draw(report, dataset, starts, made, folder)
+
+
+def _scores(
+    dataset: SeriesDataset, starts: np.ndarray, made: Ensemble, options: ForecastOptions, units: str
+) -> dict[str, Any]:
+    leads = made.members.shape[2]
+    observed = dataset.windows(starts, leads)[1].numpy()
+    forecasts = {"model": made.members}
+    for name in BASELINES:
+        if not (name == "AR(1)" and dataset.scaling.is_angle):
+            forecasts[name] = baseline(name, dataset, starts, leads, options.members, options.seed)
+    if units == "series":
+        observed = dataset.to_frames(observed, starts[:, 1])
+        forecasts = {name: dataset.to_frames(m, starts[:, 1][:, None]) for name, m in forecasts.items()}
+    return {"scores": {name: score(members, observed) for name, members in forecasts.items()}}
+
+
+def _say_and_draw(
+    report: dict[str, Any], dataset: SeriesDataset, starts: np.ndarray, made: Ensemble, folder: Path
+) -> None:
+    scores = report["scores"]
+    heads = ("forecast", "CRPS", "CRPS fair", "MSE", "SSR", *(f"CRPS +{k + 1}" for k in range(min(report["leads"], 7))))
+    rows = [
+        (name, *(_shown(s[k]) for k in ("crps", "crps_fair", "mse", "ssr")), *map(_shown, s["by_lead"]["crps"][:7]))
+        for name, s in scores.items()
+    ]
+    frames = count_of(report["frames_per_sample"], "frame")
+    title = (
+        f"{report['windows']} windows, {report['members']} members, {report['calls_per_sample']:g} network calls for "
+        f"{frames} of each"
+    )
+    click.echo(Table(title, heads, rows).text())
+    title = f"{dataset.name}: what came, and the ensemble"
+    draw_forecast(folder / "forecast.png", dataset, starts, made.members, title)
+    draw_leads(folder / "leads.png", scores, f"{dataset.name}, {report['part']}")
+    click.echo(f"Wrote {folder}/forecast.json, forecast.png and leads.png")
+
+
+def _shown(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"

@@ -1,0 +1,68 @@
+"""What methods share that learn the continuation of a series: the network's view of what came before, pairs of frames.
+
+A method knows nothing of time: what came before is the label (`training/data/series.py`), which the trunk takes for
+further channels (`networks/trunks/context.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from training.data.series import SeriesDataset
+from training.method import Batch
+
+__all__ = ["context_trunk", "padding", "previous_pairs", "refuse_labels_alone"]
+
+_MARGIN = 4  # least pixels that maps on a torus are continued by
+
+
+def padding(dataset: Any, levels: int) -> int:
+    """Pixels to add to maps so that a U-Net can halve them `levels - 1` times; of a torus some more, to see around."""
+    step, pad = 2 ** (levels - 1), 0
+    if isinstance(dataset, SeriesDataset):
+        pad = _MARGIN if dataset.recording.wraps else 0
+        pad += -(dataset.resolution + pad) % step
+    return pad
+
+
+def context_trunk(dataset: SeriesDataset, trunk: Mapping[str, Any], pad: int = 0) -> dict[str, Any]:
+    """Arguments of a network around `trunk` (model_type and arguments) that sees the context of `dataset`."""
+    return {
+        "model_type": "ContextTrunk", "context": dataset.window * dataset.channels, "trunk": dict(trunk), "pad": pad,
+        "wrap": dataset.recording.wraps,
+    }  # fmt: skip
+
+
+def refuse_labels_alone(dataset: SeriesDataset) -> None:
+    """Raise a ValueError where a network shall know no frames and there is nothing else to tell it."""
+    if not dataset.period:
+        raise ValueError("--memorise=1 tells the network the number of the frame alone: add :label=index to --data")
+
+
+def previous_pairs(dataset: SeriesDataset, memorise: bool) -> Callable[[Batch], tuple[Tensor, Tensor, Tensor]]:
+    """`batch -> data, frames before it in the place of noise, labels`.
+
+    Angles in turns go the short way round: data are moved by whole turns to within half a turn of where they start.
+
+    Raises:
+        ValueError: fewer frames before than in a sample.
+    """
+    if dataset.window < dataset.horizon:
+        raise ValueError(
+            f"--coupling=previous goes from the last {dataset.horizon} frames to the next, and window={dataset.window} "
+            "holds fewer: raise it, or lower horizon"
+        )
+    last = dataset.num_channels * dataset.resolution**2  # numbers in as many frames as a sample has
+    turns = dataset.scaling.kind == "turns"
+
+    def pairs(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        before = batch.labels[:, dataset.context_dim - last : dataset.context_dim].reshape(batch.data.shape)
+        way = batch.data - before
+        data = before + way - 2 * torch.round(way / 2) if turns else batch.data
+        return data, before, batch.labels[:, dataset.context_dim :] if memorise else batch.labels
+
+    return pairs

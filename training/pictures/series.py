@@ -1,0 +1,110 @@
+"""Pictures of forecasts: fans of ensembles, maps beside what came, errors by lead; angles, and orbits in space."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from samplers.field import Facts
+from samplers.planning.plan import SamplerOptions
+from torch_utils.report.plot import colour, figure, marker
+from training.data.series import SeriesDataset
+from training.forecast import plan_of, roll_out
+
+__all__ = ["draw_continuation", "draw_fans", "draw_leads", "draw_maps"]
+
+Array = np.ndarray[Any, Any]
+
+FANS = ((5, 95), (25, 75))  # percentiles
+
+
+def draw_continuation(path: Path, averaged: Mapping[str, nn.Module], *, dataset: SeriesDataset) -> None:
+    """The picture of a snapshot: windows of the training part, continued."""
+    net, leads = averaged["ema"], max(dataset.horizon, 6)
+    device = next(net.parameters()).device
+    starts = dataset.starts_before(leads)
+    starts = starts[np.linspace(0, len(starts) - 1, 1 if dataset.resolution > 1 else 4).astype(int)]
+    noise = {"solver": "ipndm", "num_steps": 7} if Facts.of(net).begins == "noise" else {}
+    plan = plan_of(net, SamplerOptions(**noise))
+    made = roll_out(net, plan, dataset, starts, leads=leads, members=8, device=device)
+    draw_forecast(path, dataset, starts, made.members, "Training windows, continued")
+
+
+def draw_forecast(path: Path, dataset: SeriesDataset, starts: Array, members: Array, title: str) -> None:
+    """Fans of vectors, or maps of the first window; `members [n, M, leads, C, H, W]` are states."""
+    leads = members.shape[2]
+    before, after, _ = dataset.windows(starts, leads)
+    past = dataset.to_frames(before.numpy(), starts[:, 1] - dataset.window)
+    came = dataset.to_frames(after.numpy(), starts[:, 1])
+    said = dataset.to_frames(members, starts[:, 1][:, None])
+    if dataset.resolution > 1:
+        draw_maps(path, came[0], said[0], title)
+    else:
+        draw_fans(path, past[..., 0, 0], came[..., 0, 0], said[..., 0, 0], title)
+
+
+def draw_fans(path: Path, past: Array, came: Array, said: Array, title: str, channels: int = 3) -> None:
+    """What was known, what came and what was said, one panel a window, a colour a channel.
+
+    Args:
+        past: `[n, W, C]`. came: `[n, leads, C]`. said: `[n, M, leads, C]`.
+    """
+    shown = min(len(past), 8)
+    rows = -(-shown // 4)
+    with figure(path, title, (3.4 * min(shown, 4), 2.6 * rows)) as fig:
+        for i, ax in enumerate(fig.subplots(rows, min(shown, 4), sharey=True, squeeze=False).flat[:shown]):
+            back, ahead = np.arange(-past.shape[1] + 1, 1), np.arange(1, came.shape[1] + 1)
+            for c in range(min(past.shape[2], channels)):
+                ink = colour(c)
+                for low, high in FANS:
+                    a, b = np.percentile(said[i, :, :, c], (low, high), axis=0)
+                    ax.fill_between(ahead, a, b, color=ink, alpha=0.22, linewidth=0)
+                ax.plot(ahead, said[i, :, :, c].mean(0), color=ink)
+                ax.plot(back, past[i, :, c], color="black", linewidth=1)
+                ax.plot(ahead, came[i, :, c], color="black", marker=marker(c), markersize=3, linewidth=0.8)
+            ax.axvline(0.5, color="0.6", linewidth=0.8)
+            ax.set(xlabel="frames ahead")
+
+
+def draw_maps(path: Path, came: Array, said: Array, title: str) -> None:
+    """Rows: what came, mean and spread of the ensemble, two members; columns: leads.
+
+    Args:
+        came: `[leads, C, H, W]`. said: `[M, leads, C, H, W]`. The first channel is drawn.
+    """
+    rows = {"came": came, "mean": said.mean(0), "spread": said.std(0)}
+    rows |= {f"member {m + 1}": said[m] for m in range(min(2, len(said)))}
+    reach = float(np.abs(came[:, 0]).max())
+    with figure(path, title, (1.5 * len(came) + 1, 1.5 * len(rows) + 0.6)) as fig:
+        axes = fig.subplots(len(rows), len(came), squeeze=False)
+        for row, (name, maps) in zip(axes, rows.items(), strict=True):
+            for lead, ax in enumerate(row):
+                spread = name == "spread"
+                image = ax.imshow(
+                    maps[lead, 0], cmap="viridis" if spread else "RdBu_r", origin="lower",
+                    vmin=0 if spread else -reach, vmax=reach,
+                )  # fmt: skip
+                ax.set(xticks=[], yticks=[])
+                ax.grid(False)
+                if name == "came":
+                    ax.set_title(f"lead {lead + 1}", fontsize=9)
+                if lead == 0:
+                    ax.set_ylabel(name)
+            fig.colorbar(image, ax=list(row), fraction=0.02)
+
+
+def draw_leads(path: Path, scores: Mapping[str, Mapping[str, Any]], title: str) -> None:
+    """CRPS, MSE and SSR by lead, a line for each forecast."""
+    with figure(path, title, (11, 3.4)) as fig:
+        for ax, key in zip(fig.subplots(1, 3), ("crps", "mse", "ssr"), strict=True):
+            for i, (name, found) in enumerate(scores.items()):
+                values = found["by_lead"][key]
+                ax.plot(range(1, len(values) + 1), values, color=colour(i), marker=marker(i), label=name)
+            ax.set(title=key.upper(), xlabel="lead")
+            if key == "ssr":
+                ax.axhline(1, color="0.6", linewidth=0.8)
+                ax.legend()
