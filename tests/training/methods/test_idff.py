@@ -11,6 +11,7 @@ from golden_cases import cases
 
 import networks
 from torch_utils.rng import BatchRNG
+from training.data.series import SeriesDataset
 from training.data.toys import ToyDataset
 from training.method import Batch
 from training.methods.idff import build, build_network
@@ -25,6 +26,16 @@ def options(data="digits.zip", **more):
 
 def toy_options(**more):
     return options("toy:moons:size=64", batch=16, **more)
+
+
+SERIES = ("sst", "md", "lorenz")
+
+
+class _Maps(SeriesDataset):
+    """What a network of maps that are known by their number is made for."""
+
+    def __init__(self, size, frames):
+        self.resolution, self.num_channels, self.period = size, 1, frames
 
 
 class _Images:
@@ -54,8 +65,9 @@ def test_published_recipes():
 
 @pytest.mark.parametrize("more", [{"preset": name} for name in PRESETS if name != "toys"] + [{}, {"heads": 1}])
 def test_filled_options_stay_as_they_are(more):
-    assert dataclasses.replace(options(**more), seed=3) == options(**more, seed=3)
-    json.dumps(dataclasses.asdict(options(**more)), allow_nan=False)
+    data = "series:elnino" if more.get("preset") in SERIES else "digits.zip"
+    assert dataclasses.replace(options(data, **more), seed=3) == options(data, **more, seed=3)
+    json.dumps(dataclasses.asdict(options(data, **more)), allow_nan=False)
 
 
 @pytest.mark.parametrize(
@@ -83,14 +95,17 @@ def test_options_that_do_not_fit(data, more, words):
 def test_presets_build_the_published_networks(case):
     """Those of images, whatever the files call them: found by size, channels and multipliers."""
     config = case.spec["params"]["config"]
-    channels, size, _ = config["dim"]
-    mult = tuple(config["channel_mult"])
-    fits = [name for name in PRESETS if (made := options(preset=name)).cres == mult and made.cbase == 128]
-    if channels != 6 or not fits:
-        pytest.skip("no preset: a network of series")
+    _, size, _ = config["dim"]
+    mult, expected = tuple(config["channel_mult"]), case.spec["expect"]["state_dict"]["value"]
+    if config["class_cond"]:  # of maps that are known by their number
+        frames = expected["label_emb.weight"][0]
+        made, data = options("series:advected", preset="sst", memorise=True), _Maps(size, frames)
+    else:
+        images = [options(preset=name) for name in PRESETS if name not in SERIES]
+        (made, *_), data = [o for o in images if o.cres == mult and o.cbase == 128], _Images(size)
     with torch.device("meta"):
-        net = build_network(options(preset=fits[0]), _Images(size))
-    assert {k: list(v.shape) for k, v in net.model.state_dict().items()} == case.spec["expect"]["state_dict"]["value"]
+        net = build_network(made, data)
+    assert {k: list(v.shape) for k, v in net.model.state_dict().items()} == expected
 
 
 def test_resolutions_must_be_those_of_the_data():
