@@ -81,7 +81,7 @@ class EDMOptions(CoefficientOptions, CommonOptions):
 
     preset: str | None = opt(None, "A published recipe: values of options that are not given", presets=PRESETS)
     arch: str | None = opt(
-        None, "Network architecture: DDPM++, NCSN++, ADM, or of points an MLP [default: ddpmpp; of points and series mlp]",
+        None, "DDPM++, NCSN++, ADM, or an MLP [default: ddpmpp; of points and series mlp]",
         choices=list(ARCHITECTURES),
     )  # fmt: skip
     precond: str = opt("edm", "Preconditioning and loss", choices=list(PRECONDITIONERS))
