@@ -248,6 +248,12 @@ def _network_config(v: nn.Module, options: TrajectoryOptions) -> dict[str, Any]:
     """Arguments of the MACNetwork."""
     given = options.coefficient_settings()
     family = options.family or FAMILY_OF_PATH[v.path]
+    if family != "edm" and v.predicts in ("noise", "score"):
+        raise ValueError(
+            f"--network={options.network} predicts {v.predicts}, which says nothing of the data in pure noise, where "
+            f"the family {family} begins: give --family=edm, which begins at sigma 80, or a network that predicts "
+            "velocity"
+        )
     if family == "edm":
         rho, schedule = given["rho"], general_levels(v, options.num_steps, rho=given["rho"])[:-1].tolist()
     else:

@@ -4,9 +4,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from golden_cases import cases
+from golden_cases import cases, fill_weights
 from transformer_golden import Stream, network_of, one_hot, path_of
 
+import networks
 from samplers.field import Field
 from samplers.guidance import cfg
 from samplers.path import Linear
@@ -156,3 +157,18 @@ def test_rate_0_keeps_the_condition_of_other_channels():
     assert own.calls_per_evaluation == 2
     assert torch.equal(own.prediction(x, t)[:, 3:], plain.prediction(x, t)[:, 3:])
     assert torch.equal(own.prediction(x, t)[:, :3], cfg(plain, 0.0, uncond=empty).prediction(x, t)[:, :3])
+
+
+def test_rate_one_is_the_conditional_network():
+    """On guided and other channels, also as the limit of rates that evaluate both halves."""
+    net = networks.build(
+        "InterpolantNetwork", img_resolution=4, img_channels=4, label_dim=3, width=16, depth=1, num_heads=2
+    )  # fmt: skip
+    fill_weights(net)
+    x, t = torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(0)), torch.tensor([0.3, 0.8])
+    labels = torch.eye(3)[:2]
+    plain = net.eval()(x, t, labels)
+    for rate, error in ((1, 0), (1 + 2**-20, 1e-4)):  # float32, and 2^-20 of what guidance at rate 2 would add
+        guided = cfg(net, rate, channels=3).bind(labels).prediction(x, t)
+        torch.testing.assert_close(guided, plain, rtol=0, atol=error * float(plain.abs().max()))
+    assert not torch.allclose(cfg(net, 2, channels=3).bind(labels).prediction(x, t)[:, :3], plain[:, :3], atol=1e-3)

@@ -7,10 +7,13 @@ import torch
 from exact_runs import assert_same, drive, make_data, outcome
 
 from bench.presets import SyntheticDataset
+from bench.train import SyntheticBatches
 from samplers.field import Facts, Field
 from samplers.planning.options import SamplerOptions
 from samplers.planning.plan import build_plan
 from torch_utils.rng import BatchRNG
+from training.loop.loop import Loop
+from training.loop.settings import LoopOptions
 from training.method import Batch
 from training.methods import combostoc
 from training.methods.combostoc import ComboStocOptions, SiTOptions, build
@@ -151,3 +154,26 @@ def test_every_option_of_the_published_command_has_a_meaning():
         "--num-workers",
         "--ckpt",
     } <= spelled
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["sit", "combostoc"])
+def test_the_largest_network_takes_a_step(name):
+    """XL/2 at full size, one latent of 32x32x4 with a label; every element at a time of its own of ComboStoc."""
+    more = {"halves": False} if name == "combostoc" else {}
+    options = CLASSES[name](outdir="runs", data="latents.zip", cond=True, batch=1, learn_sigma=True, **more)
+    assert options.model.endswith("XL/2")
+    dataset, device = SyntheticDataset(32, 4, 1000), torch.device("cpu")
+    made = build(options, dataset, device)
+    net = made.modules["net"]
+    count = sum(p.numel() for p in net.state_dict().values())
+    assert count == {"sit": 675_129_632, "combostoc": 673_581_240}[name]
+    loop = Loop(made, SyntheticBatches(1, dataset.image_shape, 1000, device), LoopOptions(seed=0, batch=1), device)
+    first = net.model.final_layer.linear.weight.detach().clone()  # it begins at 0, so that all gradients but its own do
+    loop.step()
+    changed = net.model.final_layer.linear.weight - first
+    assert changed.isfinite().all()
+    # Adam's first step: the learning rate in every weight of the 4 channels that are used, 0 in those of learn_sigma
+    used = changed.unflatten(0, (4, 8))[:, :4]
+    assert (used.abs() > 0.9 * options.lr).float().mean() > 0.9
+    assert not changed.unflatten(0, (4, 8))[:, 4:].any()

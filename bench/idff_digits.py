@@ -1,0 +1,76 @@
+"""IDFF against EDM and curvature minimisation on the digits, at equal network evaluations, over seeds of training.
+
+    python -m bench.idff_digits
+
+Every network sees as many images in batches of one size, and has about as many parameters (0.70 million of IDFF, 0.72
+of curvature's velocity network, 0.98 of EDM). IDFF is sampled as published and by the solvers of diffusion models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from bench.digits import Row, command
+from samplers.planning.plan import SamplerOptions
+
+COUNTS = (3, 5, 10, 20)
+RECIPE = "--batch=128 --lr=1e-3 --lr-rampup=0.01 --ema=0.01 --ema-rampup=0.1"
+TRAINED = {
+    "edm": f"edm --cbase=32 --cres=1,2 --num-blocks=2 --dropout=0 --augment=0 {RECIPE}",
+    "curvature": f"curvature --preset=digits {RECIPE}",
+    "idff": f"idff --preset=digits {RECIPE}",
+    "idff-independent": f"idff --preset=digits --coupling=independent {RECIPE}",
+}
+FITTED = {"num_warmup": 64}  # samples that schedules and solvers are fitted on
+
+
+def native(n: int, **more: Any) -> SamplerOptions:
+    """Euler steps in the model's own time."""
+    return SamplerOptions(N=n, **more)
+
+
+def published(n: int) -> SamplerOptions:
+    """IDFF's own sampler takes three evaluations a step: 3, 6, 9 and 21 of them."""
+    return SamplerOptions(N=3 * round(n / 3 + 0.01), field="legacy_2024", sampling_sigma=0.4, solver="ssprk3")
+
+
+def ipndm(n: int, **more: Any) -> SamplerOptions:
+    return SamplerOptions(solver="ipndm", num_steps=n, **more)
+
+
+def gits(n: int) -> SamplerOptions:
+    return ipndm(n, dp=True, **FITTED)
+
+
+def calibrated(n: int) -> SamplerOptions:
+    return SamplerOptions(calibrate=(n,), **FITTED)
+
+
+def row(network: str, sampler: Callable[[int], SamplerOptions], *, extra: int = 0, last: int = 20) -> Row:
+    """A row at COUNTS up to `last`; `extra`: noise levels beyond the evaluations."""
+    return Row(network, {n: sampler(n + extra) for n in COUNTS if n <= last})
+
+
+ROWS = {
+    # the first evaluation of models with an exact start is spent there, EDM's n levels are n - 1 evaluations
+    "EDM, iPNDM": row("edm", ipndm, extra=1),
+    "EDM, GITS": row("edm", gits, extra=1),
+    "EDM, calibrated": row("edm", calibrated, last=10),
+    "curvature, Euler": row("curvature", native),
+    "curvature, iPNDM": row("curvature", ipndm),
+}
+for model, name in (("idff", "IDFF, coupled"), ("idff-independent", "IDFF, independent")):
+    ROWS |= {
+        f"{name}, as published (3, 6, 9, 21)": row(model, published),
+        f"{name}, x1, Euler": row(model, native),
+        f"{name}, pf, Euler": row(model, lambda n: native(n, field="pf")),
+        f"{name}, iPNDM": row(model, ipndm),
+        f"{name}, GITS": row(model, gits),
+        f"{name}, calibrated": row(model, calibrated, last=10),
+    }
+
+main = command(TRAINED, ROWS, "IDFF, EDM and curvature minimisation on the digits", "runs/bench-idff", 0.05)
+
+if __name__ == "__main__":
+    main()
