@@ -38,6 +38,9 @@ def nonfinite_count(parameters: Iterable[nn.Parameter]) -> Tensor:
     gradients = _gradients(parameters)
     if not gradients:
         return torch.zeros((), dtype=torch.int64)
+    if gradients[0].device.type == "cpu":  # where the norm below takes 15 times as long
+        low, high = (torch.stack(ends) for ends in zip(*map(torch.aminmax, gradients), strict=True))
+        return torch.logical_and(low.isfinite(), high.isfinite()).logical_not().sum()
     return torch.stack(torch._foreach_norm(gradients, float("inf"))).isfinite().logical_not().sum()
 
 
