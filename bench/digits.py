@@ -32,13 +32,13 @@ from torch_utils.provenance import digest
 from torch_utils.report.page import Table
 from training.data.image_dataset import ImageDataset, decoded
 
-__all__ = ["Row", "command"]
+__all__ = ["Sampled", "command"]
 
 BATCH = 500
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
+class Sampled:
     """A row of the table: a network of the benchmark, and its sampler by number of network evaluations."""
 
     network: str
@@ -71,7 +71,9 @@ def _reference(data: Path) -> Any:
     return feature_stats(decoded(dataset, range(len(dataset)), BATCH), extractor).moments()
 
 
-def command(trained: Mapping[str, str], rows: Mapping[str, Row], title: str, folder: str, mimg: float) -> click.Command:
+def command(
+    trained: Mapping[str, str], rows: Mapping[str, Sampled], title: str, folder: str, mimg: float
+) -> click.Command:
     """The command of a benchmark: trains every network with every seed and measures every row.
 
     Args:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from bench.digits import Row, command
+from bench.digits import Sampled, command
 from samplers.planning.plan import SamplerOptions
 
 COUNTS = (3, 5, 10, 20)
@@ -47,27 +47,27 @@ def calibrated(n: int) -> SamplerOptions:
     return SamplerOptions(calibrate=(n,), **FITTED)
 
 
-def row(network: str, sampler: Callable[[int], SamplerOptions], *, extra: int = 0, last: int = 20) -> Row:
+def sampled(network: str, sampler: Callable[[int], SamplerOptions], *, extra: int = 0, last: int = 20) -> Sampled:
     """A row at COUNTS up to `last`; `extra`: noise levels beyond the evaluations."""
-    return Row(network, {n: sampler(n + extra) for n in COUNTS if n <= last})
+    return Sampled(network, {n: sampler(n + extra) for n in COUNTS if n <= last})
 
 
 ROWS = {
     # the first evaluation of models with an exact start is spent there, EDM's n levels are n - 1 evaluations
-    "EDM, iPNDM": row("edm", ipndm, extra=1),
-    "EDM, GITS": row("edm", gits, extra=1),
-    "EDM, calibrated": row("edm", calibrated, last=10),
-    "curvature, Euler": row("curvature", native),
-    "curvature, iPNDM": row("curvature", ipndm),
+    "EDM, iPNDM": sampled("edm", ipndm, extra=1),
+    "EDM, GITS": sampled("edm", gits, extra=1),
+    "EDM, calibrated": sampled("edm", calibrated, last=10),
+    "curvature, Euler": sampled("curvature", native),
+    "curvature, iPNDM": sampled("curvature", ipndm),
 }
 for model, name in (("idff", "IDFF, coupled"), ("idff-independent", "IDFF, independent")):
     ROWS |= {
-        f"{name}, as published (3, 6, 9, 21)": row(model, published),
-        f"{name}, x1, Euler": row(model, native),
-        f"{name}, pf, Euler": row(model, lambda n: native(n, field="pf")),
-        f"{name}, iPNDM": row(model, ipndm),
-        f"{name}, GITS": row(model, gits),
-        f"{name}, calibrated": row(model, calibrated, last=10),
+        f"{name}, as published (3, 6, 9, 21)": sampled(model, published),
+        f"{name}, x1, Euler": sampled(model, native),
+        f"{name}, pf, Euler": sampled(model, lambda n: native(n, field="pf")),
+        f"{name}, iPNDM": sampled(model, ipndm),
+        f"{name}, GITS": sampled(model, gits),
+        f"{name}, calibrated": sampled(model, calibrated, last=10),
     }
 
 main = command(TRAINED, ROWS, "IDFF, EDM and curvature minimisation on the digits", "runs/bench-idff", 0.05)

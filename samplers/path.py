@@ -20,7 +20,7 @@ from torch import Tensor
 
 from torch_utils.misc import expand_to
 
-__all__ = ["PATHS", "VE", "VP", "BrownianBridge", "Kind", "Linear", "Path", "Trig"]
+__all__ = ["PATHS", "VE", "VP", "BrownianBridge", "Kind", "Linear", "Noisy", "NoisyTrig", "Path", "Target", "Trig"]
 
 Kind = Literal["data", "noise", "velocity", "score"]
 
@@ -44,6 +44,11 @@ class Path:
     def time_of(self, s: Tensor) -> Tensor:
         """The time at which sigma(t) / alpha(t) equals the VE noise level `s`."""
         raise TypeError(f"{type(self).__name__} does not define time_of")
+
+    @property
+    def end(self) -> float:
+        """Deviation of the state at t = 1, of paths that end in noise alone."""
+        return 1.0
 
     def level_at(self, t: Tensor) -> Tensor:
         """The VE noise level sigma(t) / alpha(t), the inverse of `time_of`."""
@@ -188,4 +193,71 @@ class BrownianBridge(Path):
         return r / (1 + r)
 
 
-PATHS: dict[str, type[Path]] = {"ve": VE, "vp": VP, "linear": Linear, "trig": Trig, "bridge": BrownianBridge}
+@dataclass(frozen=True)
+class Noisy(Linear):
+    """Linear, with noise of deviation `floor` all along the way, also at the data (Tong et al. 2023, 2302.00482)."""
+
+    floor: float = 0.2
+
+    @property
+    def end(self) -> float:
+        return math.hypot(1, self.floor)
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return torch.sqrt(super().sigma(t) ** 2 + self.floor**2)
+
+    def d_sigma(self, t: Tensor) -> Tensor:
+        return t / self.sigma(t)
+
+    def time_of(self, s: Tensor) -> Tensor:
+        """0 of levels below the lowest."""
+        square = (s**2).clamp(min=self.floor**2)
+        root = torch.sqrt(square * (1 + self.floor**2) - self.floor**2)
+        return (1 - self.floor**2 / square) / (1 + root / square)
+
+
+@dataclass(frozen=True)
+class NoisyTrig(Trig):
+    """As `Noisy`, around the trigonometric path."""
+
+    floor: float = 0.2
+
+    @property
+    def end(self) -> float:
+        return math.hypot(1, self.floor)
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return torch.sqrt(super().sigma(t) ** 2 + self.floor**2)
+
+    def d_alpha(self, t: Tensor) -> Tensor:
+        return -0.5 * math.pi * super().sigma(t)
+
+    def d_sigma(self, t: Tensor) -> Tensor:
+        return 0.5 * math.pi * super().sigma(t) * self.alpha(t) / self.sigma(t)
+
+    def time_of(self, s: Tensor) -> Tensor:
+        """0 of levels below the lowest."""
+        return torch.acos(torch.sqrt((1 + self.floor**2) / (1 + s**2)).clamp(max=1)) * (2 / math.pi)
+
+
+@dataclass(frozen=True)
+class Target(Linear):
+    """Linear in the data, with noise that falls to the deviation `floor` (Lipman et al. 2023, arXiv 2210.02747)."""
+
+    floor: float = 0.2
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return self.floor + (1 - self.floor) * t
+
+    def d_sigma(self, t: Tensor) -> Tensor:
+        return torch.full_like(t, 1 - self.floor)
+
+    def time_of(self, s: Tensor) -> Tensor:
+        """0 of levels below the lowest."""
+        return (s - self.floor).clamp(min=0) / (s + 1 - self.floor)
+
+
+PATHS: dict[str, type[Path]] = {
+    "ve": VE, "vp": VP, "linear": Linear, "trig": Trig, "bridge": BrownianBridge, "noisy": Noisy,
+    "noisy_trig": NoisyTrig, "target": Target,
+}  # fmt: skip

@@ -72,16 +72,16 @@ def exact_start(field: Field, noise: Tensor, level: Tensor | float) -> Tensor:
         level: number, `[B]`, or a map that broadcasts to noise.
     """
     end = torch.ones((), dtype=torch.float64, device=noise.device)
-    data = field.native().data(noise, end)
+    own = field.native()
     level = expand_to(torch.as_tensor(level, dtype=torch.float64, device=noise.device), noise)
-    return data + level.to(noise.dtype) * noise
+    return own.data(noise, end) + level.to(noise.dtype) / own.path.end * noise
 
 
 def start_state(field: Field, noise: Tensor, level: Tensor | float, start: str | None = None) -> Tensor:
     """The state in VE coordinates at the first `level`, a number or a map: exact, or `level * noise`."""
     if starts_exactly(field, start):
         return exact_start(field, noise, level)
-    return noise * (level.to(noise.dtype) if isinstance(level, Tensor) else level)
+    return noise * ((level.to(noise.dtype) if isinstance(level, Tensor) else level) / field.native().path.end)
 
 
 def start_noise(field: Field, noise: Tensor, prior: str | None = None) -> Tensor:

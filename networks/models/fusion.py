@@ -1,13 +1,15 @@
 """FusionNetwork: the network of IDFF, which predicts clean data and, from a second head, a scaled score of its state.
 
-The state lives on a Brownian bridge of deviation sigma sqrt(t (1 - t)) between data (t = 0) and noise (t = 1). The
-trunk sees the state, once for each head, and the time from noise to data, as published (arXiv 2409.14599). Samplers may
-take it for what its first head is, a denoiser on that path; `samplers.fusion` makes the published drifts of both heads.
+The state lives on a Brownian bridge of deviation sigma sqrt(t (1 - t)) between data (t = 0) and noise (t = 1), or on
+another path of BRIDGES. The trunk sees the state, once for each head, and the time from noise to data, as published
+(arXiv 2409.14599). Samplers may take it for what its first head is, a denoiser on that path; `samplers.fusion` makes
+the published drifts of both heads.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,12 +21,17 @@ from networks.trunks.adm_unet import ADMUNet
 from networks.trunks.context import ContextTrunk
 from networks.trunks.mlp import SELUMLP
 
-__all__ = ["BEGINS", "SCORE_TARGETS", "TRUNKS", "FusionNetwork"]
+__all__ = ["BEGINS", "BRIDGES", "SCORE_TARGETS", "TRUNKS", "FusionNetwork"]
 
 # what a second head may be: sigma^2 / 2 times the score, a share of the noise at the end of the path, the score itself,
 # or a log density, which programs of 2025 took for it
 SCORE_TARGETS = ("eps", "noise", "score", "log_density", "none")
 BEGINS = ("noise", "frame")
+# bridge -> path of its states, and the parameter of that path which sigma is
+BRIDGES = {
+    "idff": ("bridge", "bridge"), "schrodinger_bridge": ("bridge", "bridge"), "independent": ("noisy", "floor"),
+    "variance_preserving": ("noisy_trig", "floor"), "target": ("target", "floor"),
+}  # fmt: skip
 TRUNKS: dict[str, type[nn.Module]] = {"ADMUNet": ADMUNet, "SELUMLP": SELUMLP, "ContextTrunk": ContextTrunk}
 
 
@@ -36,6 +43,7 @@ class FusionNetwork(Model):
         label_dim: classes, or frames of a series.
         model_type: key of TRUNKS; `model_kwargs` are its further arguments.
         sigma: path noise of training.
+        bridge_type: key of BRIDGES; but for the first two, noise of deviation sigma remains at the data.
         heads: 2, or 1 without a score head.
         score_target: key of SCORE_TARGETS, what the second head was trained on; "none" of one head.
         begins: what lies at t = 1: noise, or of a series the frame before.
@@ -49,7 +57,6 @@ class FusionNetwork(Model):
     """
 
     models = TRUNKS
-    path = "bridge"
     predicts = "data"
     start = "exact"
 
@@ -64,6 +71,7 @@ class FusionNetwork(Model):
         score_target: str = "eps",
         gaussian_noise: bool = True,
         begins: str = "noise",
+        bridge_type: str = "idff",
         **model_kwargs: Any,
     ) -> None:
         if heads not in (1, 2):
@@ -72,11 +80,15 @@ class FusionNetwork(Model):
             raise ValueError(f"score target '{score_target}' is unknown: choose from {', '.join(SCORE_TARGETS)}")
         if begins not in BEGINS:
             raise ValueError(f"begins '{begins}' is unknown: choose from {', '.join(BEGINS)}")
+        if bridge_type not in BRIDGES:
+            raise ValueError(f"there is no bridge '{bridge_type}': choose from {', '.join(BRIDGES)}")
         if not 0 <= sigma < math.inf:
             raise ValueError(f"sigma={sigma:g} is the noise of the path: give 0 or more")
         super().__init__(img_resolution, img_channels, label_dim)
         self.bridge, self.num_heads, self.score_target = sigma, heads, score_target if heads == 2 else "none"
-        self.gaussian_noise, self.begins = gaussian_noise, begins
+        self.gaussian_noise, self.begins, self.bridge_type = gaussian_noise, begins, bridge_type
+        self.path, self._parameter = BRIDGES[bridge_type]
+        self.sigma_min = sigma if self._parameter == "floor" else 0.0
         channels = img_channels * heads
         self.model = make_trunk(
             TRUNKS, model_type, img_resolution, channels, channels, label_dim=label_dim, **model_kwargs
@@ -85,7 +97,14 @@ class FusionNetwork(Model):
     @property
     def path_options(self) -> dict[str, float]:
         """Parameters of the path."""
-        return {"bridge": self.bridge}
+        return {self._parameter: self.bridge}
+
+    @property
+    def start_noise(self) -> Callable[..., Tensor] | None:
+        """Unit noise as the state at t = 1, where a path has noise of its own; None: unit noise."""
+        if not self.path.startswith("noisy"):
+            return None
+        return lambda noise, prior=None: noise * math.hypot(1, self.bridge)
 
     def heads(self, x: Tensor, t: Tensor | float, class_labels: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Clean estimate and second head (None without one) at x_t, each `[N, C, H, W]` float32; as `forward`."""

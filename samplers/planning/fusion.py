@@ -44,12 +44,17 @@ def drift_of(facts: Facts, given: Mapping[str, Any]) -> Drift | None:
     """
     if not given:
         return None
-    if facts.heads is None or not isinstance(facts.path, BrownianBridge):
+    if facts.heads is None:
         raise ValueError(
             f"{flag(next(iter(given)))} belongs to models of train.py idff, without guidance, and this is none: leave "
             "it out"
         )
     kind = given.get("field", "x1")
+    if kind != "x1" and not isinstance(facts.path, BrownianBridge):
+        raise ValueError(
+            f"--field={kind} is of Brownian bridges, and this model was trained on another path (--bridge): leave it "
+            "out, its clean estimate is a denoiser"
+        )
     for name in given:
         if name != "field" and name not in _READS[kind]:
             takes = ", ".join(k for k in FIELDS if name in _READS[k])

@@ -9,7 +9,7 @@ from samplers import PATHS, SOLVERS, Field, sample
 from samplers.path import VE, Linear
 from torch_utils.misc import expand_to
 
-TIMES = {"ve": (0.01, 50.0), "vp": (0.02, 0.98), "linear": (0.02, 0.98), "trig": (0.02, 0.98), "bridge": (0.02, 0.98)}
+TIMES = dict.fromkeys(PATHS, (0.02, 0.98)) | {"ve": (0.01, 50.0)}
 STD = 0.5
 
 

@@ -127,9 +127,9 @@ TIME_WEIGHTS: dict[str, Callable[[Tensor], Tensor]] = {
     "late": lambda t: 1 / (t + 0.01).square(),  # points: near the data
 }
 SCORE_TARGETS = ("eps", "noise", "none")
-_LAMBDAS: dict[str, Callable[[Tensor, float], Tensor]] = {
-    "deviation": lambda t, sigma: 2 * _brownian(t, sigma) / (sigma**2 + _TINY),
-    "variance": lambda t, sigma: 2 * _brownian(t, sigma).square() / (sigma**2 + _TINY),
+_LAMBDAS: dict[str, Callable[[Tensor, float], Tensor]] = {  # of the path's deviation
+    "deviation": lambda std, sigma: 2 * std / (sigma**2 + _TINY),
+    "variance": lambda std, sigma: 2 * std.square() / (sigma**2 + _TINY),
 }
 
 
@@ -147,6 +147,7 @@ class FusionLoss:
         angles: errors are those of angles in degrees: "wrapped", to the nearest turn; "shifted", the published sum
             over three turns, which has the minimum of the plain error; None: plain.
         period: a whole turn, where it is not 360 degrees.
+        bridge: key of BRIDGES, whose deviation is in lambda.
 
     Raises:
         ValueError: unknown words.
@@ -160,11 +161,13 @@ class FusionLoss:
     score_scale: str = "deviation"
     angles: Literal["wrapped", "shifted"] | None = None
     period: float = 360.0
+    bridge: str = "idff"
 
     def __post_init__(self) -> None:
         for name, value, allowed in (
             ("time weight", self.time_weight, TIME_WEIGHTS), ("score target", self.score_target, SCORE_TARGETS),
-            ("score scale", self.score_scale, _LAMBDAS), ("angles", self.angles, (None, "wrapped", "shifted")),
+            ("score scale", self.score_scale, _LAMBDAS), ("bridge", self.bridge, BRIDGES),
+            ("angles", self.angles, (None, "wrapped", "shifted")),
         ):  # fmt: skip
             if value not in allowed:
                 raise ValueError(f"{name} '{value}' is unknown: choose from {', '.join(map(str, allowed))}")
@@ -183,7 +186,8 @@ class FusionLoss:
     def score(self, second: Tensor, noise: Tensor, eps: Tensor, t: Tensor) -> Tensor:
         """Mean over elements of the error of the second head, `[B]`."""
         target = eps if self.score_target == "eps" else noise
-        return _mean((_LAMBDAS[self.score_scale](expand_to(t, second), self.sigma) * second + target).square())
+        std = BRIDGES[self.bridge].std(expand_to(t, second), self.sigma)
+        return _mean((_LAMBDAS[self.score_scale](std, self.sigma) * second + target).square())
 
     def __call__(
         self, estimate: Tensor, second: Tensor | None, data: Tensor, noise: Tensor, eps: Tensor, t: Tensor

@@ -50,7 +50,7 @@ def build_network(options: IDFFOptions, dataset: ImageDataset) -> nn.Module:
             trunk = context_trunk(dataset, trunk, pad)
     return networks.build(
         "FusionNetwork", img_resolution=dataset.resolution, img_channels=dataset.num_channels,
-        label_dim=label_dim, sigma=options.sigma, heads=options.heads,
+        label_dim=label_dim, bridge_type=options.bridge, sigma=options.sigma, heads=options.heads,
         score_target="none" if options.heads == 1 else SCORE_TARGETS[options.score_target],
         gaussian_noise=options.coupling == "independent",
         begins="frame" if options.coupling == "previous" else "noise", **trunk,
@@ -88,7 +88,7 @@ def _loss_of(options: IDFFOptions, target: str, dataset: Any) -> Callable[..., t
     by_lambda = target in ("eps", "noise")
     turns = isinstance(dataset, SeriesDataset) and dataset.scaling.kind == "turns"
     loss = FusionLoss(
-        options.sigma, options.flow_weight, time_weight=options.time_weight,
+        options.sigma, options.flow_weight, time_weight=options.time_weight, bridge=options.bridge,
         score_target=target if by_lambda else "none", **({"angles": "wrapped", "period": 2.0} if turns else {}),
     )  # fmt: skip
 
@@ -116,7 +116,7 @@ def build(options: IDFFOptions, dataset: ImageDataset, device: torch.device) -> 
     """
     net = build_network(options, dataset)
     cost = common.training_cost(net)
-    bridge = Bridge("idff", options.sigma)
+    bridge = Bridge(options.bridge, options.sigma)
     coupling = Coupling(
         options.coupling, options.ot_method or "exact", options.ot_reg or 0.05, options.ot_reg_m or 1.0,
         options.ot_replacement,
@@ -155,7 +155,7 @@ def build(options: IDFFOptions, dataset: ImageDataset, device: torch.device) -> 
         summary=(
             ("Network", f"{type(net).__name__} ({type(net.model).__name__}), {common.size(net)}"),
             ("Data", common.data(dataset, net)),
-            ("Path", f"Brownian bridge of sigma {options.sigma:g}, {_coupling_of(coupling)}"),
+            ("Path", f"bridge {options.bridge} of sigma {options.sigma:g}, {_coupling_of(coupling)}"),
             (
                 "FLOPs per image",
                 f"{format_count(cost.flops)} forward, {format_count(3 * cost.flops)} per training step",

@@ -15,7 +15,7 @@ from torch_utils.options import OptionGroup, opt, refuse
 from training.couplings import PLANS
 from training.data.series import is_series
 from training.data.toys import is_toy
-from training.losses.idff import TIME_WEIGHTS
+from training.losses.idff import BRIDGES, TIME_WEIGHTS
 from training.methods.common import LearningOptions
 from training.options import CommonOptions
 
@@ -95,7 +95,12 @@ class _Network:
 class _Path:
     group: ClassVar = OptionGroup("Path and loss", "The bridge between data and noise, and what the heads learn.", 3)
 
-    sigma: float | None = opt(None, "Noise of the Brownian bridge" + _default("sigma"), metavar="FLOAT", at_least=0)
+    bridge: str = opt(
+        "idff", "The path: a Brownian bridge between data and noise (idff, and schrodinger_bridge with its coupling), "
+        "a line or a quarter circle with constant noise (independent, variance_preserving), or a line to noise that "
+        "no coupling chooses (target)", choices=list(BRIDGES),
+    )  # fmt: skip
+    sigma: float | None = opt(None, "Noise of the path" + _default("sigma"), metavar="FLOAT", at_least=0)
     heads: int = opt(
         2, "2: clean data and score; 1: clean data, from which samplers make the score", metavar="1|2", at_least=1,
         at_most=2,
@@ -134,8 +139,9 @@ class _Pairs:
         False, "With ot: draw pairs from the plan with replacement, as published", metavar="BOOL"
     )
     ot_reg: float | None = opt(
-        None, "Entropic regularisation of other plans than the exact one [default: 0.05]", metavar="FLOAT", above=0
-    )
+        None, "Entropic regularisation of other plans than the exact one [default: 0.05, of a Schroedinger bridge "
+        "2 sigma^2]", metavar="FLOAT", above=0,
+    )  # fmt: skip
     ot_reg_m: float | None = opt(
         None, "Cost of leaving out weight in the unbalanced plan [default: 1]", metavar="FLOAT", above=0
     )
@@ -196,6 +202,8 @@ class IDFFOptions(_Pairs, _Path, _Network, CommonOptions):
         """Values of the preset by name, over those of all images."""
         preset = self.preset or ("toys" if is_toy(self.data) else "sst" if is_series(self.data) else None)
         values = _IMAGES | PRESETS.get(preset or "", {})
+        if self.bridge == "target":
+            values["coupling"] = "independent"
         maps = not is_toy(self.data) and not is_series(self.data)  # a series may be of maps: `unet_values`
         for name, used in (("score_target", self.heads == 2), *((name, maps) for name in OF_UNETS)):
             if not used:
@@ -210,7 +218,8 @@ class IDFFOptions(_Pairs, _Path, _Network, CommonOptions):
     def _fill_plan(self) -> None:
         given = {"ot_method": self.ot_method or "exact"}
         if given["ot_method"] != "exact":
-            given["ot_reg"] = self.ot_reg or 0.05
+            own = 2 * self.sigma**2 if self.bridge == "schrodinger_bridge" else 0.05
+            given["ot_reg"] = self.ot_reg or own
         if given["ot_method"] == "unbalanced":
             given["ot_reg_m"] = self.ot_reg_m or 1.0
         for name, value in given.items():
@@ -238,6 +247,7 @@ class IDFFOptions(_Pairs, _Path, _Network, CommonOptions):
         if coupling == "ot-labels" and not self.cond:
             raise ValueError("--coupling=ot-labels assigns noise among samples of one label: add --cond=1")
         sigma = self._published()["sigma"] if self.sigma is None else self.sigma
+        self._check_bridge(sigma, coupling)
         target = self.score_target or self._published().get("score_target")
         if sigma == 0 and self.heads == 2 and target != "log-density":
             raise ValueError(
@@ -265,6 +275,27 @@ class IDFFOptions(_Pairs, _Path, _Network, CommonOptions):
         if coupling != "previous":
             refuse(self, ["memorise"], "belongs to --coupling=previous")
 
+    def _check_bridge(self, sigma: float, coupling: str) -> None:
+        if is_series(self.data) and self.bridge not in ("idff", "schrodinger_bridge"):
+            raise ValueError(
+                f"--bridge={self.bridge} leaves noise in the data, which the next frame of a series would begin with: "
+                "leave it out"
+            )
+        if self.bridge == "schrodinger_bridge" and sigma == 0:
+            raise ValueError("--bridge=schrodinger_bridge has noise all along: give --sigma above 0, or --bridge=idff")
+        if self.bridge == "target" and not sigma < 1:
+            raise ValueError(f"--bridge=target goes from noise of deviation 1 down to --sigma={sigma:g}: give less")
+        if self.bridge == "target" and coupling != "independent":
+            raise ValueError(
+                f"--bridge=target ends in fresh noise, which --coupling={coupling} cannot choose: leave it out"
+            )
+        if self.bridge not in ("idff", "schrodinger_bridge") and self.score_target in ("score", "log-density"):
+            raise ValueError(
+                f"--score-target={self.score_target} is of Brownian bridges, and --bridge={self.bridge} is another "
+                "path: give eps or x0"
+            )
+
     def name_parts(self) -> list[str]:
         """What tells a run from others."""
-        return ["idff", *([self.preset] if self.preset else []), f"sigma{self.sigma:g}", self.coupling]
+        bridge = [] if self.bridge == "idff" else [self.bridge]
+        return ["idff", *([self.preset] if self.preset else []), *bridge, f"sigma{self.sigma:g}", self.coupling]
