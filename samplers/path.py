@@ -20,7 +20,7 @@ from torch import Tensor
 
 from torch_utils.misc import expand_to
 
-__all__ = ["PATHS", "VE", "VP", "BrownianBridge", "Kind", "Linear", "Noisy", "NoisyTrig", "Path", "Target", "Trig"]
+__all__ = ["PATHS", "VE", "VP", "BrownianBridge", "Kind", "Linear", "Noisy", "NoisyEnd", "NoisyTrig", "Path", "Trig"]
 
 Kind = Literal["data", "noise", "velocity", "score"]
 
@@ -210,7 +210,7 @@ class Noisy(Linear):
         return t / self.sigma(t)
 
     def time_of(self, s: Tensor) -> Tensor:
-        """0 of levels below the lowest."""
+        """The time of a level; 0 where it is below the lowest."""
         square = (s**2).clamp(min=self.floor**2)
         root = torch.sqrt(square * (1 + self.floor**2) - self.floor**2)
         return (1 - self.floor**2 / square) / (1 + root / square)
@@ -218,7 +218,7 @@ class Noisy(Linear):
 
 @dataclass(frozen=True)
 class NoisyTrig(Trig):
-    """As `Noisy`, around the trigonometric path."""
+    """The trigonometric path, with noise of deviation `floor` all along the way."""
 
     floor: float = 0.2
 
@@ -236,12 +236,12 @@ class NoisyTrig(Trig):
         return 0.5 * math.pi * super().sigma(t) * self.alpha(t) / self.sigma(t)
 
     def time_of(self, s: Tensor) -> Tensor:
-        """0 of levels below the lowest."""
+        """The time of a level; 0 where it is below the lowest."""
         return torch.acos(torch.sqrt((1 + self.floor**2) / (1 + s**2)).clamp(max=1)) * (2 / math.pi)
 
 
 @dataclass(frozen=True)
-class Target(Linear):
+class NoisyEnd(Linear):
     """Linear in the data, with noise that falls to the deviation `floor` (Lipman et al. 2023, arXiv 2210.02747)."""
 
     floor: float = 0.2
@@ -253,11 +253,11 @@ class Target(Linear):
         return torch.full_like(t, 1 - self.floor)
 
     def time_of(self, s: Tensor) -> Tensor:
-        """0 of levels below the lowest."""
+        """The time of a level; 0 where it is below the lowest."""
         return (s - self.floor).clamp(min=0) / (s + 1 - self.floor)
 
 
 PATHS: dict[str, type[Path]] = {
     "ve": VE, "vp": VP, "linear": Linear, "trig": Trig, "bridge": BrownianBridge, "noisy": Noisy,
-    "noisy_trig": NoisyTrig, "target": Target,
+    "noisy_trig": NoisyTrig, "target": NoisyEnd,
 }  # fmt: skip
