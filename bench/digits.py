@@ -32,13 +32,13 @@ from torch_utils.provenance import digest
 from torch_utils.report.page import Table
 from training.data.image_dataset import ImageDataset, decoded
 
-__all__ = ["Sampled", "command"]
+__all__ = ["Sampler", "command"]
 
 BATCH = 500
 
 
 @dataclasses.dataclass(frozen=True)
-class Sampled:
+class Sampler:
     """A row of the table: a network of the benchmark, and its sampler by number of network evaluations."""
 
     network: str
@@ -72,7 +72,7 @@ def _reference(data: Path) -> Any:
 
 
 def command(
-    trained: Mapping[str, str], rows: Mapping[str, Sampled], title: str, folder: str, mimg: float
+    trained: Mapping[str, str], rows: Mapping[str, Sampler], title: str, folder: str, mimg: float
 ) -> click.Command:
     """The command of a benchmark: trains every network with every seed and measures every row.
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from bench.digits import Sampled, command
+from bench.digits import Sampler, command
 from samplers.planning.plan import SamplerOptions
 
 COUNTS = (3, 5, 10, 20)
@@ -47,9 +47,9 @@ def calibrated(n: int) -> SamplerOptions:
     return SamplerOptions(calibrate=(n,), **FITTED)
 
 
-def sampled(network: str, sampler: Callable[[int], SamplerOptions], *, extra: int = 0, last: int = 20) -> Sampled:
+def sampled(network: str, sampler: Callable[[int], SamplerOptions], *, extra: int = 0, last: int = 20) -> Sampler:
     """A row at COUNTS up to `last`; `extra`: noise levels beyond the evaluations."""
-    return Sampled(network, {n: sampler(n + extra) for n in COUNTS if n <= last})
+    return Sampler(network, {n: sampler(n + extra) for n in COUNTS if n <= last})
 
 
 ROWS = {

@@ -8,7 +8,7 @@ and SiT. All are sampled in the ordinary way, by equal Euler steps with one time
 
 from __future__ import annotations
 
-from bench.digits import Sampled, command
+from bench.digits import Sampler, command
 from samplers.planning.plan import SamplerOptions
 
 SIZE = "--width=64 --depth=4 --num-heads=4 --batch=64 --lr=2e-3 --ema=0.01"
@@ -17,7 +17,7 @@ TRAINED = {
     "combostoc-none": f"combostoc --model=ComboStoc-S/2 --combostoc-type=UNSYNC_NONE {SIZE}",
     "sit": f"sit --model=SiT-S/2 {SIZE}",
 }
-ROWS = {name: Sampled(name, {n: SamplerOptions(N=n) for n in (5, 10, 20, 40)}) for name in TRAINED}
+ROWS = {name: Sampler(name, {n: SamplerOptions(N=n) for n in (5, 10, 20, 40)}) for name in TRAINED}
 
 main = command(TRAINED, ROWS, "Transformers on the digits", "runs/bench-transformers", 0.05)
 

@@ -42,7 +42,7 @@ def calls(monkeypatch, tmp_path):
 
 
 def test_finished_work_is_skipped_and_distances_are_those_of_fid_py(calls, tmp_path):
-    rows = {"Euler": digits.Sampled("small", {n: SamplerOptions(solver="euler", steps=n) for n in (2, 3)})}
+    rows = {"Euler": digits.Sampler("small", {n: SamplerOptions(solver="euler", steps=n) for n in (2, 3)})}
     main = digits.command({"small": "edm --batch=8"}, rows, "A title", str(tmp_path / "out"), 0.001)
 
     def run(*more):
