@@ -36,6 +36,7 @@ Examples:
   python analyze.py curve runs/00000-digits --outdir=out
   python analyze.py diff runs/00000-digits runs/00001-digits
   python analyze.py likelihood --network=NET.pkl --data=datasets/digits.zip --num=256 --outdir=out
+  python analyze.py shapes out/shapes.npz --data=shapes:boxes:seed=1 --outdir=out
   python analyze.py page out --title="Digits" """
 
 # Name, which is that of the file in analyses/ -> what `--help` says of it.
@@ -49,6 +50,7 @@ ANALYSES = {
     "curvature": "How straight the trajectories of networks are",
     "likelihood": "Bits per dimension of images of 8 bits under a model",
     "forecast": "Ensembles that continue a series, and their scores",
+    "shapes": "Generated shapes against those of a data set",
     "page": "One page of every picture in a folder",
 }
 

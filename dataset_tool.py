@@ -91,11 +91,16 @@ class Ends(click.ParamType):
 
 
 @click.command(cls=Command, epilog=EPILOG, context_settings={"show_default": True})
-@click.option("--source", required=True, metavar="PATH|digits", help="Folder or archive, or 'digits'.")
+@click.option(
+    "--source",
+    required=True,
+    metavar="PATH|digits|shapes:boxes",
+    help="Folder or archive, 'digits', or shapes:boxes[:size=N][:seed=S].",
+)
 @click.option(
     "--dest", required=True, metavar="PATH",
     help="File ending in .zip (an existing one is replaced at the end, in one step) or an empty or new folder; of a "
-    "series a file ending in .npz.",
+    "series and of shapes a file ending in .npz.",
 )  # fmt: skip
 @click.option(
     "--layout", type=click.Choice(["auto", *LAYOUTS, *SERIES]), default="auto",
@@ -184,6 +189,9 @@ def main(
     16 bit images are converted. The output is the same, byte for byte, on any number of cores, and appears whole or not
     at all.
     """
+    if source.startswith("shapes:"):
+        click.echo(_shapes(source, dest, max_images))
+        return
     if layout == "auto" and Path(source).suffix in NETCDF:
         layout = "box"
     _refuse_others(layout)
@@ -241,6 +249,27 @@ def _refuse_others(layout: str) -> None:
             f"--{wrong[0].replace('_', '-')} belongs to {whose.get(wrong[0], 'images')}, and the layout here is "
             f"{layout}: leave it out"
         )
+
+
+def _shapes(source: str, dest: str, count: int | None) -> str:
+    """An array file of generated shapes; returns what to say."""
+    from training.data.shapes import read_shapes, write_shapes
+
+    context = click.get_current_context()
+    for name in context.params:
+        given = context.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT
+        if given and name not in ("source", "dest", "max_images"):
+            raise ValueError(
+                f"--{name.replace('_', '-')} is for images, and --source={source} has shapes: leave it out"
+            )
+    if not dest.endswith(".npz"):
+        raise ValueError(f"--dest={dest} must end in .npz, the file of shapes")
+    shapes = read_shapes(source)
+    if count is not None:
+        shapes = shapes._replace(parts=shapes.parts[:count], labels=shapes.labels[:count])
+    Path(dest).parent.mkdir(parents=True, exist_ok=True)
+    write_shapes(dest, shapes)
+    return f"Wrote {len(shapes.parts)} shapes of at most {shapes.parts.shape[1]} parts to {dest}"
 
 
 def _encode(

@@ -169,6 +169,7 @@ def make(
         model, seeds, sampler, batch=options.batch, device=device, rng_device=options.rng_device,
         class_idx=options.class_idx, prior=plan.prior, texts=prompts, decode_batch=options.decode_batch,
         conditional=options.guidance_type != "uncond",
+        labels_of=graded.labels_of if graded is not None and options.class_idx is None else None,
     )  # fmt: skip
     with tqdm(total=len(seeds), unit="img", disable=dist.get_rank() > 0 or not seeds, dynamic_ncols=True) as bar:
         targets.write(batches, sampler, functools.partial(_advance, bar))

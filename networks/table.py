@@ -18,7 +18,7 @@ from networks.models.consistency_precond import CMPrecond
 from networks.models.dit_precond import DiTPrecond
 from networks.models.encoder import CouplingEncoder
 from networks.models.fusion import FusionNetwork
-from networks.models.interpolant import InterpolantNetwork
+from networks.models.interpolant import InterpolantNetwork, PartNetwork
 from networks.models.latent import LatentDenoiser
 from networks.models.latent_model import LatentModel
 from networks.models.mac import MACNetwork
@@ -37,6 +37,7 @@ NETWORKS: dict[str, type[nn.Module]] = {
     "MACNetwork": MACNetwork,
     "VelocityNetwork": VelocityNetwork,
     "InterpolantNetwork": InterpolantNetwork,
+    "PartNetwork": PartNetwork,
     "FusionNetwork": FusionNetwork,
     "CouplingEncoder": CouplingEncoder,
     "CMPrecond": CMPrecond,

@@ -27,6 +27,7 @@ from torch import Tensor
 from samplers.path import PATHS, VE, Kind, Path
 from torch_utils.checkpoint import tensor_hash
 from torch_utils.misc import expand_to
+from torch_utils.parts import PartLayout
 
 __all__ = ["Facts", "Field", "as_field"]
 
@@ -66,6 +67,7 @@ class Facts:
         score_target: what their second head was trained on.
         element_times: elements of a sample may be at times of their own.
         compensated: trained so that elements which lag behind are faster, see `samplers.solvers.asynchronous`.
+        parts: what the numbers of a sample mean, of models of sets of parts `[L, V]`; None: of others.
         native: the field in the coordinates of training, of a view in other coordinates.
     """
 
@@ -99,6 +101,7 @@ class Facts:
     score_target: str = "none"
     element_times: bool = False
     compensated: bool = False
+    parts: PartLayout | None = None
     native: Field | None = None
 
     @classmethod
@@ -147,6 +150,7 @@ class Facts:
             score_target=said("score_target", "none"),
             element_times=said("element_times", False),
             compensated=said("compensated", False),
+            parts=said("layout"),
         )
 
 

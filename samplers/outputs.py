@@ -24,7 +24,7 @@ from torch_utils import distributed as dist
 from torch_utils.files import atomic_write
 from torch_utils.images import ImageWriter, enlarged, image_format, make_grid, save_image, to_uint8
 from torch_utils.provenance import differences, read_record, write_record
-from torch_utils.report.scatter import is_points, scatter
+from torch_utils.report.kinds import kind_of
 
 __all__ = ["Targets", "network_record"]
 
@@ -39,6 +39,7 @@ def network_record(net: Field | Callable[..., Tensor]) -> dict[str, Any]:
         "predicts": facts.predicts,
         "shape": None if facts.shape is None else list(facts.shape),
         "sigma_range": [str(facts.sigma_min), str(facts.sigma_max)],
+        **({} if facts.parts is None else {"groups": list(facts.parts.groups)}),
     }
 
 
@@ -49,8 +50,8 @@ class Targets:
     Attributes:
         outdir: folder of one PNG per seed, with `subdirs` in sub-folders of 1000 seeds.
         grid: one picture of all images, small ones enlarged by a whole factor (`torch_utils.images.enlarged`).
-        npz: `images [N, H, W, C]` uint8, or of points in the plane `points [N, 2]` float32; `seeds`, and `labels`
-            where there are classes.
+        npz: `images [N, H, W, C]` uint8, of points in the plane `points [N, 2]` float32, of shapes `parts [N, L, V]`
+            float32 and `groups`; `seeds`, and `labels` where there are classes.
         npz_name: "arr_0" instead of "images", what suites for ADM, DiT and SiT read.
         traj: `x [N, T, ...]`, `drift [N, T-1, ...]`, `sigmas [N, T]`, `seeds`; the sampler must be a `Recorder`.
         latents: folder of the noise that each image was made from, SEED.npy float32 `[C, H, W]`.
@@ -158,12 +159,15 @@ class Targets:
         if dist.get_rank() > 0 or not arrays:
             return
         if self.grid is not None:
-            if "points" in arrays:
-                picture = scatter(torch.from_numpy(arrays["points"]))
-            else:
+            if "images" in arrays:
                 picture = enlarged(make_grid(torch.from_numpy(arrays["images"]).permute(0, 3, 1, 2)))
+            else:
+                kind = kind_of(self.record["network"]["shape"])
+                picture = kind.draw(torch.from_numpy(arrays[kind.array]))
             save_image(picture, self.grid)
-        of_npz = ("images", "points", "seeds", "labels")
+        if "parts" in arrays:
+            arrays["groups"] = np.array(self.record["network"]["groups"])
+        of_npz = ("images", "points", "parts", "groups", "seeds", "labels")
         for path, keys in ((self.npz, of_npz), (self.traj, ("x", "drift", "sigmas", "seeds"))):
             if path is not None:
                 with atomic_write(path) as f:
@@ -177,7 +181,7 @@ def _quantise(batch: Samples) -> Tensor:
             f"the images of seeds {batch.seeds[0]}, ... hold values that are not finite: "
             "the network is damaged, or its precision does not suffice (try --precision=fp32)"
         )
-    return batch.images.float().cpu() if is_points(batch.images.shape[1:]) else to_uint8(batch.images).cpu()
+    return to_uint8(batch.images).cpu() if kind_of(batch.images.shape[1:]) is None else batch.images.float().cpu()
 
 
 def _save_array(array: Tensor, path: Any) -> None:
@@ -189,10 +193,11 @@ def _save_array(array: Tensor, path: Any) -> None:
 def _arrays(batch: Samples, images: Tensor, recorder: Recorder | None) -> dict[str, np.ndarray]:
     """The part of a batch that goes into joint files, images along axis 0."""
     arrays = {"seeds": np.array(batch.seeds)}
-    if is_points(images.shape[1:]):
-        arrays["points"] = images.flatten(1).numpy()
-    else:
+    kind = kind_of(images.shape[1:])
+    if kind is None:
         arrays["images"] = images.permute(0, 2, 3, 1).numpy()
+    else:
+        arrays[kind.array] = (images.flatten(1) if kind.array == "points" else images).numpy()
     if batch.labels is not None:
         arrays["labels"] = (batch.labels.argmax(1) if batch.classes else batch.labels).cpu().numpy()
     if recorder is not None:

@@ -78,6 +78,7 @@ def generate(
     rng_device: torch.device | str | None = None,
     prior: str | None = None,
     texts: Callable[[list[int]], Tensor] | None = None,
+    labels_of: Callable[[list[int]], Tensor] | None = None,
     decode_batch: int = 8,
     rank: int | None = None,
     world: int | None = None,
@@ -94,6 +95,7 @@ def generate(
         rng_device: where random numbers are drawn. Default: `device`; "cpu" gives the same images on any device.
         prior: start distribution, of models that have several (`Facts.priors`); None: the recommended one.
         texts: seeds -> conditions `[B, ...]` of models of text.
+        labels_of: seeds -> conditions `[B, label_dim]` in the place of those that are drawn.
         decode_batch: most latents that are decoded at once, of models of latents.
         rank, world: default: those of the process group.
 
@@ -115,7 +117,9 @@ def generate(
     field = as_field(net)
     if conditional and texts is None and field.facts.conditioning == "text" and field.class_labels is None:
         raise ValueError("this network makes images of a text, and none was given: give a prompt, which may be empty")
-    samples = _generate(field, batches, sampler, class_idx, conditional, device, rng_device or device, prior, texts)
+    samples = _generate(
+        field, batches, sampler, class_idx, conditional, device, rng_device or device, prior, texts, labels_of
+    )
     return (s._replace(images=decoded(field, s.images, decode_batch)) for s in samples)
 
 
@@ -137,12 +141,15 @@ def _generate(
     rng_device: torch.device | str,
     prior: str | None,
     texts: Callable[[list[int]], Tensor] | None,
+    labels_of: Callable[[list[int]], Tensor] | None,
 ) -> Iterator[Samples]:
     shape, facts = image_shape(field), field.facts
     for seeds in batches:
         rng = PerSampleRNG(seeds, rng_device)
         noise = start_noise(field, rng.randn([len(seeds), *shape]).to(device).double(), prior)
         labels = draw_conditions(facts, rng, len(seeds), class_idx)
+        if labels_of is not None:
+            labels = labels_of(seeds)
         labels = None if labels is None or not conditional else labels.to(device)
         condition = labels if texts is None or not conditional else texts(seeds)
         images = sampler(field, noise, condition, rng=rng)

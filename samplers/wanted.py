@@ -15,7 +15,7 @@ from samplers.planning.levels import schedule_file
 from torch_utils import distributed as dist
 from torch_utils.options import OptionGroup, opt
 from torch_utils.provenance import digest
-from torch_utils.report.scatter import is_points
+from torch_utils.report.kinds import kind_of
 
 __all__ = ["OutputOptions", "choose_targets", "save_schedule"]
 
@@ -66,7 +66,7 @@ class OutputOptions:
 
 
 def choose_targets(options: OutputOptions, name: str, plan: Plan, record: Mapping[str, Any]) -> Targets:
-    """What the options ask to be written; points in the plane have no image each, so OUTDIR gets two joint files.
+    """What the options ask to be written; points and shapes have no image each, so OUTDIR gets two joint files.
 
     A folder of the default name is that of one record: its last part changes with it.
 
@@ -83,15 +83,16 @@ def choose_targets(options: OutputOptions, name: str, plan: Plan, record: Mappin
     outdir = options.outdir
     if outdir is None and (in_outdir or not (grid or options.npz or options.save_traj)):
         outdir = Path("samples", *["grids"] * in_outdir, name, f"{_name_of(plan)}-{digest(record)}")
-    npz, points = options.npz, is_points(tuple(record["network"]["shape"]))
+    npz, kind = options.npz, kind_of(tuple(record["network"]["shape"]))
     if in_outdir:
         grid, outdir = Path(outdir, "grid.png"), None
-    elif outdir is not None and points:
-        grid, npz, outdir = grid or Path(outdir, "points.png"), npz or Path(outdir, "points.npz"), None
-    if options.npz_name != "images" and (points or not npz):
+    elif outdir is not None and kind is not None:
+        grid, npz = grid or Path(outdir, f"{kind.name}.png"), npz or Path(outdir, f"{kind.name}.npz")
+        outdir = None
+    if options.npz_name != "images" and (kind or not npz):
         raise ValueError(
             f"--npz-name={options.npz_name} names the images in an array file: "
-            + ("leave it out of points" if points else "add --npz=FILE")
+            + (f"leave it out of {kind.name}" if kind else "add --npz=FILE")
         )
     wanted = {"outdir": outdir, "grid": grid, "npz": npz, "traj": options.save_traj, "latents": options.save_latents}
     return Targets(

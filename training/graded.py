@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from samplers.field import Field, as_field
-from samplers.guidance import guide
+from samplers.path import Linear
 from samplers.planning.plan import Plan
 from samplers.solvers.asynchronous import ONE_STEP, common_steps, progress_field, replaced, start_from
 from torch_utils.checkpoint import tensor_hash
@@ -25,6 +25,8 @@ from torch_utils.images import from_uint8
 from torch_utils.options import OptionGroup, opt
 from torch_utils.rng import PerSampleRNG
 from training.data.image_dataset import ImageDataset
+from training.keep_parts import WORDS as PART_WORDS
+from training.keep_parts import checked_strengths, read_part_keep, read_part_references
 
 __all__ = ["Graded", "GradedOptions", "read_keep", "read_references"]
 
@@ -43,10 +45,12 @@ class GradedOptions:
     )
 
     reference: str | None = opt(
-        None, "Images to keep something of: a file, folder or zip, or latents .npy; one seed after the other takes one",
-        metavar="IMAGES",
+        None, "Images or shapes to keep something of: a file, folder or zip, or latents .npy; one seed after the other "
+        "takes one", metavar="IMAGES",
     )  # fmt: skip
-    keep: str | None = opt(None, f"Strength from 0 (made anew) to 1 (kept): {WORDS}", metavar="WHERE")
+    keep: str | None = opt(
+        None, f"Strength from 0 (made anew) to 1 (kept): {WORDS}; of shapes {PART_WORDS}", metavar="WHERE"
+    )
     graded_steps: str | None = opt(
         None, "Elements make steps of one number, or of one size so that much kept ones arrive early [default: number]",
         choices=["number", "size"],
@@ -132,9 +136,7 @@ def read_keep(text: str, shape: tuple[int, ...]) -> Tensor:
         if str(error).startswith(("--keep", str(Path(text)))):
             raise
         raise ValueError(f"--keep={text} says no strengths: give for example {WORDS}") from error
-    if not bool(((keep >= 0) & (keep <= 1)).all()):
-        raise ValueError(f"--keep={text} holds strengths outside of 0 (made anew) to 1 (kept): keep them between")
-    return keep
+    return checked_strengths(keep, text)
 
 
 def _mask(path: Path, shape: tuple[int, ...]) -> Tensor:
@@ -158,19 +160,28 @@ class Graded:
 
     Attributes:
         model: what the plan is to be made for.
+        labels: `[n, label_dim]` of the references, where they are classes of the model; else None.
         about: how elements are kept, in words.
         record: what of the images this decides, plain JSON.
     """
 
     def __init__(self, model: Field, options: GradedOptions, device: torch.device | str = "cpu") -> None:
         facts = model.facts
-        self.options, self.device = options, torch.device(device)
+        self.options, self.device, self.labels = options, torch.device(device), None
         if options.keep is None:
-            raise ValueError(f"--reference needs strengths: give --keep, for example {WORDS}")
-        if facts.chooses_levels or facts.shape is None or len(facts.shape) != 3:
-            raise ValueError("--reference needs a network of images whose noise levels are given to it: leave it out")
-        self.references = read_references(options.reference, facts.shape)
-        self.keep = read_keep(options.keep, facts.shape)
+            raise ValueError(
+                f"--reference needs strengths: give --keep, for example {WORDS if facts.parts is None else PART_WORDS}"
+            )
+        if facts.chooses_levels or facts.shape is None or (len(facts.shape) != 3 and facts.parts is None):
+            raise ValueError(
+                "--reference needs a network of images or shapes whose noise levels are given to it: leave it out"
+            )
+        if facts.parts is None:
+            self.references = read_references(options.reference, facts.shape)
+            self.keep = read_keep(options.keep, facts.shape)
+        else:
+            self.references, self.labels = read_part_references(options.reference, facts)
+            self.keep = read_part_keep(options.keep, facts.parts, facts.shape)
         self.elements = facts.element_times
         if not self.elements and options.graded_steps == "size":
             raise ValueError("--graded-steps=size is for models whose elements have times of their own: leave it out")
@@ -226,8 +237,21 @@ class Graded:
                 "--graded-steps=size makes equal steps by a solver of one step: give --N and no schedule, and one of "
                 f"the solvers {', '.join(ONE_STEP)}"
             )
+        if self.elements and plan.snap and not isinstance(self.own.native().path, Linear):
+            raise ValueError(
+                "--reference decides which parts exist on the linear path alone, and this model lives on another: add "
+                "--binarise=0"
+            )
         self.plan = plan
         return self
+
+    @property
+    def labels_of(self) -> Callable[[list[int]], Tensor] | None:
+        """Seeds -> labels of their references, where these have some."""
+        return None if self.labels is None else lambda seeds: self.labels[self._rows(seeds)]
+
+    def _rows(self, seeds: list[int]) -> Tensor:
+        return torch.tensor([seed % len(self.references) for seed in seeds])
 
     @property
     def sigmas(self) -> Tensor:
@@ -264,7 +288,7 @@ class Graded:
         trace: Callable[[Any], Any] | None = None,
     ) -> Tensor:
         """Sample as `Plan` does, for the model without references; `rng` says the seeds."""
-        rows = torch.tensor([seed % len(self.references) for seed in rng.seeds])
+        rows = self._rows(rng.seeds)
         if not self.elements:
             reference = self.references[rows].to(noise)
             held = replaced(as_field(field), self.keep.to(self.device))
@@ -278,7 +302,7 @@ class Graded:
             # levels that end above 0 end at (1 + sigma) x, x the state at the progress sigma / (1 + sigma)
             ends = self.plan.kind in ("grid", "adaptive") and not self.plan.options.get("denoise_to_zero")
             return x / (1 + self.plan.sigmas[-1].item()) if ends else x
-        model = guide(self.own, **self.plan.guidance)
+        model = self.plan.model(self.own)
         steps = functools.partial(common_steps, solver=self.plan.solver, inverse=self.inverse, trace=trace)
         return steps(
             model.bind(class_labels, **model.cond), start, self.plan.sigmas.tolist(), self.keep.to(self.device)

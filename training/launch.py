@@ -120,8 +120,7 @@ def _facts(dataset: Any) -> dict[str, Any]:
     """What states and snapshots say about their data; the fingerprint tells when a run continues with other data."""
     return {
         "name": dataset.name,
-        "resolution": dataset.resolution,
-        "channels": dataset.num_channels,
+        "shape": list(dataset.image_shape),
         "label_kind": dataset.label_kind,
         "class_names": dataset.class_names,
         "fingerprint": dist.from_rank0(dataset.fingerprint),

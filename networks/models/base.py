@@ -23,7 +23,7 @@ class Model(nn.Module):
     """A trunk, `self.model`, bound to what it predicts.
 
     Attributes:
-        img_resolution, img_channels, label_dim: of the images and one-hot labels.
+        img_resolution, img_channels, label_dim: of the images and one-hot labels; None where samples are no images.
         sigma_min, sigma_max: range of noise levels; every one where a class says nothing else.
         compute_dtype: dtype of the trunk in a call. float16 counts on CUDA only, bfloat16 everywhere. A matter of the
             moment, not of the weights: set it at any time.
@@ -33,7 +33,7 @@ class Model(nn.Module):
     sigma_min = 0.0
     sigma_max = math.inf
 
-    def __init__(self, img_resolution: int, img_channels: int, label_dim: int = 0) -> None:
+    def __init__(self, img_resolution: int | None, img_channels: int | None, label_dim: int = 0) -> None:
         super().__init__()
         self.img_resolution, self.img_channels, self.label_dim = img_resolution, img_channels, label_dim
         self.compute_dtype = torch.float32

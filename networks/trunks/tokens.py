@@ -21,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from networks.trunks.layers import Init, Linear
 from networks.trunks.unet_block import condition_labels
 
-__all__ = ["CODE", "XAVIER", "LabelEmbedder", "TimeEmbedder", "TokenTransformer", "element_code", "time_features"]
+__all__ = ["CODE", "XAVIER", "ElementCode", "LabelEmbedder", "TimeEmbedder", "TokenTransformer", "time_features"]
 
 XAVIER = Init("xavier_uniform")
 _ZERO = Init(weight=0)
@@ -34,11 +34,14 @@ def time_features(t: Tensor, dim: int = _FREQUENCIES, max_period: float = 10_000
 
     Float32, or float64 of times in float64. A last 0 where dim is odd.
     """
-    half = dim // 2
+    phase = _phases(t, dim // 2, max_period)
+    return F.pad(torch.cat([phase.cos(), phase.sin()], dim=-1), (0, dim % 2))
+
+
+def _phases(t: Tensor, half: int, max_period: float = 10_000) -> Tensor:
     t = t if t.dtype == torch.float64 else t.to(torch.float32)
     k = torch.arange(half, dtype=t.dtype, device=t.device)
-    phase = t[..., None] * torch.exp(-math.log(max_period) * k / half)
-    return F.pad(torch.cat([phase.cos(), phase.sin()], dim=-1), (0, dim % 2))
+    return t[..., None] * torch.exp(-math.log(max_period) * k / half)
 
 
 def _small_linear(inputs: int, outputs: int) -> Linear:
@@ -59,9 +62,19 @@ class TimeEmbedder(nn.Module):
         return self.mlp(time_features(t.flatten(1).mean(1)))[:, None]
 
 
-def element_code() -> nn.Sequential:
-    """The map from the features of an element's time to the CODE numbers that code it."""
-    return nn.Sequential(_small_linear(_FREQUENCIES, CODE), nn.SiLU(), _small_linear(CODE, CODE))
+class ElementCode(nn.Sequential):
+    """Times of any shape -> the CODE numbers that code each. Keys: {0, 2}.{weight, bias}."""
+
+    def __init__(self) -> None:
+        super().__init__(_small_linear(_FREQUENCIES, CODE), nn.SiLU(), _small_linear(CODE, CODE))
+
+    def forward(self, t: Tensor) -> Tensor:
+        """`[...]` -> `[..., CODE]`; the first map takes `time_features`, half by half as they are not joined."""
+        first, activation, last = self
+        phase = _phases(t, _FREQUENCIES // 2)
+        cosine, sine = first.weight.to(phase.dtype).chunk(2, dim=1)
+        h = F.linear(phase.cos(), cosine, first.bias.to(phase.dtype)) + F.linear(phase.sin(), sine)
+        return last(activation(h))
 
 
 class LabelEmbedder(nn.Module):

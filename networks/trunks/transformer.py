@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from networks.trunks.tokens import CODE, XAVIER, TimeEmbedder, TokenTransformer, element_code, time_features
+from networks.trunks.tokens import CODE, XAVIER, ElementCode, TimeEmbedder, TokenTransformer
 
 __all__ = ["SIZES", "ElementTimeEmbedder", "Transformer", "position_table"]
 
@@ -68,7 +68,7 @@ class ElementTimeEmbedder(nn.Module):
     def __init__(self, patch_size: int, in_channels: int, width: int) -> None:
         super().__init__()
         self.in_channels = in_channels
-        self.mlp = element_code()
+        self.mlp = ElementCode()
         self.patchEmb = _Patches(patch_size, CODE * in_channels, width)
 
     def forward(self, t: Tensor) -> Tensor:
@@ -76,7 +76,7 @@ class ElementTimeEmbedder(nn.Module):
 
         What is shared between elements is embedded once.
         """
-        code = self.mlp(time_features(t))  # [N, C, H, W, code]
+        code = self.mlp(t)  # [N, C, H, W, code]
         weight, bias = self.patchEmb.proj.weight.to(code.dtype), self.patchEmb.proj.bias.to(code.dtype)
         weight = weight.unflatten(1, (self.in_channels, CODE))  # [D, C, code, p, p]
         if t.shape[1] == 1:

@@ -13,6 +13,7 @@ from torch import Tensor
 from samplers.field import Field, as_field
 from samplers.fusion import Fusion, Fusion2024, Fusion2025, fused
 from samplers.guidance import guide
+from samplers.snapping import snapped
 from torch_utils.rng import TorchRNG
 
 __all__ = ["ChosenLevels", "Plan", "Request", "count_of", "said", "shown_levels"]
@@ -88,6 +89,7 @@ class Plan:
         prior: start distribution by name, for whoever draws the noise (`samplers.run.generate`); None: unit noise.
         guidance: arguments of `samplers.guidance.guide`.
         drift: of a model of two heads, instead of its own field.
+        snap: parts of a shape exist or do not in every clean estimate.
         evaluations: network evaluations of every image so far, where the solver chooses its steps.
     """
 
@@ -108,6 +110,7 @@ class Plan:
     prior: str | None = None
     guidance: Mapping[str, Any] = field(default_factory=dict)
     drift: Fusion | Fusion2024 | Fusion2025 | None = None
+    snap: bool = False
     evaluations: list[int] = field(default_factory=list)
 
     @property
@@ -148,7 +151,8 @@ class Plan:
     def model(self, net: Field | Callable[..., Tensor]) -> Field:
         """A network as this plan samples it."""
         guided = guide(as_field(net), **self.guidance)
-        return guided if self.drift is None else fused(guided, self.drift)
+        guided = guided if self.drift is None else fused(guided, self.drift)
+        return snapped(guided) if self.snap else guided
 
     def record(self) -> dict[str, Any]:
         """Everything that decides an image beside network, seed and class, as plain JSON."""
@@ -160,6 +164,7 @@ class Plan:
             "prior": self.prior,
             "guidance": _plain(self.guidance),
             "drift": self.drift and [type(self.drift).__name__, _plain(dataclasses.asdict(self.drift))],
+            **({"binarise": True} if self.snap else {}),
         }
 
     @property
@@ -170,6 +175,8 @@ class Plan:
             rows.append(("Start", "exact, one evaluation at infinite sigma"))
         if self.drift is not None:
             rows.append(("Field", type(self.drift).__name__ + said(dataclasses.asdict(self.drift))))
+        if self.snap:
+            rows.append(("Parts", "those that exist are decided at every step"))
         if self.prior is not None:
             rows.append(("Prior", self.prior))
         if self.guidance:

@@ -19,7 +19,7 @@ from torch_utils.options import OptionGroup, opt
 
 __all__ = [
     "DIFFUSION_FORMS", "FIELDS", "BridgeOptions", "DiffusionOptions", "FusionOptions", "GuidanceOptions",
-    "NativeOptions", "PriorOptions", "StartOptions",
+    "NativeOptions", "PartOptions", "PriorOptions", "StartOptions",
 ]  # fmt: skip
 
 COORDINATES = ("native", "sigma")
@@ -141,6 +141,14 @@ class BridgeOptions:
         "With noise: times are this power of equal ones; above 1 the last steps, which lose spread, are short "
         "[default: 1]", above=0,
     )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartOptions:
+    group: ClassVar = OptionGroup("Models of shapes", "Samples that are sets of parts (docs/shapes.md).", rank=5.5)
+    whose: ClassVar = "models of shapes"
+
+    binarise: bool | None = switch("Decide at every step which parts exist [default: True]")
 
 
 @dataclass(frozen=True, kw_only=True)

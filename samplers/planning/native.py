@@ -6,6 +6,7 @@ import functools
 
 from samplers.planning.base import Plan, Request, count_of, said
 from samplers.planning.options import MethodOptions
+from samplers.solvers.interpolant import time_interval
 from samplers.solvers.native import DRIFT_SOLVERS, last_step_cost, sample_native, uniform_times
 from samplers.solvers.table import SOLVERS
 
@@ -40,24 +41,27 @@ def plan_native(request: Request) -> Plan:
             "--coordinates=native, then it steps in sigma"
         )
     evaluations = given["N"] if "N" in given else _default(solver, at_zero)
-    times = uniform_times(evaluations, solver, defined_at_zero=at_zero)
+    own = request.field.native()
+    top = time_interval(own.path, own.predicts)[0]  # noise and score say nothing of data where there is noise alone
+    times = top * uniform_times(evaluations, solver, defined_at_zero=at_zero)
     entry, steps = SOLVERS[solver], len(times) - 1
     options = request.of(MethodOptions)
     used = {name: value for name, value in entry.resolve(options).items() if value is not None}
     made: list[int] = []
     calls = request.field.facts.calls
     counted = {"count": lambda new: made.extend(calls * n for n in new)} if adaptive else {}
-    own, equal = "chosen by the solver, from t = 1 to 0", f"{count_of(steps, 'equal step')} from t = 1 to 0"
+    span = f"from t = {top:g} to 0"
     return Plan(
         kind="native",
         solver=solver,
         sigmas=times,
         sampler=functools.partial(sample_native, times=times, solver=solver, **counted),
         title=f"{solver}, native time{said(used)}",
-        schedule=own if adaptive else equal,
+        schedule=f"chosen by the solver, {span}" if adaptive else f"{count_of(steps, 'equal step')} {span}",
         options=options,
         steps=None if adaptive else steps,
         each=entry.evaluations,
         extra=0 if adaptive else last_step_cost(solver, at_zero) - entry.evaluations,
+        stochastic=entry.adds_noise(options),
         evaluations=made,
     )

@@ -17,6 +17,7 @@ from samplers.planning.model_options import (
     FusionOptions,
     GuidanceOptions,
     NativeOptions,
+    PartOptions,
     PriorOptions,
     StartOptions,
 )
@@ -192,7 +193,8 @@ class CalibrationOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class SamplerOptions(
-    GuidanceOptions, BridgeOptions, FusionOptions, StartOptions, PriorOptions, DiffusionOptions, NativeOptions,
+    GuidanceOptions, BridgeOptions, FusionOptions, PartOptions, StartOptions, PriorOptions, DiffusionOptions,
+    NativeOptions,
     CalibrationOptions, SearchOptions, MethodOptions, EndOptions, RangeOptions, LevelOptions, CountOptions,
     SolverOptions, ChurnOptions, EDMSamplerOptions,
 ):  # fmt: skip

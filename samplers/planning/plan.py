@@ -50,6 +50,7 @@ from samplers.planning.options import (
     flag,
 )
 from samplers.schedules.edm import SCHEDULE_FORMS
+from samplers.snapping import snapped
 from samplers.solvers.table import SOLVERS, solver_named
 from samplers.start import refuse_score, starts_exactly
 
@@ -140,6 +141,10 @@ def build_plan(
     field = guide(field, **guidance)
     drift = drift_of(field.facts, {name: given.pop(name) for name in list(given) if FAMILY[name] is FusionOptions})
     field = fused_field(field, drift)
+    snap = field.facts.parts is not None if (asked := given.pop("binarise", None)) is None else asked
+    if asked is not None and field.facts.parts is None:
+        raise ValueError("--binarise is for models of shapes, whose parts exist or do not: leave it out")
+    field = snapped(field) if snap else field
     if has_noise(drift):
         name, because, start = "bridge", "--field", "scaled"
     else:
@@ -155,7 +160,7 @@ def build_plan(
         chosen = choose_levels(field, given, own, batch=batch, class_idx=class_idx, progress=progress)
         request = dataclasses.replace(request, chosen=chosen)
     plan = KINDS[name].build(request)
-    return dataclasses.replace(plan, calls=field.facts.calls, prior=prior, guidance=guidance, drift=drift)
+    return dataclasses.replace(plan, calls=field.facts.calls, prior=prior, guidance=guidance, drift=drift, snap=snap)
 
 
 def _prior(field: Field, prior: str | None) -> str | None:
@@ -175,6 +180,8 @@ def _check(field: Field, given: dict[str, Any]) -> None:
         solver_named(solver)
     if given.get("thresholding") == "dynamic":
         refuse_score(field, "dynamic thresholding")
+    if solver == "renoise":
+        refuse_score(field, "fresh noise at every step (--solver=renoise)")
     if given.get("S_churn"):
         refuse_score(field, "added noise (--S_churn)")
     defaults = SOLVERS["heun_churn"].options

@@ -93,7 +93,8 @@ class Solver:
     def adds_noise(self, options: Mapping[str, Any]) -> bool:
         """Whether the function draws noise when it is told these options."""
         told = {**self.options, **options}
-        return self.stochastic and max(told.get("S_churn", 0), told.get("tau", 0)) > 0
+        amounts = [told[name] for name in ("S_churn", "tau") if name in told]
+        return self.stochastic and (not amounts or max(amounts) > 0)
 
     @property
     def takes_first(self) -> bool:

@@ -64,6 +64,8 @@ def time_interval(
         training: the interval of training.
     """
     singular = predicts != "velocity"
+    if eps is None and predicts == "data" and form is None and not isinstance(path, VP):
+        return 1.0, 0.0 if training else EPS["score"][1]  # defined everywhere; but its velocity not at the data
     if eps is None:
         kind = "vp" if isinstance(path, VP) else "score" if singular or form is not None else "velocity"
         eps = EPS[kind][0 if training else 1]

@@ -18,12 +18,14 @@ from samplers.field import Field, as_field
 from samplers.path import VE
 from samplers.solvers.base import Step
 from samplers.solvers.table import SOLVERS
+from torch_utils.rng import TorchRNG
 
 __all__ = ["DRIFT_SOLVERS", "sample_native", "uniform_times"]
 
 # Solvers whose formulas hold on any path.
 DRIFT_SOLVERS = (
-    "euler", "heun", "ipndm", "ab", *(name for name, entry in SOLVERS.items() if entry.adaptive or entry.reaches_zero)
+    "euler", "heun", "renoise", "ipndm", "ab",
+    *(name for name, entry in SOLVERS.items() if entry.adaptive or entry.reaches_zero),
 )  # fmt: skip
 
 
@@ -69,6 +71,7 @@ def sample_native(
     solver: str = "euler",
     class_labels: Tensor | None = None,
     trace: Callable[[Step], Any] | None = None,
+    rng: TorchRNG | None = None,
     **options: Any,
 ) -> Tensor:
     """Integrate dx/dt = velocity from the noise at `times[0]` to `times[-1]`, in the model's own coordinates.
@@ -80,6 +83,7 @@ def sample_native(
         solver: one of DRIFT_SOLVERS; `options` are its own.
         class_labels: `[B, label_dim]`; default: those already bound to the field.
         trace: called with a `Step` before each update.
+        rng: source of the noise that stochastic solvers add; the others draw none.
 
     Raises:
         ValueError: a model in sigma coordinates, or a solver or an option that is not possible.
@@ -92,7 +96,8 @@ def sample_native(
         raise ValueError("this model lives in sigma coordinates and has no time of its own: leave out native")
     if class_labels is not None:
         field = field.bind(class_labels, **field.cond)
-    return entry.fn(field, noise, times, trace=trace, **options)
+    source = {"rng": rng} if entry.stochastic else {}
+    return entry.fn(field, noise, times, trace=trace, **options, **source)
 
 
 def _check_solver(solver: str) -> None:

@@ -5,7 +5,10 @@
   not end at level 0. Over `[*sigmas, 0]` it is EDM's deterministic sampler.
 - `dpm`: DPM-Solver-2 (Lu et al. 2022, arXiv 2206.00927, Algorithm 4): a midpoint step in log sigma for r = 1/2.
 
-Euler and Heun work in the coordinates of any path; Euler's result does not depend on them, Heun's does.
+- `renoise`: x' is the clean estimate with fresh noise of the next level, as consistency models are sampled in several
+  steps (Song et al. 2023, arXiv 2303.01469, Algorithm 1).
+
+Euler, Heun and renoise work in the coordinates of any path; only Heun's result depends on them.
 """
 
 from __future__ import annotations
@@ -31,8 +34,10 @@ from samplers.solvers.base import (
     traced_estimate,
 )
 from samplers.solvers.scalar import Scalar
+from samplers.start import refuse_score
+from torch_utils.rng import TorchRNG
 
-__all__ = ["dpm", "euler", "heun"]
+__all__ = ["dpm", "euler", "heun", "renoise"]
 
 Trace = Callable[[Step], Any] | None
 
@@ -88,6 +93,29 @@ def heun(
         # x + h (drift(x) + drift(y)) / 2 is the middle of x and of a second leap from y by the drift there
         z = _leap(field, y, grid.s[i + 1], grid.label[i + 1], h)
         x = torch.lerp(x, z, 0.5) if recorded(x, z) else torch.lerp(x, z, 0.5, out=z)
+    return x
+
+
+def renoise(
+    field: Field,
+    x: Tensor,
+    levels: Tensor | Sequence[float | Tensor],
+    *,
+    rng: TorchRNG | None = None,
+    trace: Trace = None,
+) -> Tensor:
+    """One evaluation per step; draws noise like `x` for every step that does not end at level 0."""
+    refuse_score(field, "solver 'renoise'")
+    grid = read_levels(levels, x)
+    rng = TorchRNG(x.device) if rng is None else rng
+    for i, s in enumerate(grid.s[1:]):
+        data, drift = evaluate(field, x, grid.label[i])
+        if trace is not None:
+            trace(Step(i, grid.label[i], x, data, drift))
+        if grid.stops_at_zero(i):
+            return data
+        level = torch.as_tensor(s, dtype=torch.float64, device=x.device)
+        x = field.path.mix(data, rng.randn(x.shape, dtype=x.dtype).to(x.device), level).to(x.dtype)
     return x
 
 

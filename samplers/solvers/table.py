@@ -28,6 +28,7 @@ SOLVERS: dict[str, Solver] = {
         Solver("euler", "onestep"),
         Solver("heun", "onestep", evaluations=2),
         Solver("dpm", "onestep", evaluations=2),
+        Solver("renoise", "onestep"),
         Solver("midpoint", "rungekutta", evaluations=2, reaches_zero=True),
         Solver("heun2", "rungekutta", evaluations=2, reaches_zero=True),
         Solver("heun3", "rungekutta", evaluations=3, reaches_zero=True),

@@ -41,6 +41,7 @@ RUNS = {
     "combostoc": [
         f"{TRANSFORMER} {FID} --fid-steps=2 --data={{images}} --cond=1 --model=ComboStoc-S/4",
         f"{TRANSFORMER} --data={{images}} --model=ComboStoc-S/4 --prediction=noise --combostoc-type=UNSYNC_VEC",
+        f"{TRANSFORMER} --data=shapes:boxes:size=32 --split=att_part",
     ],
     "sit": [f"{TRANSFORMER} {FID} --fid-steps=2 --data={{images}} --cond=1 --model=SiT-S/4 --prediction=score"],
     "idff": [

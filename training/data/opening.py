@@ -1,13 +1,14 @@
-"""DataOptions and the data set they open: images of a folder or zip, points, or a series."""
+"""DataOptions and the data set they open: images of a folder or zip, points, a series, or shapes."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch_utils.options import OptionGroup, opt
+from torch_utils.options import OptionGroup, opt, refuse
 from training.data.image_dataset import ImageDataset
 from training.data.series import SeriesDataset, is_series
+from training.data.shapes import ShapeDataset, is_shapes
 from training.data.toys import ToyDataset, is_toy
 
 __all__ = ["DataOptions", "open_dataset"]
@@ -18,6 +19,7 @@ class DataOptions:
     """Options of the data set and of how it is read."""
 
     group: ClassVar = OptionGroup("Data", "What is learned.", rank=1)
+    takes_shapes: ClassVar = False  # the method learns sets of parts
 
     data: str = opt(
         None, "Data set made by dataset_tool.py, points: toy:NAME[:size=N][:seed=S], or a series: "
@@ -31,7 +33,7 @@ class DataOptions:
     workers: int = opt(1, "Threads that read and decode images", metavar="INT", at_least=1, may_change=True)
 
 
-def open_dataset(options: DataOptions) -> ImageDataset | ToyDataset | SeriesDataset:
+def open_dataset(options: DataOptions) -> ImageDataset | ToyDataset | SeriesDataset | ShapeDataset:
     """The data set of `--data`.
 
     Raises:
@@ -41,8 +43,14 @@ def open_dataset(options: DataOptions) -> ImageDataset | ToyDataset | SeriesData
         if options.xflip:
             raise ValueError(f"--xflip mirrors images, and {options.data} is a series: leave it out")
         return SeriesDataset(options.data)
-    opened = ToyDataset if is_toy(options.data) else ImageDataset
-    dataset = opened(options.data, use_labels=options.cond, xflip=options.xflip)
+    if is_shapes(options.data):
+        if not options.takes_shapes:
+            raise ValueError(f"{options.data} holds shapes, which train.py combostoc and sit learn: give other data")
+        refuse(options, ("xflip",), f"mirrors images, {options.data} has shapes")
+        dataset = ShapeDataset(options.data, use_labels=options.cond)
+    else:
+        opened = ToyDataset if is_toy(options.data) else ImageDataset
+        dataset = opened(options.data, use_labels=options.cond, xflip=options.xflip)
     if options.cond and not dataset.has_labels:
         raise ValueError(
             f"--cond=1 needs labels, and {options.data} has none: build the data set from a source with labels, "

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from torch import Tensor
 from training.data.decode import decode_image
 from training.data.transforms import to_gray_or_rgb
 
-__all__ = ["TOYS", "ToyDataset", "draw", "is_toy"]
+__all__ = ["TOYS", "ToyDataset", "draw", "is_toy", "sized"]
 
 PREFIX = "toy:"
 SIZE = 100_000
@@ -143,12 +143,9 @@ class ToyDataset:
 
     def __init__(self, text: str, *, use_labels: bool = False, xflip: bool = False) -> None:
         name, *given = text.removeprefix(PREFIX).split(":")
-        options = _options(text, given)
-        size, seed = options["size"], options["seed"]
+        size, seed = sized(text, given, "toy:moons:size=20000:seed=1")
         if xflip:
             raise ValueError(f"--xflip mirrors images, {text} has points: leave it out")
-        if size < 1 or seed < 0:
-            raise ValueError(f"{text}: size must be 1 or more, and seed 0 or more")
         if name.lower().endswith(PICTURES):
             points, targets = _black_pixels(Path(name), size, seed), torch.empty(0, dtype=torch.int64)
         else:
@@ -207,13 +204,18 @@ class ToyDataset:
         return hashlib.sha256(self._points.numpy().tobytes() + self._targets.numpy().tobytes()).hexdigest()
 
 
-def _options(text: str, given: list[str]) -> dict[str, int]:
+def sized(text: str, given: Sequence[str], example: str) -> tuple[int, int]:
+    """Number and seed of what `--data=text` draws, of its last words `size=N` and `seed=S`.
+
+    Raises:
+        ValueError: other words; the sentence ends with an example.
+    """
     values = {"size": SIZE, "seed": 0}
     for part in given:
         key, _, number = part.partition("=")
         if key not in values or not number.isdigit():
-            raise ValueError(
-                f"'{part}' in --data={text} is not understood: write for example toy:moons:size=20000:seed=1"
-            )
+            raise ValueError(f"'{part}' in --data={text} is not understood: write for example {example}")
         values[key] = int(number)
-    return values
+    if values["size"] < 1:
+        raise ValueError(f"{text}: size must be 1 or more")
+    return values["size"], values["seed"]

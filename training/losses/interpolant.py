@@ -6,6 +6,7 @@ for the whole batch, the times of that half are (1 - p) s + p a, of the other ha
 
     x_t = alpha(t) * data + sigma(t) * noise,     u = d x_t / dt,     all of it element by element
     velocity: |f - u|^2,      noise: w |f - noise|^2,      score: w |sigma f + noise|^2,      w from `WEIGHTS`
+    data: |f - data|^2, of sets of parts
 
 A velocity learnt as it is leads from such a point past the data. `compensated` adds what the way to the data has at
 right angles to u, so that elements that lag behind are told to hurry (paper, eq. 10).
@@ -28,32 +29,49 @@ from torch_utils.misc import expand_to
 from torch_utils.rng import TorchRNG
 
 __all__ = [
-    "COMPENSATION", "PREDICTIONS", "SPLITS", "WEIGHTS", "InterpolantLoss", "Target", "Times", "compensated",
-    "draw_times", "make_times", "split_shape",
+    "BY_GROUP", "COMPENSATION", "PART_SPLITS", "PREDICTIONS", "SPLITS", "WEIGHTS", "InterpolantLoss", "Target", "Times",
+    "compensated", "draw_times", "make_times", "split_shape",
 ]  # fmt: skip
 
-PREDICTIONS = ("velocity", "noise", "score")
+PREDICTIONS = ("velocity", "noise", "score", "data")
 COMPENSATION = ("linear-only", "reference", "off")
 
 # Which axes of `[N, C, H, W]` draw times of their own; the others share one. Names of the published command line.
-SPLITS: dict[str, tuple[bool, bool, bool]] = {
+SPLITS: dict[str, tuple[bool, ...]] = {
     "UNSYNC_NONE": (False, False, False),
     "UNSYNC_VEC": (True, False, False),
     "UNSYNC_PATCH": (False, True, True),
     "UNSYNC_ALL": (True, True, True),
 }
+# The same of `[N, L, V]`, L parts of V numbers; in between, groups of numbers share one ("att", attributes).
+PART_SPLITS: dict[str, tuple[bool, ...]] = {
+    "UNSYNC_NONE": (False, False),
+    "UNSYNC_PART": (True, False),
+    "UNSYNC_ATT": (False, True),
+    "UNSYNC_ATT_PART": (True, True),
+    "UNSYNC_VEC": (False, True),
+    "UNSYNC_ALL": (True, True),
+}
+BY_GROUP = ("UNSYNC_ATT", "UNSYNC_ATT_PART")
 
 
-def split_shape(split: str, shape: Sequence[int]) -> tuple[int, ...]:
-    """Shape of the times that a batch of `shape` `[N, C, H, W]` draws under a split.
+def split_shape(split: str, shape: Sequence[int], groups: Sequence[int] = ()) -> tuple[int, ...]:
+    """Shape of the times that a batch of `shape` draws under a split.
+
+    Args:
+        shape: `[N, C, H, W]`, or `[N, L, V]` of parts.
+        groups: numbers of a part by group; () of images.
 
     Raises:
         ValueError: an unknown split.
     """
-    if split not in SPLITS:
-        raise ValueError(f"there is no time split '{split}': choose from {', '.join(SPLITS)}")
-    own = SPLITS[split]
-    return (shape[0], *(n if o else 1 for n, o in zip(shape[1:], own, strict=True)))
+    known = PART_SPLITS if groups else SPLITS
+    if split not in known:
+        raise ValueError(
+            f"there is no time split '{split}' of {'parts' if groups else 'images'}: choose from {', '.join(known)}"
+        )
+    sizes = [*shape[1:-1], len(groups)] if split in BY_GROUP else shape[1:]
+    return (shape[0], *(n if o else 1 for n, o in zip(sizes, known[split], strict=True)))
 
 
 def make_times(
@@ -93,6 +111,7 @@ def draw_times(
     *,
     halves: bool = True,
     blend: bool = True,
+    groups: Sequence[int] = (),
 ) -> Times:
     """Times of a training batch; draws s, then a, then p.
 
@@ -101,17 +120,20 @@ def draw_times(
 
     Args:
         rng: of the batch.
-        shape: of the batch, `[N, C, H, W]`.
-        split: key of SPLITS; None: one uniform time per sample.
+        shape: of the batch, `[N, C, H, W]`, or `[N, L, V]` of parts.
+        split: key of SPLITS or PART_SPLITS; None: one uniform time per sample.
         interval: times at the noise and at the data, see `time_interval`.
         halves, blend: as of `make_times`.
+        groups: as of `split_shape`.
     """
     shared = rng.rand([shape[0], *[1] * (len(shape) - 1)])
     own_rows = torch.tensor([p % 2 == 1 or not halves for p in rng.positions(shape[0])], device=shared.device)
     first, last = 1 - interval[0], 1 - interval[1]  # make_times counts from the noise
     if split is None:
         return Times(1 - (first + (last - first) * shared), torch.zeros_like(own_rows))
-    own = rng.rand(split_shape(split, shape))
+    own = rng.rand(split_shape(split, shape, groups))
+    if split in BY_GROUP:
+        own = own.repeat_interleave(torch.tensor(groups, device=own.device), dim=-1)
     progress = rng.rand_shared() if blend else 1.0
     u = make_times(shared, own, progress, own_rows, halves=halves, blend=blend, interval=(first, last))
     return Times(1 - u, own_rows)
@@ -139,8 +161,9 @@ WEIGHTS: dict[str, Callable[[Path, Tensor], Tensor]] = {
 
 
 class Target(NamedTuple):
-    """A batch as the network meets it: `x_t` and the velocity there, raw and as it should be learnt."""
+    """A batch as the network meets it: data, `x_t` and the velocity there, raw and as it should be learnt."""
 
+    data: Tensor
     x_t: Tensor
     raw: Tensor
     velocity: Tensor
@@ -153,7 +176,7 @@ class InterpolantLoss:
     Attributes:
         path: of the model.
         predicts: one of PREDICTIONS.
-        weight: key of WEIGHTS, for noise and score; None: 1. The velocity loss has no weight.
+        weight: key of WEIGHTS, for noise and score; None: 1. The other losses have no weight.
         compensation: "reference": of every path, as published; "linear-only": where velocity and way to the data are
             parallel for equal times, so that these stay as they are; "off".
 
@@ -173,9 +196,9 @@ class InterpolantLoss:
         ):  # fmt: skip
             if value not in allowed:
                 raise ValueError(f"{name} '{value}' is unknown: choose from {', '.join(map(str, allowed))}")
-        if self.weight is not None and self.predicts == "velocity":
+        if self.weight is not None and self.predicts in ("velocity", "data"):
             raise ValueError(
-                f"the loss weight {self.weight} is for noise and score: the velocity loss has none, leave it out"
+                f"the loss weight {self.weight} is for noise and score: the {self.predicts} loss has none, leave it out"
             )
 
     @property
@@ -188,12 +211,12 @@ class InterpolantLoss:
     def target(self, data: Tensor, noise: Tensor, t: Tensor, asynchronous: Tensor) -> Target:
         """State and velocity at times `t`, which broadcast against `data [N, ...]`; `asynchronous [N]` bool."""
         x_t, raw = self.path.mix(data, noise, t), self.path.target(data, noise, t, "velocity").expand_as(data)
-        return Target(x_t, raw, compensated(raw, data, x_t, asynchronous) if self.compensates else raw)
+        return Target(data, x_t, raw, compensated(raw, data, x_t, asynchronous) if self.compensates else raw)
 
     def __call__(self, output: Tensor, target: Target, noise: Tensor, t: Tensor) -> Tensor:
         """Loss per sample `[N]`, the mean over its elements, of what the network said at `target.x_t`."""
-        if self.predicts == "velocity":
-            error = (output - target.velocity).square()
+        if self.predicts in ("velocity", "data"):
+            error = (output - (target.data if self.predicts == "data" else target.velocity)).square()
         else:
             t = expand_to(t, noise)
             error = (output - noise if self.predicts == "noise" else self.path.sigma(t) * output + noise).square()

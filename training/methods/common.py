@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import networks
+from samplers.run import image_shape
 from torch_utils.misc import format_count
 from torch_utils.options import OptionGroup, opt
 from torch_utils.profile import Cost, forward_cost
@@ -84,8 +85,8 @@ def save(path: Path, averaged: Mapping[str, nn.Module], info: Mapping[str, Any])
 
 
 def example(net: nn.Module) -> Tensor:
-    """One sample of a network's shape, `[1, C, H, W]`, without memory."""
-    return torch.zeros(1, net.img_channels, net.img_resolution, net.img_resolution, device="meta")
+    """One sample of a network's shape, `[1, ...]`, without memory."""
+    return torch.zeros(1, *image_shape(net), device="meta")
 
 
 def training_cost(net: nn.Module) -> Cost:

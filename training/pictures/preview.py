@@ -13,15 +13,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from samplers.planning.plan import SamplerOptions, build_plan
+from samplers.run import image_shape
 from samplers.solvers.churn import edm_sampler
 from torch_utils.images import enlarged, make_grid, save_image, to_uint8
+from torch_utils.report.boxes import draw_shapes
 from torch_utils.report.scatter import is_points, scatter
 from torch_utils.rng import PerSampleRNG
 from training.data.series import SeriesDataset
 from training.pictures.series import draw_continuation
 
 __all__ = [
-    "POINTS", "example_conditions", "fixed_starts", "preview_of", "sample_grid", "sample_points", "shown_part",
+    "POINTS", "example_conditions", "fixed_starts", "preview_of", "sample_grid", "sample_points", "sample_shapes",
+    "shown_part",
 ]  # fmt: skip
 
 MAX_ROWS = 10
@@ -29,7 +33,7 @@ POINTS = 2048  # samples in a picture of points in the plane
 
 
 def preview_of(dataset: Any) -> Callable[[Path, Mapping[str, nn.Module]], None]:
-    """What writes the picture of a snapshot: a grid of images, points over those of the data, how a series goes on."""
+    """What writes the picture of a snapshot: images, points over those of the data, a series going on, or shapes."""
 
     def grid(path: Path, averaged: Mapping[str, nn.Module]) -> None:
         save_image(sample_grid(averaged["ema"]), path)
@@ -39,6 +43,12 @@ def preview_of(dataset: Any) -> Callable[[Path, Mapping[str, nn.Module]], None]:
 
     if isinstance(dataset, SeriesDataset):
         return functools.partial(draw_continuation, dataset=dataset)
+
+    def shapes(path: Path, averaged: Mapping[str, nn.Module]) -> None:
+        save_image(draw_shapes(sample_shapes(averaged["ema"], repeat=8)), path)
+
+    if len(dataset.image_shape) == 2:
+        return shapes
     return points if is_points(dataset.image_shape) else grid
 
 
@@ -58,16 +68,23 @@ def sample_points(net: Any, count: int = POINTS, num_steps: int = 18) -> Tensor:
     return edm_sampler(net, noise, labels, num_steps=num_steps).float().cpu()
 
 
+@torch.inference_mode()
+def sample_shapes(net: Any, count: int = 40, evaluations: int = 50, repeat: int = 1) -> Tensor:
+    """`[count, L, V]` in the units of the data: shapes by Euler steps, classes in turn, each `repeat` times."""
+    plan = build_plan(net, SamplerOptions(N=evaluations))
+    return net.decode(plan(net, *fixed_starts(net, count, repeat))).float().cpu()
+
+
 def shown_part(data: Tensor, count: int = POINTS) -> Tensor:
     """At most `count` points at equal distances through `data`: the order of a toy may mean something."""
     return data[:: max(len(data) // count, 1)][:count]
 
 
 def fixed_starts(net: Any, count: int, repeat: int = 1) -> tuple[Tensor, Tensor | None]:
-    """Noise `[count, C, H, W]` from fixed seeds, and conditions in turn, each `repeat` times, or None."""
+    """Noise `[count, ...]` from fixed seeds, and conditions in turn, each `repeat` times, or None."""
     device = next(net.parameters()).device
     rng = PerSampleRNG(range(count), "cpu")  # drawn on the CPU: the same images on any device
-    noise = rng.randn([count, net.img_channels, net.img_resolution, net.img_resolution]).to(device)
+    noise = rng.randn([count, *image_shape(net)]).to(device)
     return noise, example_conditions(net, count, repeat)
 
 

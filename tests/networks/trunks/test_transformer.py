@@ -184,7 +184,7 @@ def test_bf16_times_stay_float32():
     ("change", "message"),
     [
         ({"patch_size": 3}, "do not tile"), ({"num_heads": 5}, "cannot be split"),
-        ({"path": "ve"}, "linear, trig or vp"), ({"predicts": "data"}, "velocity, noise or score"),
+        ({"path": "ve"}, "linear, trig or vp"), ({"predicts": "image"}, "velocity, noise, score or data"),
         ({"width": 6, "num_heads": 2}, "multiple of 4"), ({"model_type": "MLP"}, "is unknown"),
     ],
 )  # fmt: skip

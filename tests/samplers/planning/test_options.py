@@ -19,7 +19,7 @@ from samplers import SOLVERS
 from samplers.field import Facts
 from samplers.planning import elementwise, levels
 from samplers.planning.model_options import FIELDS as FIELDS_OF_HEADS
-from samplers.planning.model_options import GuidanceOptions
+from samplers.planning.model_options import GuidanceOptions, PartOptions
 from samplers.planning.options import FAMILY, SamplerOptions, SearchOptions, flag
 from samplers.planning.plan import KINDS, build_plan
 from samplers.run import generate
@@ -127,9 +127,19 @@ def fusion():
     return net.eval().requires_grad_(False)
 
 
+def shapes():
+    torch.manual_seed(0)
+    net = networks.build(
+        "PartNetwork", num_parts=3, groups=[1, 6], mean=[0.5] + [0.0] * 6, std=[0.5] + [1.0] * 6, width=8, depth=1,
+        num_heads=1,
+    )  # fmt: skip
+    torch.nn.init.normal_(net.model.final_layer.linear.weight)
+    return net.eval().requires_grad_(False)
+
+
 MODELS = {
     "denoiser": Denoiser, "table": Table, "flow": Flow, "coupled": Coupled, "latents": Latents, "mac": mac,
-    "fusion": fusion,
+    "fusion": fusion, "shapes": shapes,
 }  # fmt: skip
 SEARCH = {"dp": True, "num_steps": 4, "num_steps_tea": 7, "num_warmup": 2}
 BASES = [
@@ -182,6 +192,8 @@ def test_every_option_is_read_or_refused(model, name):
     searches = FAMILY[name] is SearchOptions or name in ("calibrate", "afs")
     if model == "latents" and FAMILY[name] is not GuidanceOptions:
         pytest.skip("the number of channels makes no difference")
+    if model == "shapes" and FAMILY[name] is not PartOptions:
+        pytest.skip("parts make no difference")
     if model == "table" and name not in ("schedule_type", "guidance_type", "guidance_rate"):
         pytest.skip("the table makes no difference")
     for i, base in enumerate(BASES):
@@ -220,7 +232,8 @@ def test_what_is_recorded_is_what_runs(name):
     bases.append({"field": "bridge_sde", "N": 7})
     if name == "cfg_batch":
         pytest.skip("two calls instead of one: the images are the same")
-    models = ("latents",) if name == "guidance_channels" else ("denoiser", "table", "flow", "coupled", "fusion")
+    others = ("denoiser", "table", "flow", "coupled", "fusion", "shapes")
+    models = ("latents",) if name == "guidance_channels" else others
     if name in ("nfe", "coeff"):
         pytest.skip("chooses from a schedule file: tests/samplers/planning/test_levels.py")
     for model, base in itertools.product(models, bases):
@@ -269,7 +282,7 @@ def test_defaults_of_added_noise_may_be_spelled_out(base, more):
 
 def test_every_family_is_read_by_some_kind():
     read = {family for kind in KINDS.values() for family in kind.reads}
-    everywhere = {"PriorOptions", "GuidanceOptions", "FusionOptions"}  # decided before the kind
+    everywhere = {"PriorOptions", "GuidanceOptions", "FusionOptions", "PartOptions"}  # decided before the kind
     assert {f.__name__ for f in set(FAMILY.values()) - read} == everywhere
     assert all(hasattr(f, "group") and f.whose for f in FAMILY.values())
 

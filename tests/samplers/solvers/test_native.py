@@ -13,10 +13,13 @@ from samplers.analysis.straightness import trajectory_curvature
 from samplers.calibration.calibrate import calibrate
 from samplers.gits.search import search_schedule
 from samplers.guidance import cfg
+from samplers.path import PATHS
+from samplers.planning.plan import SamplerOptions, build_plan
 from samplers.solvers.churn import ablation_sampler, edm_sampler
 from samplers.solvers.native import DRIFT_SOLVERS, sample_native, uniform_times
 from samplers.start import exact_start
 from torch_utils.images import from_uint8, to_uint8
+from torch_utils.misc import expand_to
 
 
 def column(t, x):
@@ -318,7 +321,7 @@ def test_native_field_keeps_its_labels():
     assert Field(net).native().net is net
 
 
-@pytest.mark.parametrize("solver", [s for s in DRIFT_SOLVERS if not SOLVERS[s].adaptive])
+@pytest.mark.parametrize("solver", [s for s in DRIFT_SOLVERS if not (SOLVERS[s].adaptive or SOLVERS[s].stochastic)])
 def test_native_solvers_converge(solver):
     net, z = coupled_pair()
     exact = sample_native(net, z, [1.0, 0.0], solver="dop853", rtol=1e-11, atol=1e-11)
@@ -335,6 +338,7 @@ def test_native_solvers_converge(solver):
         lambda net, z: sample(net, z, [9, 1, 0.1], solver="dpmpp", thresholding="dynamic"),
         lambda net, z: sample(net, z, [9, 1, 0.1], solver="unipc", thresholding="dynamic"),
         lambda net, z: sample(net, z, [9, 1, 0.1], solver="heun_churn", S_churn=5.0),
+        lambda net, z: sample_native(net, z, [1, 0.5, 0], solver="renoise"),
         lambda net, z: edm_sampler(net, z, S_churn=5.0),
         lambda net, z: ablation_sampler(net, z, S_churn=5.0),
     ],
@@ -405,3 +409,22 @@ def test_curvature_of_uneven_steps():
     line = t[:, None, None] * torch.ones(1, 2, 3)
     assert trajectory_curvature(line, t) < 1e-14
     assert trajectory_curvature(line) > 1e-3
+
+
+@pytest.mark.parametrize("path", ["linear", "trig", "vp"])
+@pytest.mark.parametrize("predicts", ["noise", "score", "velocity", "data"])
+def test_equal_steps_start_where_the_prediction_means_something(path, predicts):
+    """Noise and score of nothing but noise say nothing of the data; the exact model of data N(0, 1/4) is sampled."""
+    own = PATHS[path]()
+
+    def net(x, t, labels=None):
+        t = expand_to(torch.as_tensor(t), x)
+        alpha, sigma = own.alpha(t), own.sigma(t)
+        noise = sigma * x / (alpha.square() / 4 + sigma.square())
+        data = alpha / 4 * x / (alpha.square() / 4 + sigma.square())
+        of = {"noise": noise, "score": -noise / sigma, "data": data}
+        return of[predicts] if predicts in of else own.d_alpha(t) * data + own.d_sigma(t) * noise
+
+    field = Field(net, path, predicts)
+    x = build_plan(field, SamplerOptions(N=400))(field, torch.randn(4000, 1).double())
+    assert x.std() == pytest.approx(0.5, abs=0.03)

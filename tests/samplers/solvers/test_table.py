@@ -225,3 +225,18 @@ def test_stochastic_solver_draws_from_rng():
     assert torch.equal(run(1, 2), run(1, 2))
     assert not torch.equal(run(1, 2), run(1, 3))
     torch.testing.assert_close(sample(curved, z, t, solver="heun_churn"), sample(curved, z, t, solver="heun"))
+
+
+@pytest.mark.parametrize("path", ["ve", "linear"])
+def test_renoise_is_the_clean_estimate_with_fresh_noise(path):
+    """One step to level 0 is the estimate; each step before adds what its samples drew, whatever the batch."""
+    net = Field(curved, path, "data")
+    z, t = torch.randn(3, 4, dtype=torch.float64), [0.9, 0.5, 0.0]
+
+    def run(rows):
+        return SOLVERS["renoise"].fn(net, z[rows], t, rng=PerSampleRNG(range(3)[rows]))
+
+    fresh = PerSampleRNG(range(3)).randn([3, 4], dtype=torch.float64)
+    middle = net.path.mix(net.data(z, torch.tensor(0.9)), fresh, torch.tensor(0.5))
+    torch.testing.assert_close(run(slice(0, 3)), net.data(middle, torch.tensor(0.5)), rtol=0, atol=1e-6)
+    torch.testing.assert_close(torch.cat([run(slice(0, 1)), run(slice(1, 3))]), run(slice(0, 3)), rtol=0, atol=1e-12)

@@ -178,7 +178,7 @@ def test_time_law():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"predicts": "data"}, "prediction 'data'"), ({"predicts": "noise", "weight": "snr"}, "loss weight 'snr'"),
+        ({"predicts": "image"}, "prediction 'image'"), ({"predicts": "noise", "weight": "snr"}, "loss weight 'snr'"),
         ({"weight": "velocity"}, "has none"), ({"compensation": "on"}, "compensation 'on'"),
     ],
 )  # fmt: skip

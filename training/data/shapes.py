@@ -1,0 +1,195 @@
+"""Shapes as sets of parts: `--data=shapes:boxes`, with `:size=N` and `:seed=S` after it, or a file `.npz` of parts.
+
+Such a file holds `parts [N, L, V]`, float: existence, box (centre and size), codes. Optional are `groups`, the numbers
+of each (default 1, 6, V - 7), `labels [N]`, classes from 0, and `class_names`. Networks see parts in the units of
+`PartLayout`, which are those of the data.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import zipfile
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from torch_utils.files import atomic_write
+from torch_utils.parts import BOX, PartLayout, check_groups
+from training.data.boxes import FAMILIES, draw_boxes
+from training.data.toys import sized
+
+__all__ = ["ShapeDataset", "Shapes", "is_shapes", "read_shapes", "write_shapes"]
+
+PREFIX = "shapes:"
+
+
+class Shapes(NamedTuple):
+    """Shapes in the units of the data.
+
+    parts: `[N, L, V]` float32, existence 0 or 1, zeros where there is no part. groups: numbers of a part by group.
+    labels: `[N]` int64, or None. class_names: or None.
+    """
+
+    parts: Tensor
+    groups: tuple[int, ...]
+    labels: Tensor | None = None
+    class_names: list[str] | None = None
+
+
+def is_shapes(data: object) -> bool:
+    """Whether `--data` names shapes."""
+    if str(data).startswith(PREFIX):
+        return True
+    if not str(data).endswith(".npz") or not Path(str(data)).is_file():
+        return False
+    try:
+        with zipfile.ZipFile(str(data)) as archive:
+            return "parts.npy" in archive.namelist()
+    except (OSError, zipfile.BadZipFile):
+        return False
+
+
+def read_shapes(data: str) -> Shapes:
+    """The shapes of a name or of a file.
+
+    Raises:
+        ValueError: nothing of that name, or arrays that are no parts, in one sentence.
+    """
+    if data.startswith(PREFIX):
+        name, *given = data.removeprefix(PREFIX).split(":")
+        if name != "boxes":
+            raise ValueError(f"there are no shapes '{name}': say shapes:boxes, or give a .npz file of parts")
+        size, seed = sized(data, given, "shapes:boxes:size=20000:seed=1")
+        parts, labels = draw_boxes(size, seed)
+        return Shapes(torch.from_numpy(parts), (1, BOX, parts.shape[2] - 7), torch.from_numpy(labels), list(FAMILIES))
+    if not Path(data).is_file():
+        raise ValueError(f"there is no file {data}: give a .npz file of parts, or shapes:boxes")
+    try:
+        with np.load(data, allow_pickle=False) as arrays:
+            found = {name: arrays[name] for name in ("parts", "groups", "labels", "class_names") if name in arrays}
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{data} is not an array file that can be read: {error}") from error
+    return _checked(data, found)
+
+
+def _checked(data: str, found: dict[str, np.ndarray]) -> Shapes:
+    parts = found.get("parts", np.empty(0))
+    if parts.ndim != 3 or not parts.size or not np.issubdtype(parts.dtype, np.number):
+        raise ValueError(
+            f"{data} must hold numbers `parts` [shapes, parts, numbers of a part], and holds {list(parts.shape)}"
+        )
+    size = parts.shape[2]
+    groups = tuple(int(g) for g in found.get("groups", [1, BOX, *([size - 7] if size > 7 else [])]))
+    try:
+        check_groups(groups)
+    except ValueError as error:
+        raise ValueError(f"{data}: {error}") from error
+    if sum(groups) != size:
+        raise ValueError(f"{data}: parts have {size} numbers, and groups {list(groups)} make {sum(groups)}")
+    parts = torch.from_numpy(parts.astype(np.float32))
+    if not parts.isfinite().all():
+        raise ValueError(f"{data} holds parts with numbers that are not finite: replace or remove them")
+    if bool(((parts[..., 0] < 0) | (parts[..., 0] > 1)).any()):
+        raise ValueError(f"{data}: existence, the first number of a part, goes from 0 to 1")
+    exists = parts[..., :1] > 0.5
+    if not exists.any():
+        raise ValueError(f"{data} holds no part that exists: existence is the first number of a part, 1 where it does")
+    parts = torch.cat([exists.float(), torch.where(exists, parts[..., 1:], 0.0)], dim=-1)
+    if "labels" not in found:
+        return Shapes(parts, groups)
+    labels = found["labels"]
+    if labels.shape != parts.shape[:1] or not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0:
+        raise ValueError(f"{data}: labels are one class from 0 for each of {len(parts)} shapes, not {labels.dtype} "
+                         f"{list(labels.shape)}")  # fmt: skip
+    names = [str(n) for n in found["class_names"]] if "class_names" in found else None
+    if names is not None and labels.max() >= len(names):
+        raise ValueError(f"{data}: label {labels.max()} has no name among {len(names)} class_names")
+    return Shapes(parts, groups, torch.from_numpy(labels.astype(np.int64)), names)
+
+
+def write_shapes(path: str | Path, shapes: Shapes) -> None:
+    """Write what `read_shapes` reads; the file appears whole."""
+    arrays = {"parts": shapes.parts.numpy(), "groups": np.array(shapes.groups)}
+    if shapes.labels is not None:
+        arrays["labels"] = shapes.labels.numpy()
+    if shapes.class_names is not None:
+        arrays["class_names"] = np.array(shapes.class_names)
+    with atomic_write(path) as file:
+        np.savez_compressed(file, **arrays)
+
+
+def layout_of(shapes: Shapes) -> PartLayout:
+    """The units in which the numbers of existing parts have mean 0 and deviation 1, to four digits."""
+    parts = shapes.parts[shapes.parts[..., 0] > 0.5].double()
+    mean, std = parts.mean(0), parts.std(0, correction=0)
+    std = torch.where(std > 1e-6, std, 1.0)
+    mean[0] = std[0] = 0.5
+    return PartLayout(shapes.groups, *(tuple(float(f"{v:.4g}") for v in values.tolist()) for values in (mean, std)))
+
+
+class ShapeDataset:
+    """Shapes with the interface of `ImageDataset` that training uses.
+
+    Args:
+        text: as `read_shapes` takes it.
+        use_labels: give classes, where there are some.
+
+    Attributes:
+        shapes: in the units of the data.
+        layout: the units of networks.
+        image_shape: [L, V] of a sample.
+
+    Raises:
+        ValueError: of `read_shapes`.
+    """
+
+    def __init__(self, text: str, *, use_labels: bool = False) -> None:
+        self.shapes = read_shapes(text)
+        self.layout = layout_of(self.shapes)
+        self.name = text.removeprefix(PREFIX).split(":")[0] if text.startswith(PREFIX) else Path(text).stem
+        self._samples = self.layout.encode(self.shapes.parts)
+        self.num_images, *self.image_shape = self._samples.shape
+        labels = self.shapes.labels if use_labels else None
+        self._targets = torch.zeros(self.num_images, 0) if labels is None else labels
+        self.class_names = None if labels is None else self.shapes.class_names
+        self.label_dim = 0 if labels is None else len(self.class_names or range(int(labels.max()) + 1))
+
+    def __len__(self) -> int:
+        return self.num_images
+
+    def __getitem__(self, item: int) -> tuple[np.ndarray, np.ndarray]:
+        """Sample float32 `[L, V]` and label float32 `[label_dim]`, both the caller's own."""
+        return self._samples[item].clone().numpy(), self.encode_labels(self._targets[item : item + 1])[0].numpy()
+
+    def images(self) -> Tensor:
+        """All samples, float32 `[N, L, V]`, as networks see them."""
+        return self._samples
+
+    def drop_images(self) -> None:
+        """Nothing to drop: shapes take little memory, and `images` may be asked for again."""
+
+    def targets(self) -> Tensor:
+        """Classes int64 `[N]`, or float32 `[N, 0]`."""
+        return self._targets
+
+    def encode_labels(self, targets: Tensor) -> Tensor:
+        """Rows of `targets()`, on any device -> float32 `[rows, label_dim]`, one-hot."""
+        if targets.ndim == 2:
+            return targets
+        return (targets[:, None] == torch.arange(self.label_dim, device=targets.device)).float()
+
+    @property
+    def has_labels(self) -> bool:
+        return self.label_dim > 0
+
+    @property
+    def label_kind(self) -> str | None:
+        """`classes`; None without labels."""
+        return "classes" if self.has_labels else None
+
+    def fingerprint(self) -> str:
+        """A hash of the parts and their classes."""
+        return hashlib.sha256(self.shapes.parts.numpy().tobytes() + self._targets.numpy().tobytes()).hexdigest()

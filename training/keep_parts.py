@@ -1,0 +1,105 @@
+"""References and strengths of graded control for shapes: which parts, and which attributes of all parts, are kept."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import one_hot
+
+from samplers.field import Facts
+from torch_utils.misc import parse_int_list
+from torch_utils.parts import PartLayout
+from training.data.shapes import read_shapes
+
+__all__ = ["WORDS", "checked_strengths", "read_part_keep", "read_part_references"]
+
+STRENGTH = 0.9  # of the paper's completion and assembly
+WORDS = (
+    "0.7, parts:0,2-4 (completion) or parts:0,2-4=0.9, assembly, attributes:size=0.9,code=0.5 (existence, centre, "
+    "size, box, code), or a file MASK.npy"
+)
+
+
+def read_part_references(source: str, facts: Facts) -> tuple[Tensor, Tensor | None]:
+    """References `[n, L, V]` as networks see them, parts that exist first: part k is then the k-th that there is.
+
+    Also their labels `[n, label_dim]`, where they have classes of the model.
+
+    Raises:
+        ValueError: no shapes there, parts of other numbers than those of the network, or classes that it has not.
+    """
+    shapes, layout, shape = read_shapes(source), facts.parts, facts.shape
+    if tuple(shapes.parts.shape[1:]) != tuple(shape) or shapes.groups != layout.groups:
+        raise ValueError(
+            f"the references of {source} have {'x'.join(map(str, shapes.parts.shape[1:]))} numbers (parts, numbers of "
+            f"a part) in groups {list(shapes.groups)}, and shapes of this network {'x'.join(map(str, shape))} in "
+            f"{list(layout.groups)}: give references like its data"
+        )
+    order = (shapes.parts[..., 0] <= 0.5).int().argsort(dim=1, stable=True)
+    references = layout.encode(shapes.parts.gather(1, order[..., None].expand_as(shapes.parts)))
+    if shapes.labels is None or not facts.label_dim:
+        return references, None
+    if int(shapes.labels.max()) >= facts.label_dim:
+        raise ValueError(
+            f"the references of {source} have class {int(shapes.labels.max())}, and this network has {facts.label_dim} "
+            "classes: give references of its data"
+        )
+    return references, one_hot(shapes.labels, facts.label_dim).float()
+
+
+def read_part_keep(text: str, layout: PartLayout, shape: tuple[int, ...]) -> Tensor:
+    """Strengths `[1, L or 1, V or 1]` float64 in [0, 1] of what `--keep` says of shapes.
+
+    Raises:
+        ValueError: words that mean nothing, parts or attributes that there are not, a mask of another shape.
+    """
+    count, size = shape
+    kind, _, rest = text.partition(":")
+    keep = torch.zeros(1, count if kind == "parts" else 1, size if kind != "parts" else 1, dtype=torch.float64)
+    try:
+        if kind == "parts":
+            numbers, _, strength = rest.partition("=")
+            chosen = parse_int_list(numbers)
+            if max(chosen, default=0) >= count:
+                raise ValueError(f"--keep={text} names part {max(chosen)}, and shapes have parts 0 to {count - 1}")
+            keep[0, chosen] = float(strength or STRENGTH)
+        elif kind == "assembly":
+            for name in ("size", "code"):
+                keep[0, 0, layout.attributes.get(name, slice(0, 0))] = float(rest or STRENGTH)
+        elif kind == "attributes":
+            for part in rest.split(","):
+                name, value = part.split("=")
+                if name not in layout.attributes:
+                    raise ValueError(f"--keep={text} names {name}, and parts have {', '.join(layout.attributes)}")
+                keep[0, 0, layout.attributes[name]] = float(value)
+        elif Path(text).suffix == ".npy":
+            keep = _mask(Path(text), shape)
+        else:
+            keep = torch.full((1, 1, 1), float(text), dtype=torch.float64)
+    except ValueError as error:
+        if str(error).startswith(("--keep", str(Path(text)))):
+            raise
+        raise ValueError(f"--keep={text} says no strengths of parts: give for example {WORDS}") from error
+    return checked_strengths(keep, text)
+
+
+def checked_strengths(keep: Tensor, text: str) -> Tensor:
+    """Strengths as they are; a ValueError that names `--keep=text` where some are not in [0, 1]."""
+    if not bool(((keep >= 0) & (keep <= 1)).all()):
+        raise ValueError(f"--keep={text} holds strengths outside of 0 (made anew) to 1 (kept): keep them between")
+    return keep
+
+
+def _mask(path: Path, shape: tuple[int, ...]) -> Tensor:
+    if not path.is_file():
+        raise ValueError(f"{path} is not a file: --keep takes a mask of {shape[0]}x{shape[1]} numbers, or words")
+    mask = torch.from_numpy(np.load(path, allow_pickle=False)).double()
+    if mask.ndim != 2 or any(n not in (1, size) for n, size in zip(mask.shape, shape, strict=True)):
+        raise ValueError(
+            f"{path} is a mask of {'x'.join(map(str, mask.shape))}, and shapes are {'x'.join(map(str, shape))} (parts, "
+            "numbers of a part): make it that large"
+        )
+    return mask[None]
