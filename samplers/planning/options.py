@@ -194,8 +194,8 @@ class CalibrationOptions:
 @dataclass(frozen=True, kw_only=True)
 class SamplerOptions(
     GuidanceOptions, BridgeOptions, FusionOptions, PartOptions, StartOptions, PriorOptions, DiffusionOptions,
-    NativeOptions, CalibrationOptions, SearchOptions, MethodOptions, EndOptions, RangeOptions, LevelOptions, CountOptions,
-    SolverOptions, ChurnOptions, EDMSamplerOptions,
+    NativeOptions, CalibrationOptions, SearchOptions, MethodOptions, EndOptions, RangeOptions, LevelOptions,
+    CountOptions, SolverOptions, ChurnOptions, EDMSamplerOptions,
 ):  # fmt: skip
     """What can be asked of a sampler; None = not asked. Options that do not go together are refused by `build_plan`."""
 
