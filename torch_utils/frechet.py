@@ -24,7 +24,7 @@ from torch import Tensor
 from torch_utils.distributed import all_reduce_sum, broadcast_object
 
 __all__ = [
-    "Extractor", "FeatureStats", "Moments", "factor", "feature_stats", "frechet_distance",
+    "Extractor", "FeatureStats", "Moments", "factor", "feature_stats", "frechet_distance", "frechet_influence",
 ]  # fmt: skip
 
 EPS = torch.finfo(torch.float64).eps
@@ -144,39 +144,77 @@ def frechet_distance(mu1: Tensor, sigma1: Tensor, mu2: Tensor, sigma2: Tensor) -
     Raises:
         ValueError: sizes differ, a number is not finite, or a matrix is no covariance.
     """
-    mu1, sigma1, mu2, sigma2 = (
-        torch.as_tensor(v, dtype=torch.float64, device="cpu") for v in (mu1, sigma1, mu2, sigma2)
-    )
+    mu1, sigma1, mu2, sigma2 = _checked(mu1, sigma1, mu2, sigma2)
+    return _distance(mu1, sigma1, mu2, sigma2, _spectrum(sigma1, sigma2))
+
+
+def frechet_influence(one: Moments, other: Moments, rows: Tensor) -> tuple[float, Tensor]:
+    """The squared distance, and by how much each feature vector in it moves that, times their number: `[n]`.
+
+    To first order a vector f among those of `one` moves it by (2 (m1 - m2) + (1 - T) (f - m1)) . (f - m1) / N, but for
+    a constant, T the linear map that carries the covariance S1 into S2. With S1 S2 V = V diag(w) and V^T S2 V = 1,
+    T = S2 V w^(-1/2) V^T S2; where that loses digits, T = A (A^T S1 A)^(-1/2) A^T with S2 = A A^T.
+
+    Args:
+        rows: some of the vectors, `[n, D]`.
+    """
+    mu1, sigma1, mu2, sigma2 = _checked(one.mu, one.sigma, other.mu, other.sigma)
+    spectrum = _spectrum(sigma1, sigma2, vectors=True)
+    value = _distance(mu1, sigma1, mu2, sigma2, spectrum)
+    if spectrum is None:
+        a = factor(sigma2)
+        values, vectors = torch.linalg.eigh(a.T @ sigma1 @ a)
+        keep = values > len(values) * EPS * values[-1]
+        root = a @ (vectors[:, keep] * values[keep] ** -0.25)  # T = root root^T
+    else:
+        values, vectors = map(torch.from_numpy, spectrum)
+        root = sigma2 @ (vectors * values**-0.25)
+    delta = rows.to(mu1) - mu1
+    # float32 has the digits of the features, and is twice as fast
+    quadratic = delta.square().sum(1) - (delta.float() @ root.float()).double().square().sum(1)
+    return value, 2 * delta @ (mu1 - mu2) + quadratic
+
+
+def _checked(*moments: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Two means and covariances in float64, these symmetric; a ValueError says what is wrong with them."""
+    mu1, sigma1, mu2, sigma2 = (torch.as_tensor(v, dtype=torch.float64, device="cpu") for v in moments)
     dim = len(mu1)
     shapes = [list(v.shape) for v in (mu1, sigma1, mu2, sigma2)]
     if shapes != [[dim], [dim, dim]] * 2:
         raise ValueError(f"mean and covariance of both sides must have one size [D], [D, D]; got {shapes}")
     if not all(bool(v.isfinite().all()) for v in (mu1, sigma1, mu2, sigma2)):
         raise ValueError("feature statistics hold NaN or infinite numbers: check the images or the reference file")
-    sigma1, sigma2 = ((sigma + sigma.T) / 2 for sigma in (sigma1, sigma2))
-    traces = sigma1.trace() + sigma2.trace()
-    root_trace = _root_trace(sigma1, sigma2, allowed=1e-9 * float(traces))
-    if root_trace is None:
+    return mu1, (sigma1 + sigma1.T) / 2, mu2, (sigma2 + sigma2.T) / 2
+
+
+def _distance(mu1: Tensor, sigma1: Tensor, mu2: Tensor, sigma2: Tensor, spectrum: Any) -> float:
+    if spectrum is None:
         root_trace = torch.linalg.svdvals(factor(sigma1).T @ factor(sigma2)).sum()
-    distance = (mu1 - mu2).square().sum() + traces - 2 * root_trace
+    else:
+        root_trace = float(np.sqrt(spectrum[0]).sum())
+    distance = (mu1 - mu2).square().sum() + sigma1.trace() + sigma2.trace() - 2 * root_trace
     return max(float(distance), 0.0)  # equal inputs may round to -1e-13
 
 
-def _root_trace(sigma1: Tensor, sigma2: Tensor, allowed: float) -> float | None:
-    """tr sqrt(S1 S2) from the eigenvalues of the product; None where rounding may change it by more than `allowed`."""
+def _spectrum(sigma1: Tensor, sigma2: Tensor, vectors: bool = False, allowed: float | None = None) -> Any:
+    """Eigenvalues of S1 S2 `[D]`, and with `vectors` V `[D, D]` with V^T S2 V = 1 (else None), as numpy has them.
+
+    None where rounding may change the sum of their roots by more than `allowed`, by default 1e-9 of the traces.
+    """
     import scipy.linalg  # late: who reads or gathers statistics does not need it
 
+    allowed = 1e-9 * float(sigma1.trace() + sigma2.trace()) if allowed is None else allowed
     # Columns first, as LAPACK has them: transposed copies, which are the matrices themselves.
     copies = (sigma.clone().numpy().T for sigma in (sigma1, sigma2))
+    how = {"type": 2, "overwrite_a": True, "overwrite_b": True, "driver": "gvd" if vectors else "gv"}
     try:
-        values = scipy.linalg.eigvalsh(*copies, type=2, driver="gv", overwrite_a=True, overwrite_b=True)
+        values, found = scipy.linalg.eigh(*copies, **how) if vectors else (scipy.linalg.eigvalsh(*copies, **how), None)
     except np.linalg.LinAlgError:  # no Cholesky factor
         return None
     if not values[0] > 0:
         return None
-    roots = np.sqrt(values)
-    error = 8 * EPS * values[-1] * np.sum(0.5 / roots)  # of every eigenvalue a few units of the largest's rounding
-    return float(roots.sum()) if error < allowed else None
+    error = 8 * EPS * values[-1] * np.sum(0.5 / np.sqrt(values))  # of every one a few units of the largest's rounding
+    return (values, found) if error < allowed else None
 
 
 def factor(sigma: Tensor) -> Tensor:

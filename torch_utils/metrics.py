@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from torch_utils.distributed import all_reduce_sum
-from torch_utils.frechet import Moments, factor
+from torch_utils.frechet import Moments, frechet_influence
 
 __all__ = ["Figure", "ScoreSums", "frechet_half_width", "inception_score", "kid", "kid_full", "precision_recall"]
 
@@ -183,21 +183,11 @@ def inception_score(logits: Tensor, splits: int = 10) -> Figure:
 def frechet_half_width(generated: Moments, reference: Moments, rows: Tensor) -> Figure:
     """The Fréchet distance with the half-width that `generated.num` images give it, the reference held fixed.
 
-    To first order an image f moves the distance by (2 (m1 - m2) + (1 - T) (f - m1)) . (f - m1) / N, where T is the
-    linear map that carries the covariance S1 into S2; the variance of that over images is the delta method's, the limit
-    of a bootstrap. With S2 = A A^T, T = A (A^T S1 A)^(-1/2) A^T.
+    From the variance of the images' influence on it: the delta method, the limit of a bootstrap.
 
     Args:
-        rows: features `[n, D]` of some of the generated images, to take the variance over.
+        rows: features `[n, D]` of some of the generated images.
     """
-    from scipy.linalg import eigh  # late, as in frechet.py; a third faster than torch's
-
-    value = generated.distance(reference)
-    a = factor(reference.sigma)
-    values, vectors = map(torch.from_numpy, eigh((a.T @ generated.sigma @ a).numpy(), driver="evd"))
-    keep = values > len(values) * torch.finfo(torch.float64).eps * values[-1]
-    root = a @ (vectors[:, keep] * values[keep] ** -0.25)  # T = root root^T
-    delta = rows.to(generated.mu) - generated.mu
-    moved = 2 * delta @ (generated.mu - reference.mu) + delta.square().sum(1) - (delta @ root).square().sum(1)
-    half = Z * math.sqrt(float(moved.var()) / generated.num)
+    value, influence = frechet_influence(generated, reference, rows)
+    half = Z * math.sqrt(float(influence.var()) / generated.num)
     return Figure(value, half, f"influence of {len(rows)} images, reference fixed")

@@ -3,14 +3,16 @@ import pytest
 import torch
 from golden_cases import cases
 
+import torch_utils.frechet
 from torch_utils.frechet import (
     FeatureStats,
     Moments,
     factor,
     feature_stats,
     frechet_distance,
+    frechet_influence,
 )
-from torch_utils.frechet import _root_trace as root_trace
+from torch_utils.frechet import _spectrum as spectrum
 from torch_utils.reference_file import load_moments, save_moments
 
 F64 = torch.float64
@@ -105,11 +107,29 @@ def test_a_distribution_has_no_distance_to_itself(num):
 def test_both_ways_to_the_trace_agree_and_the_fast_one_knows_its_limits():
     (_, s1), (_, s2) = (stats_of(gaussian(24, n, seed=n), 50).mean_cov() for n in (400, 500))
     exact = torch.linalg.svdvals(factor(s1).T @ factor(s2)).sum()
-    assert root_trace(s1, s2, allowed=1e-9 * float(s1.trace() + s2.trace())) == pytest.approx(float(exact), rel=1e-10)
-    assert root_trace(s1, s2, allowed=0) is None
+    for vectors in (False, True):
+        assert np.sqrt(spectrum(s1, s2, vectors)[0]).sum() == pytest.approx(float(exact), rel=1e-10)
+    assert spectrum(s1, s2, allowed=0) is None
     _, singular = stats_of(gaussian(24, 12, seed=1), 50).mean_cov()
     for pair in ((s1, singular), (singular, s1), (singular, singular)):
-        assert root_trace(*pair, allowed=1e-9 * float(s1.trace())) is None
+        assert spectrum(*pair, allowed=1e-9 * float(s1.trace())) is None
+
+
+def test_influence_is_what_one_vector_more_does(monkeypatch):
+    """Against the distance after one vector is given a little more weight, by both ways to it."""
+    x, y = gaussian(6, 300, seed=1), gaussian(6, 400, seed=2) * 1.5 + 0.3
+    one, other = (Moments(f.mean(0), f.T.cov(correction=0)) for f in (x, y))
+    value, found = frechet_influence(one, other, x[:5])
+    assert value == pytest.approx(one.distance(other), rel=1e-12)
+    more = 1e-6
+    for f, influence in zip(x, found, strict=False):
+        mu = (1 - more) * one.mu + more * f
+        second = (1 - more) * (one.sigma + torch.outer(one.mu, one.mu)) + more * torch.outer(f, f)
+        moved = (Moments(mu, second - torch.outer(mu, mu)).distance(other) - value) / more
+        # of the sum over all vectors, which the constant makes zero
+        assert moved == pytest.approx(float(influence) - float(frechet_influence(one, other, x)[1].mean()), abs=1e-4)
+    monkeypatch.setattr(torch_utils.frechet, "_spectrum", lambda *args, **kwargs: None)
+    torch.testing.assert_close(frechet_influence(one, other, x[:5])[1], found, rtol=1e-5, atol=1e-5)
 
 
 def test_points_without_spread():
