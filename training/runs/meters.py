@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -28,7 +29,9 @@ from torch_utils.options import OptionGroup, opt, refuse
 from torch_utils.reference_file import check_fits, holds, load_moments, load_reference, save_moments
 from torch_utils.wasserstein import wasserstein
 from training.data.image_dataset import ImageDataset, decoded, subset_indices
+from training.data.series import SeriesDataset
 from training.data.toys import ToyDataset
+from training.forecast import plan_of, roll_out, score
 from training.measures import (
     METRICS,
     MetricOptions,
@@ -46,7 +49,9 @@ from training.measures import (
 __all__ = ["METERS", "Best", "FidOptions", "Meter", "check_fid"]
 
 BATCH = 64  # images at once on one process, sampled and described
-IMAGES, POINTS = 10_000, 2_000  # samples, where --fid-num does not say it; optimal transport takes the square of that
+# samples, where --fid-num does not say it; optimal transport takes the square of that
+IMAGES, POINTS, SERIES = 10_000, 2_000, 1_000
+MEMBERS = 10  # of an ensemble
 HIGHER = {"precision", "recall", "is"}  # figures of which more is better; of all others less is
 
 
@@ -61,8 +66,8 @@ class FidOptions(MetricOptions):
         metavar="TICKS", at_least=1, may_change=True,
     )  # fmt: skip
     metrics: str | None = opt(
-        None, "Comma list, the first of which counts; images: fid, fd, kid, kid_full, pr, is; points: w2 "
-        "[default: fid, points w2]", metavar="LIST", may_change=True,
+        None, "Comma list, the first of which counts; images: fid, fd, kid, kid_full, pr, is; points: w2; "
+        "series: crps [default: fid, w2, crps]", metavar="LIST", may_change=True,
     )  # fmt: skip
     fid_ref: str = opt(
         "auto", "Reference statistics for FID; auto = of the training data", metavar="auto|NPZ|URL", may_change=True
@@ -71,8 +76,8 @@ class FidOptions(MetricOptions):
         "inception", "Features for FID; pixels needs no weights", choices=list(FEATURES), may_change=True
     )
     fid_num: int | None = opt(
-        None, f"Samples per FID; published numbers use 50000 [default: {IMAGES}, points {POINTS}]", metavar="INT",
-        at_least=2, may_change=True,
+        None, f"Samples per FID; published numbers use 50000 [default: {IMAGES}, points {POINTS}, series {SERIES}]",
+        metavar="INT", at_least=2, may_change=True,
     )  # fmt: skip
     fid_steps: int | None = opt(
         None, "Steps of EDM's sampler for FID, of a denoiser [default: 18]", metavar="INT", at_least=2, may_change=True
@@ -264,7 +269,34 @@ def _points(request: _Request) -> tuple[tuple[str, ...], Measured]:
     return ("w2",), figures
 
 
+def _series(request: _Request) -> tuple[tuple[str, ...], Measured]:
+    """CRPS of ensembles of MEMBERS over windows of the validation part, in the network's units; rank 0 makes them."""
+    options, device = request.options, request.device
+    part = SeriesDataset(options.data, "val")
+    starts, count = part.starts_before(part.horizon), (options.fid_num or SERIES) // MEMBERS
+    if not len(starts) or not count:
+        raise ValueError(
+            f"--fid-every takes {MEMBERS} samples for each window of the validation part: --fid-num is "
+            f"{options.fid_num or SERIES}, and {options.data} has {len(starts)} windows there"
+        )
+    starts = starts[np.linspace(0, len(starts) - 1, min(len(starts), count)).astype(int)]
+    observed = part.windows(starts, part.horizon)[1].numpy()
+
+    def figures(net: nn.Module) -> dict[str, float]:
+        bridge = Facts.of(net).begins == "frame" and options.fid_steps is None  # which has a sampler of its own
+        plan = plan_of(net, SamplerOptions() if bridge else _sampler(request, net))
+
+        def crps() -> float:
+            made = roll_out(net, plan, part, starts, leads=part.horizon, members=MEMBERS, device=device)
+            return score(made.members, observed)["crps"]
+
+        return {"crps": dist.from_rank0(crps)}
+
+    return ("crps",), figures
+
+
 METERS: dict[type, MeterKind] = {
     ImageDataset: MeterKind(tuple(METRICS), _images),
     ToyDataset: MeterKind(("w2",), _points, refused=OF_IMAGES),
+    SeriesDataset: MeterKind(("crps",), _series, refused=OF_IMAGES),
 }

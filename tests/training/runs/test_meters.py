@@ -21,6 +21,7 @@ from torch_utils.reference_file import load_moments
 from torch_utils.wasserstein import wasserstein
 from training.data.image_dataset import ImageDataset, subset_indices
 from training.data.toys import ToyDataset
+from training.forecast import dataset_of, plan_of, roll_out, score
 from training.methods.edm import EDMOptions
 from training.runs.meters import Best, Meter
 
@@ -213,3 +214,38 @@ def test_hashes_of_weights_tell_runs_apart(data, tmp_path):
     assert same.output.endswith("the same in all 5 ticks that both have\n")
     assert "option seed: 1 | 2" in other.output
     assert re.search(rf"they part at tick 0, .* keys\n  weights: {runs[0][0]} \| {runs[2][0]}\n", other.output)
+
+
+SERIES = "--data=series:elnino:window=2:horizon=1 --seed=3 --duration=0.001 --tick=0.25 --snap=4 --bench=0"
+
+
+@pytest.mark.parametrize("method", ["idff --sigma=0.4 --cbase=8 --batch=64", "edm --cbase=8 --batch=64 --fid-steps=3"])
+def test_series_are_measured_by_the_crps_of_ensembles(tmp_path, method):
+    stats, output = train_stats(
+        *method.split(), f"--outdir={tmp_path}", *SERIES.split(), "--fid-every=4", "--fid-num=30"
+    )
+    (path,) = tmp_path.glob("0*/network-snapshot-000001.pkl")
+    net = prepare(networks.load_network(path), "cpu")
+    part = dataset_of(net, "series:elnino", "val")
+    starts = part.starts_before(1)
+    starts = starts[np.linspace(0, len(starts) - 1, 3).astype(int)]
+    plan = plan_of(net, SamplerOptions() if "idff" in method else SamplerOptions(steps=3))
+    members = roll_out(net, plan, part, starts, leads=1, members=10).members
+    value = stats[-1]["Metrics/crps"]["mean"]
+    assert value == pytest.approx(score(members, part.windows(starts, 1)[1].numpy())["crps"], rel=1e-6)
+    assert f"crps {value:.4g} (best {value:.4g}" in output
+
+
+def test_too_few_samples_for_an_ensemble(tmp_path):
+    arguments = [
+        "idff",
+        f"--outdir={tmp_path}",
+        *SERIES.split(),
+        "--cbase=8",
+        "--batch=64",
+        "--fid-every=4",
+        "--fid-num=9",
+    ]
+    result = CliRunner().invoke(train.main, arguments)
+    assert result.exit_code == 1
+    assert "takes 10 samples for each window of the validation part: --fid-num is 9" in result.output
