@@ -135,8 +135,8 @@ class Ends(click.ParamType):
     "Their numbers stay unused.",
 )  # fmt: skip
 @click.option(
-    "--encode", metavar="NETWORK", help="Write latents instead of images: what the autoencoder of this latent model (a "
-    "file or a name of docs/models.md) makes of them, as .npy files.",
+    "--encode", metavar="NETWORK", help="Write latents instead of images, as .npy files: what this autoencoder makes "
+    "of them. A file of its own, a latent model (a file or a name of docs/models.md), or diffusers:DIR.",
 )  # fmt: skip
 @click.option("--encode-config", metavar="FILE", help="What the tensors of NETWORK do not show: a JSON or YAML file.")
 @click.option("--encode-flips", is_flag=True, help="Latents of mirrored images too.")
@@ -276,17 +276,17 @@ def _encode(
     pixels: Path, dest: Path, source: str, config: str | None, flips: bool, dtype: str, batch: int, device: str
 ) -> str:  # fmt: skip
     """Latents of the images in `pixels`; returns what to say."""
-    import networks  # with PyTorch, which images alone do not need
+    from networks.load import load_autoencoder  # with PyTorch, which images alone do not need
     from torch_utils.distributed import process_group
     from training.data.image_dataset import ImageDataset
     from training.data.latents import encode_dataset
 
-    net = networks.load_network(source, config=config, verbose=True)
+    autoencoder = load_autoencoder(source, verbose=True, config=config)
     dataset = ImageDataset(pixels, use_labels=True)
     try:
         with process_group(device) as where, tqdm(total=len(dataset), unit="img", desc="Encoding") as bar:
             about = encode_dataset(
-                dataset, net, dest, flips=flips, dtype=dtype, batch=batch, device=where, progress=bar.update
+                dataset, autoencoder, dest, flips=flips, dtype=dtype, batch=batch, device=where, progress=bar.update
             )
     finally:
         dataset.close()

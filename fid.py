@@ -24,6 +24,7 @@ import click
 import torch
 
 from networks.features.table import FEATURES, FeatureExtractor, load_features
+from samplers.field import Facts
 from samplers.planning.plan import SamplerOptions, build_plan
 from samplers.run import prepare
 from torch_utils import distributed as dist
@@ -89,6 +90,9 @@ class Sampled:
     group: ClassVar = OptionGroup("Network", "Instead of images from files: those of a network's sampler.", rank=1)
 
     network: str | None = opt(None, "Take the images from this network's sampler", metavar="FILE|URL|NAME")
+    vae: str | None = opt(
+        None, "Autoencoder of a network of latents that brings none", metavar="FILE|URL|NAME",
+    )  # fmt: skip
     seeds: tuple[int, ...] | None = opt(None, "Seeds of its images [default: 0 to num-1]", metavar="LIST")
     class_idx: int | None = opt(
         None, "One class for all images [default: random]", metavar="INT", at_least=0, names=("--class",)
@@ -200,7 +204,7 @@ def _source(
         raise ValueError(f"give either --{name} or --network: {'both are given' if path else 'neither is given'}")
     if options.network is not None:
         return _samples(options, device)
-    of_network = [k for k in ("seeds", "class_idx", "labels") if getattr(options, k) is not None]
+    of_network = [k for k in ("seeds", "class_idx", "labels", "vae") if getattr(options, k) is not None]
     of_network += options.given()
     if of_network:
         raise ValueError(
@@ -226,7 +230,9 @@ def _samples(options: CalcOptions | RefOptions, device: torch.device) -> Picture
         raise ValueError(f"--seeds names {len(seeds)} images and --num={options.num}: leave one of them out")
     if len(seeds) < 2:
         raise ValueError(f"--seeds names {len(seeds)} images, 2 are needed at least: write for example --seeds=0-999")
-    net = open_network(options.network, partial(prepare, device=device))
+    net = open_network(options.network, partial(prepare, device=device), vae=options.vae)
+    if Facts.of(net).latent and Facts.of(net).decode is None:
+        raise ValueError("this network makes latents, and their autoencoder is not at hand: give it with --vae")
     conditional = options.guidance_type != "uncond"
     refuse_labels(options.labels, options.class_idx, conditional)
     give_labels(net, options.labels)

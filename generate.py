@@ -27,7 +27,7 @@ from samplers.outputs import Targets, network_record
 from samplers.planning.plan import Plan, SamplerOptions, build_plan
 from samplers.prompts import Prompts
 from samplers.run import PRECISIONS, Recorder, generate, prepare
-from samplers.wanted import OutputOptions, choose_targets, save_schedule
+from samplers.wanted import OutputOptions, check_latents, choose_targets, save_schedule
 from torch_utils import distributed as dist
 from torch_utils.checkpoint import tensor_hash
 from torch_utils.cli import Command
@@ -89,6 +89,7 @@ def main(options: Options) -> None:
             prepare, device=device, precision=options.precision, tf32=options.tf32, compile=options.compile
         )
         net, name = open_chosen(options, ready)
+        check_latents(options, net)
         conditional = options.guidance_type != "uncond"
         refuse_labels(options.labels, options.class_idx, conditional)
         give_labels(net, options.labels)
@@ -106,7 +107,9 @@ def main(options: Options) -> None:
         record = record_of(net, plan, options, device) | weaker
         record |= {} if prompts is None else {"texts": prompts.digest}
         record |= {} if graded is None else {"graded": graded.record}
-        targets = choose_targets(options, name, plan, record)
+        record |= {} if (decoder := getattr(net, "decoder_sha256", None)) is None else {"autoencoder": decoder}
+        facts = Facts.of(net)
+        targets = choose_targets(options, name, plan, record, images=not facts.latent or facts.decode is not None)
         targets.prepare(wanted, options.overwrite)
         published += [] if graded is None else [f"Graded:   {graded.about}"]
         dist.print0("\n".join([f"Network:  {describe(net)}", str(plan), *published]))

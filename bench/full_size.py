@@ -1,9 +1,9 @@
-"""One evaluation of every published full-size network with random weights: seconds and peak memory on a CPU.
+"""One evaluation of every published full-size network with random weights: processor seconds and peak memory.
 
     python -m bench.full_size            # all, each in a process of its own
     python -m bench.full_size sit-xl-2
 
-Float32, one sample, the second of two evaluations; the peak is of the whole process, weights included.
+Float32, one sample, processor seconds of the second of two evaluations; the peak is of the process with its weights.
 """
 
 from __future__ import annotations
@@ -42,7 +42,9 @@ def _edm(size: int, **options: object) -> tuple[nn.Module, tuple]:
 
 
 def _unet(classes: bool = False, context: int = 0, **options: object) -> tuple[nn.Module, tuple]:
-    net = ADMUNet(**options, **({"label_dim": 1000} if classes else {}), **({"context_dim": context} if context else {}))
+    net = ADMUNet(
+        **options, **({"label_dim": 1000} if classes else {}), **({"context_dim": context} if context else {})
+    )
     size, channels = options["img_resolution"], options["in_channels"]
     more = (torch.zeros(1, dtype=torch.int64),) if classes else (None, torch.randn(1, 77, context)) if context else ()
     return net, (torch.randn(1, channels, size, size), torch.tensor([500.0]), *more)
@@ -112,9 +114,9 @@ def measure(name: str) -> str:
     net, inputs = NETWORKS[name]()
     net.eval().requires_grad_(False)
     for _ in range(2):
-        began = time.perf_counter()
+        began = time.process_time()
         net(*inputs)
-        took = time.perf_counter() - began
+        took = time.process_time() - began
     parameters = sum(p.numel() for p in net.parameters())
     return f"| {name} | {parameters / 1e6:.1f}M | {took:.3g} | {cpu_memory_gib():.1f} GiB |"
 

@@ -19,6 +19,7 @@ class SyntheticDataset:
     name: str = "synthetic"
     label_kind: str = "classes"
     std: float = 0.5
+    latents: None = None
 
     @property
     def image_shape(self) -> list[int]:

@@ -8,39 +8,43 @@ NETWORKS must therefore work on the meta device. Nothing in a file is executed (
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from networks.published.diffusers import PREFIX, load_folder
+from networks.models.autoencoder import AUTOENCODERS
+from networks.models.decoder import Autoencoder, LatentFacts, give_decoder
+from networks.published.configs import read_any
+from networks.published.diffusers import PREFIX, load_folder, load_part
+from networks.published.diffusers_vae import load_folder_autoencoder
 from networks.published.edm import read_edm_pickle
-from networks.published.families import Config, Parts, is_state, read_parts, read_tensors
+from networks.published.families import Config, Parts, bare_autoencoder, is_state, read_parts, read_tensors
 from networks.published.mac import denoiser_spec, mac_spec
 from networks.published.table import DATASETS, PUBLISHED, named
-from networks.table import NETWORKS, build
+from networks.published.transformers import scale_of
+from networks.published.unet_shapes import autoencoder_config
+from networks.rebuild import rebuild
+from networks.table import NETWORKS
 from torch_utils import checkpoint
-from torch_utils.downloads import download
+from torch_utils.downloads import cached, download_first
 from torch_utils.files import map_file
 from torch_utils.hub import hub_file
 from torch_utils.pickles.foreign import naming
-from torch_utils.pickles.machine import Record, shown
+from torch_utils.pickles.machine import Record
 from torch_utils.pickles.torch_files import is_legacy
 
-__all__ = ["load_encoder", "load_network", "save_network", "unfinished_note"]
+__all__ = [
+    "autoencoder_of", "latents_of", "load_autoencoder", "load_encoder", "load_network", "save_network",
+    "unfinished_note",
+]  # fmt: skip
 
 TENSORS_ONLY = (".pth", ".pt", ".ckpt", ".bin", ".zip")  # files of others around torch.save
-MOST_DIFFERENCES = 5  # named, of a file that does not fit its network
-
-MAX_NUMBER = 1 << 20  # largest integer in a constructor argument
-MAX_LIST = 256
-
 # Attributes that samplers read and that the arguments do not determine to the last digit, or that a user may have set.
 _FACTS: dict[str, Any] = {
     "path": str, "predicts": str, "sigma_min": int | float, "sigma_max": int | float, "conditioning": str,
@@ -101,7 +105,8 @@ def load_network(
             tensors do not show; None: known by the tensors' shapes.
         classifier: file or address of a classifier for guidance, of guided diffusion; default: the published one of a
             published name.
-        vae: file or address of the autoencoder, of transformers on latents.
+        vae: file or address of the autoencoder, of networks of latents that bring none, see `load_autoencoder`;
+            default: for snapshots, the one that made their training data, where it is at hand.
 
     Raises:
         ValueError: no such file or alias, no connection, a damaged or hostile file, an unknown class; one sentence.
@@ -117,17 +122,97 @@ def load_network(
     guide = None if classifier is None else _locate(str(classifier), verbose, None)
     if verbose:
         print(f"Loading network from {path}", flush=True)
-    autoencoder = None if vae is None else _locate(str(vae), verbose, None)
-    kwargs, info, state = _read(path, config, guide, autoencoder)
+    given = None if vae is None else str(vae) if str(vae).startswith(PREFIX) else _locate(str(vae), verbose, None)
+    kwargs, info, state = _read(path, config, guide, given)
     with naming(path):
-        net = _build(kwargs, state)
+        net = rebuild(kwargs, state)
+        latents = latents_of(info)
     for name, kind in _FACTS.items():
         fixed = isinstance(getattr(type(net), name, None), property)  # a class that knows it better than its file
         if isinstance(info.get(name), kind) and getattr(net, name, None) != info[name] and not fixed:
             setattr(net, name, info[name])
     net.info = info
+    if latents is not None:
+        give_decoder(net, autoencoder_of(latents, given))
+    elif isinstance(given, str):
+        give_decoder(net, load_autoencoder(given))
     _warn_if_not_finite(path, net)
     return net.eval().requires_grad_(False).to(device)
+
+
+def latents_of(info: Mapping[str, Any]) -> LatentFacts | None:
+    """What a snapshot says of the latents that its network was trained on; None of other networks."""
+    data = info.get("dataset")
+    record = data.get("latents") if isinstance(data, dict) else None
+    return None if record is None else LatentFacts.of(record)
+
+
+def load_autoencoder(source: str | Path, verbose: bool = False, config: Config | None = None) -> Autoencoder:
+    """The autoencoder in a file of its own, in a model of latents, or in a folder of diffusers.
+
+    Args:
+        source: as in `load_network`; of latent diffusion also a file with the autoencoder alone.
+        config: what the file does not say: `scale_factor` of an autoencoder alone.
+
+    Raises:
+        ValueError: as `load_network`, and for a file without an autoencoder.
+    """
+    if str(source).startswith(PREFIX):
+        return load_folder_autoencoder(str(source).removeprefix(PREFIX), load_part)
+    path = _locate(str(source), verbose, None)
+    state = bare_autoencoder(path)
+    if state is None:
+        net = load_network(path, verbose=verbose, config=config)
+        stage = net if isinstance(net, tuple(AUTOENCODERS.values())) else getattr(net, "first_stage", None)
+        if stage is None:
+            raise ValueError(f"{path} brings no autoencoder: it works on pixels, or on latents of another file")
+        scale = getattr(net, "scale_factor", None)
+    else:
+        with naming(path):
+            stage = rebuild(autoencoder_config(state), state).eval().requires_grad_(False)
+        scale = None
+    if scale is None:
+        scale = scale_of(stage, {} if config is None else read_any(config), path)
+    return Autoencoder(stage, scale, str(source))
+
+
+def autoencoder_of(latents: LatentFacts, given: str | Path | None = None) -> Autoencoder | None:
+    """The autoencoder that made these latents: the one given, else where its name then leads to a file at hand.
+
+    Raises:
+        ValueError: the one given cannot be read, or is another.
+    """
+    if given is None:
+        source = latents.network
+        if source is None or not (source.startswith(PREFIX) or Path(source).exists() or at_hand(source)):
+            return None
+        try:
+            found = load_autoencoder(source)
+        except ValueError:
+            return None
+        return _scaled(found, latents) if _made(found, latents) else None
+    found = load_autoencoder(given)
+    if not _made(found, latents):
+        raise ValueError(
+            f"{given} is not the autoencoder of these latents, which are of "
+            f"{latents.network or 'another'} ({(latents.autoencoder or '')[:16]}): give that one"
+        )
+    return _scaled(found, latents)
+
+
+def _made(found: Autoencoder, latents: LatentFacts) -> bool:
+    fits = found.stage.embed_dim == latents.latent_shape[0]
+    return fits and latents.autoencoder in (None, found.sha256)
+
+
+def _scaled(found: Autoencoder, latents: LatentFacts) -> Autoencoder:
+    return dataclasses.replace(found, scale_factor=latents.scale_factor)
+
+
+def at_hand(source: str) -> bool:
+    """Whether a published name or an address leads to a file that was downloaded before."""
+    published = named(source)
+    return any(cached(url) is not None for url in (published.urls if published else (source,)))
 
 
 def unfinished_note(net: nn.Module) -> str | None:
@@ -153,13 +238,8 @@ def _locate(source: str, verbose: bool, sha256: str | None) -> Path:
             f"'{source}' is neither a file nor a known checkpoint: give the path of a .pkl or .safetensors file, "
             f"an address that begins with https://, or one of {len(names)} names as {', '.join(near)} (docs/models.md)"
         )
-    sha256 = sha256 or (published.sha256 if published else None)
-    for url in urls[:-1]:
-        try:
-            return download(url, sha256=sha256, verbose=verbose)
-        except ValueError as error:
-            warnings.warn(f"{error}; trying the next address", stacklevel=3)
-    return download(urls[-1], sha256=sha256, verbose=verbose)
+    known = published.sha256 if published else {}
+    return download_first(urls, sha256=dict.fromkeys(urls, sha256) if sha256 else known, verbose=verbose)
 
 
 def load_encoder(source: str | Path, device: str | torch.device = "cpu", config: Config | None = None) -> nn.Module:
@@ -179,13 +259,13 @@ def load_encoder(source: str | Path, device: str | torch.device = "cpu", config:
     if not isinstance(kwargs, dict) or kwargs.get("class_name") != "CouplingEncoder" or not is_state(state):
         raise ValueError(f"{path} holds no encoder: it was trained with --independent, or by another method")
     with naming(path):
-        net = _build(kwargs, state)
+        net = rebuild(kwargs, state)
     net.info = info
     return net.eval().requires_grad_(False).to(device)
 
 
 def _read(
-    path: Path, config: Config | None = None, classifier: Path | None = None, vae: Path | None = None
+    path: Path, config: Config | None = None, classifier: Path | None = None, vae: Path | str | None = None
 ) -> Parts:  # fmt: skip
     """Class and arguments, facts, and state dict, from any of the formats."""
     view = map_file(path)
@@ -205,8 +285,11 @@ def _read(
         contents = None
     else:
         contents = checkpoint.load(path, "snapshot")
-    if config is not None or classifier is not None or vae is not None:
-        raise ValueError(f"{path} says itself which network it holds: leave out the configuration and the classifier")
+    latent = contents is not None and latents_of(contents.info) is not None
+    if config is not None or classifier is not None or (vae is not None and not latent):
+        raise ValueError(
+            f"{path} says itself which network it holds: leave out the configuration, the classifier and the vae"
+        )
     return _read_edm(path) if contents is None else _of_snapshot(path, contents)
 
 
@@ -244,91 +327,6 @@ def _facts(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_facts(v) for v in value]
     return value if isinstance(value, str | int | float | None) else type(value).__name__
-
-
-def _build(config: dict[str, Any], state: Mapping[str, Tensor]) -> nn.Module:
-    """A network of `config` that holds the tensors of `state`."""
-    class_name = config.get("class_name")
-    if not isinstance(class_name, str) or class_name not in NETWORKS:
-        raise ValueError(
-            f"it holds a network of class {shown(class_name)}, which is not part of this project "
-            f"({', '.join(NETWORKS)}); classes stored by value would execute code and are not loaded"
-        )
-    for name, value in config.items():
-        _check_argument(name, value)
-    with _limited(2 * len(state) + 64), torch.device("meta"):
-        net = build(**config)
-    expected = net.state_dict()
-    problems = [f"it lacks the tensor {name}" for name in expected if name not in state]
-    problems += [f"it holds the unknown tensor {shown(name)}" for name in state if name not in expected]
-    problems += [
-        f"its tensor {name} has shape {list(state[name].shape)}, the network needs {list(value.shape)}"
-        for name, value in expected.items()
-        if name in state and state[name].shape != value.shape
-    ]
-    problems += [
-        f"its tensor {name} has the element type {state[name].dtype}, the network needs {value.dtype}"
-        for name, value in expected.items()
-        if name in state and state[name].is_floating_point() != value.is_floating_point()
-    ]
-    if problems:
-        rest = len(problems) - MOST_DIFFERENCES
-        more = f" ({rest} further differences)" if rest > 0 else ""
-        raise ValueError("; ".join(problems[:MOST_DIFFERENCES]) + more)
-    tensors = {name: _own(state[name].to(value.dtype)) for name, value in expected.items()}
-    net.load_state_dict(tensors, strict=True, assign=True)
-    if not _has_meta(net):
-        return net
-    with torch.random.fork_rng(devices=[]):  # tensors outside of the state dict: only the constructor knows them
-        net = build(**config)
-    net.load_state_dict(tensors, strict=True)
-    return net
-
-
-def _own(tensor: Tensor) -> Tensor:
-    """The same values, contiguous and alone in their storage."""
-    tensor = tensor.contiguous()
-    return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
-
-
-def _has_meta(net: nn.Module) -> bool:
-    values = [v for m in net.modules() for v in (*vars(m).values(), *m._buffers.values(), *m._parameters.values())]
-    return any(isinstance(v, Tensor) and v.is_meta for v in values)
-
-
-def _check_argument(name: str, value: Any) -> None:
-    """Constructor arguments out of a file: numbers and lists of sizes that a network can have."""
-    if isinstance(value, list | tuple) and len(value) <= MAX_LIST:
-        for item in value:
-            _check_argument(name, item)
-    elif isinstance(value, dict) and len(value) <= MAX_LIST:
-        for key, item in value.items():
-            _check_argument(f"{name}.{key}", item)
-    elif not isinstance(value, bool | str | int | float | None) or (isinstance(value, int) and abs(value) > MAX_NUMBER):
-        raise ValueError(f"its network has the impossible argument {shown(name)}={shown(value)}")
-
-
-@contextmanager
-def _limited(count: int) -> Iterator[None]:
-    """Stop a constructor that makes more than `count` parameters, and turn what it raises into a ValueError."""
-    made = 0
-
-    def register(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
-        nonlocal made
-        made += parameter is not None
-        if made > count:
-            raise ValueError(f"its network has more than {count} parameters, many more than there are in the file")
-
-    handle = register_module_parameter_registration_hook(register)
-    try:
-        yield
-    except ValueError:
-        raise
-    except Exception as error:  # arguments of a file reach a constructor: anything may go wrong there
-        text = " ".join(str(error).split())[:200]
-        raise ValueError(f"its network cannot be built ({type(error).__name__}: {text})") from error
-    finally:
-        handle.remove()
 
 
 def _warn_if_not_finite(path: Path, net: nn.Module) -> None:

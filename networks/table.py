@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import nn
 
+from networks.models.autoencoder import AUTOENCODERS
 from networks.models.baselines import VEPrecond, VPPrecond, iDDPMPrecond
 from networks.models.consistency_precond import CMPrecond
 from networks.models.dit_precond import DiTPrecond
@@ -45,6 +46,7 @@ NETWORKS: dict[str, type[nn.Module]] = {
     "LatentDenoiser": LatentDenoiser,
     "DiTPrecond": DiTPrecond,
     "LatentModel": LatentModel,
+    **AUTOENCODERS,
 }
 
 

@@ -43,6 +43,7 @@ class Facts:
         path, predicts: what `Field` has by default.
         shape: of one sample, any length, for example `(C, H, W)`; None: unknown.
         pixels: samples are images of 1 or 3 channels in pixel space, so that their values have a range.
+        latent: samples are what an autoencoder makes of images; `decode` is None where it is not at hand.
         conditioning: "none", "classes", "multi-hot", "vector" or "text".
         conditions: `[n, label_dim]` of data, to be drawn from; None: not known, classes are drawn at equal rates.
         label_dim: length of one condition; 0: unconditional; None: unknown.
@@ -76,6 +77,7 @@ class Facts:
     predicts: Kind = "data"
     shape: tuple[int, ...] | None = None
     pixels: bool = False
+    latent: bool = False
     conditioning: str = "none"
     conditions: Tensor | None = None
     label_dim: int | None = None
@@ -125,6 +127,7 @@ class Facts:
             predicts=said("predicts", "data"),
             shape=None if shape is None else tuple(shape),
             pixels=channels in (1, 3) and not said("latent", False),
+            latent=said("latent", False),
             conditioning=said("conditioning", "classes" if label_dim else "none"),
             conditions=said("conditions"),
             label_dim=label_dim,

@@ -54,7 +54,8 @@ class Targets:
             float32 and `groups`; `seeds`, and `labels` where there are classes.
         npz_name: "arr_0" instead of "images", what suites for ADM, DiT and SiT read.
         traj: `x [N, T, ...]`, `drift [N, T-1, ...]`, `sigmas [N, T]`, `seeds`; the sampler must be a `Recorder`.
-        latents: folder of the noise that each image was made from, SEED.npy float32 `[C, H, W]`.
+        noise: folder of the noise that each image was made from, SEED.npy float32 `[C, H, W]`.
+        latents: folder of the latents that were decoded, of models of latents, SEED.npy float32 `[C, h, w]`.
         record: what makes these images, plain JSON.
     """
 
@@ -64,6 +65,7 @@ class Targets:
     npz: Path | None = None
     npz_name: str = "images"
     traj: Path | None = None
+    noise: Path | None = None
     latents: Path | None = None
     record: Mapping[str, Any] = dataclass_field(default_factory=dict)
 
@@ -74,19 +76,20 @@ class Targets:
     def image(self, seed: int) -> Path:
         return self._of(seed, self.outdir, ".png")
 
-    def latent(self, seed: int) -> Path:
-        return self._of(seed, self.latents, ".npy")
-
     def _of(self, seed: int, root: Path, suffix: str) -> Path:
         folder = root / f"{seed - seed % 1000:06d}" if self.subdirs else root
         return folder / f"{seed:06d}{suffix}"
 
     def _complete(self, seed: int) -> bool:
-        return self.image(seed).exists() and (self.latents is None or self.latent(seed).exists())
+        return self.image(seed).exists() and all(self._of(seed, p, ".npy").exists() for p in self._arrays)
+
+    @property
+    def _arrays(self) -> list[Path]:
+        return [p for p in (self.noise, self.latents) if p is not None]
 
     @property
     def folders(self) -> list[Path]:
-        return [p for p in (self.outdir, self.latents) if p is not None]
+        return [*([] if self.outdir is None else [self.outdir]), *self._arrays]
 
     def prepare(self, seeds: Sequence[int], overwrite: bool = False) -> None:
         """Make the folders, so that a wrong path fails before the work, and see to it that they hold nothing else.
@@ -101,6 +104,10 @@ class Targets:
         """
         if self.subdirs and self.outdir is None:
             raise ValueError("--subdirs sorts the images of --outdir into folders: give --outdir as well")
+        if len(set(self.folders)) < len(self.folders):
+            raise ValueError(
+                f"{self.folders[-1]} is given for two kinds of files, which would be mixed: give two folders"
+            )
         if self.grid is not None:
             image_format(self.grid)
         for folder in (*self.folders, *(p.parent for p in self.joint)):
@@ -109,9 +116,8 @@ class Targets:
 
     def _claim(self, seeds: Sequence[int], overwrite: bool) -> None:
         """Check the record of every folder, and leave this one."""
-        for folder, suffix in ((self.outdir, ".png"), (self.latents, ".npy")):
-            if folder is None:
-                continue
+        for folder in self.folders:
+            suffix = ".png" if folder == self.outdir else ".npy"
             found = read_record(folder)
             differ = ["no record of what made them"] if found is None else differences(found, self.record)
             there = {p.stem for p in folder.rglob(f"*{suffix}") if p.stem.isdigit()} if differ else set()
@@ -142,10 +148,13 @@ class Targets:
         kept: list[dict[str, np.ndarray]] = []
         with ImageWriter() as writer, ImageWriter(2, save=_save_array) as arrays:
             for batch in batches:
+                for folder, values in ((self.noise, batch.noise), (self.latents, batch.latents)):
+                    for seed, value in zip(batch.seeds, () if folder is None else values.float().cpu(), strict=False):
+                        arrays.put(value, self._of(seed, folder, ".npy"))
+                if self.outdir is None and not self.joint:
+                    progress(len(batch.seeds))
+                    continue
                 images = _quantise(batch)
-                if self.latents is not None:
-                    for seed, latent in zip(batch.seeds, batch.noise.float().cpu(), strict=True):
-                        arrays.put(latent, self.latent(seed))
                 if self.outdir is not None:
                     for seed, image in zip(batch.seeds, images, strict=True):
                         writer.put(image, self.image(seed))

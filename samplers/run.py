@@ -34,13 +34,15 @@ PRECISIONS = {"auto": None, "fp32": torch.float32, "fp16": torch.float16, "bf16"
 
 class Samples(NamedTuple):
     """One batch: seeds, floating point images `[B, ...]` on the sampling device, labels `[B, label_dim]` or None, the
-    noise `[B, ...]` float64 that the sampler started from, and whether the labels are classes, one-hot."""
+    noise `[B, ...]` float64 that the sampler started from, whether the labels are classes, one-hot, and of models of
+    latents the samples before they were decoded."""
 
     seeds: list[int]
     images: Tensor
     labels: Tensor | None
     noise: Tensor | None = None
     classes: bool = True
+    latents: Tensor | None = None
 
 
 def seed_batches(seeds: Sequence[int], max_batch: int, rank: int = 0, world: int = 1) -> list[list[int]]:
@@ -120,7 +122,9 @@ def generate(
     samples = _generate(
         field, batches, sampler, class_idx, conditional, device, rng_device or device, prior, texts, labels_of
     )
-    return (s._replace(images=decoded(field, s.images, decode_batch)) for s in samples)
+    if not field.facts.latent:
+        return samples
+    return (s._replace(images=decoded(field, s.images, decode_batch), latents=s.images) for s in samples)
 
 
 @torch.inference_mode()

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from torch import nn
 
+from samplers.field import Facts
 from samplers.outputs import Targets
 from samplers.planning.base import Plan
 from samplers.planning.levels import schedule_file
@@ -17,7 +18,7 @@ from torch_utils.options import OptionGroup, opt
 from torch_utils.provenance import digest
 from torch_utils.report.kinds import kind_of
 
-__all__ = ["OutputOptions", "choose_targets", "save_schedule"]
+__all__ = ["OutputOptions", "check_latents", "choose_targets", "save_schedule"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,12 +61,34 @@ class OutputOptions:
         choices=["true", "steps"],
     )  # fmt: skip
     save_traj: str | None = opt(None, "States and drifts of every step, in one array file", metavar="FILE")
-    save_latents: str | None = opt(
+    save_noise: str | None = opt(
         None, "Folder of SEED.npy: the noise of every image, for train.py distill", metavar="DIR"
+    )
+    save_latents: str | None = opt(
+        None, "Models of latents: folder of SEED.npy, the sampled latents before they are decoded", metavar="DIR"
     )
 
 
-def choose_targets(options: OutputOptions, name: str, plan: Plan, record: Mapping[str, Any]) -> Targets:
+def check_latents(options: OutputOptions, net: nn.Module) -> None:
+    """Refuse latents of a model of pixels, and images of latents that nobody can decode; ValueError."""
+    facts = Facts.of(net)
+    if options.save_latents and not facts.latent:
+        raise ValueError(
+            "--save-latents keeps what is decoded, and this network makes samples without a decoder: leave it out; "
+            "--save-noise keeps the noise that they start from"
+        )
+    images = any((options.outdir, options.grid, options.npz, not options.save_latents))
+    if facts.latent and facts.decode is None and images:
+        made = (getattr(net, "info", {}).get("dataset") or {}).get("latents") or {}
+        raise ValueError(
+            f"this network makes latents of the autoencoder {made.get('network') or 'of its training data'}, which is "
+            "not at hand: give it with --vae, or take the latents alone with --save-latents=DIR"
+        )
+
+
+def choose_targets(
+    options: OutputOptions, name: str, plan: Plan, record: Mapping[str, Any], images: bool = True
+) -> Targets:
     """What the options ask to be written; points and shapes have no image each, so OUTDIR gets two joint files.
 
     A folder of the default name is that of one record: its last part changes with it.
@@ -73,6 +96,7 @@ def choose_targets(options: OutputOptions, name: str, plan: Plan, record: Mappin
     Args:
         name: of the network, in that folder's name.
         record: what decides the images, plain JSON.
+        images: samples are images, or can be decoded; else no folder of them is made by default.
 
     Raises:
         ValueError: options that need another one.
@@ -81,7 +105,7 @@ def choose_targets(options: OutputOptions, name: str, plan: Plan, record: Mappin
     in_outdir = grid.lower() in ("true", "1", "yes")
     grid = "" if grid.lower() in ("false", "0", "no") else grid
     outdir = options.outdir
-    if outdir is None and (in_outdir or not (grid or options.npz or options.save_traj)):
+    if outdir is None and (in_outdir or not (grid or options.npz or options.save_traj or not images)):
         outdir = Path("samples", *["grids"] * in_outdir, name, f"{_name_of(plan)}-{digest(record)}")
     npz, kind = options.npz, kind_of(tuple(record["network"]["shape"]))
     if in_outdir:
@@ -94,7 +118,8 @@ def choose_targets(options: OutputOptions, name: str, plan: Plan, record: Mappin
             f"--npz-name={options.npz_name} names the images in an array file: "
             + (f"leave it out of {kind.name}" if kind else "add --npz=FILE")
         )
-    wanted = {"outdir": outdir, "grid": grid, "npz": npz, "traj": options.save_traj, "latents": options.save_latents}
+    wanted = {"outdir": outdir, "grid": grid, "npz": npz, "traj": options.save_traj}
+    wanted |= {"noise": options.save_noise, "latents": options.save_latents}
     return Targets(
         record=record, npz_name=options.npz_name, subdirs=bool(options.subdirs),
         **{kind: Path(path) if path else None for kind, path in wanted.items()},

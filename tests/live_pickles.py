@@ -12,6 +12,10 @@ import torch_utils
 
 @pytest.fixture
 def persistence(monkeypatch):
+    return persistence_in(monkeypatch)
+
+
+def persistence_in(monkeypatch):
     """Classes that pickle as the original ones do: a call of a function in a module of that name."""
     module = types.ModuleType("torch_utils.persistence")
 

@@ -15,7 +15,8 @@ import re
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -27,7 +28,7 @@ try:
 except ImportError:  # not on Windows: two processes may fetch the same file there, each whole
     fcntl = None
 
-__all__ = ["download", "offline"]
+__all__ = ["cached", "download", "download_first", "offline"]
 
 _BLOCK = 1 << 20
 _TRIES = 4  # in one call, as long as each brings the transfer further
@@ -36,6 +37,17 @@ _TRIES = 4  # in one call, as long as each brings the transfer further
 def offline() -> bool:
     """Whether the user forbids network access, by the variable that Hugging Face's tools obey."""
     return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+
+
+def _target(url: str) -> Path:
+    """Where the copy of `url` is kept."""
+    name = re.sub(r"[^A-Za-z0-9._-]", "_", Path(urllib.parse.urlsplit(url).path).name) or "file"
+    return cache_directory() / "downloads" / f"{hashlib.sha256(url.encode()).hexdigest()[:16]}-{name}"
+
+
+def cached(url: str) -> Path | None:
+    """The copy of `url` that an earlier `download` left; None without one."""
+    return target if (target := _target(url)).is_file() else None
 
 
 def download(url: str, *, sha256: str | None = None, verbose: bool = True) -> Path:
@@ -47,8 +59,7 @@ def download(url: str, *, sha256: str | None = None, verbose: bool = True) -> Pa
     parts = urllib.parse.urlsplit(url)
     if parts.scheme not in ("http", "https"):
         raise ValueError(f"'{url}' is not a web address: it must begin with https:// or http://")
-    name = re.sub(r"[^A-Za-z0-9._-]", "_", Path(parts.path).name) or "file"
-    target = cache_directory() / "downloads" / f"{hashlib.sha256(url.encode()).hexdigest()[:16]}-{name}"
+    target = _target(url)
     if not target.is_file():
         if offline():
             raise _no_connection(url, "HF_HUB_OFFLINE forbids it")
@@ -62,6 +73,30 @@ def download(url: str, *, sha256: str | None = None, verbose: bool = True) -> Pa
     if sha256:
         _check(url, target, sha256)
     return target
+
+
+def download_first(urls: Sequence[str], *, sha256: Mapping[str, str] | None = None, verbose: bool = True) -> Path:
+    """Path of a copy of the first of several addresses that gives one; one that is here already is not fetched again.
+
+    Args:
+        urls: mirrors in order.
+        sha256: by address, where it is known.
+
+    Raises:
+        ValueError: none does; says of each why.
+    """
+    found = [url for url in urls if cached(url) is not None]
+    failed: list[str] = []
+    for i, url in enumerate(found or urls):
+        try:
+            return download(url, sha256=(sha256 or {}).get(url), verbose=verbose)
+        except ValueError as error:
+            failed.append(str(error))
+            if i < len(found or urls) - 1:
+                warnings.warn(f"{error}; trying the next address", stacklevel=4)
+    if len(failed) == 1:
+        raise ValueError(failed[0])
+    raise ValueError(f"none of {len(failed)} addresses gave the file: " + "; ".join(failed))
 
 
 @contextmanager

@@ -9,11 +9,13 @@ from typing import Any
 
 import torch
 
+from networks.models.decoder import Autoencoder
 from torch_utils import distributed as dist
 from torch_utils.stats import Tee
 from training.data.batches import Batches, ImageDataset
 from training.data.opening import open_dataset
 from training.data.series import SeriesDataset, is_series
+from training.latents import check_donor, check_latents, tell_latents
 from training.loop.loop import Loop
 from training.method import Method
 from training.methods.table import METHODS, method_entry
@@ -40,6 +42,7 @@ def launch(method_name: str, options: CommonOptions) -> None:
             able = ", ".join(name for name, other in METHODS.items() if other.series)
             raise ValueError(f"{method_name} does not learn from what came before, as a series asks for: use {able}")
         dataset = (entry.open or open_dataset)(options)
+        autoencoder = check_latents(method_name, entry.latents, options, dataset)
         options.rounds(dist.get_world_size())
         check_fid(options)
         world = dist.get_world_size()
@@ -50,21 +53,28 @@ def launch(method_name: str, options: CommonOptions) -> None:
             return
         options = dataclasses.replace(options, seed=place.seed)
         try:
-            _train(method_name, options, dataset, place, device)
+            _train(method_name, options, dataset, place, device, autoencoder)
         except BaseException:
             if dist.get_rank() == 0 and not options.dry_run:
                 runs.discard_unused(place.run_dir)
             raise
 
 
-def _train(method_name: str, options: CommonOptions, dataset: ImageDataset, place: Place, device: torch.device) -> None:
+def _train(
+    method_name: str, options: CommonOptions, dataset: ImageDataset, place: Place, device: torch.device,
+    autoencoder: Autoencoder | None,
+) -> None:  # fmt: skip
     """Build everything, restore the state, and only then write into the run directory."""
     torch.manual_seed(options.seed)  # the same initial weights on every process, whatever their number
     method = method_entry(method_name).build(options, dataset, device)
     _tell_conditions(method, dataset)
+    tell_latents(method, dataset, autoencoder)
     said = [_report(method_name, options, method)]
+    if dataset.latents is not None and autoencoder is None:
+        method = dataclasses.replace(method, preview=None)
+        said.append(f"No pictures: the autoencoder {dataset.latents.network or ''} is not at hand, give --decoder")
     if place.state is None and options.transfer:
-        said += _transfer(method, options.transfer)
+        said += _transfer(method, options.transfer, dataset)
     batches = Batches(
         dataset,
         options.batch,
@@ -124,6 +134,7 @@ def _facts(dataset: Any) -> dict[str, Any]:
         "label_kind": dataset.label_kind,
         "class_names": dataset.class_names,
         "fingerprint": dist.from_rank0(dataset.fingerprint),
+        **({} if dataset.latents is None else {"latents": dataset.latents.record()}),
         **({"series": dataset.facts()} if isinstance(dataset, SeriesDataset) else {}),
     }
 
@@ -131,16 +142,27 @@ def _facts(dataset: Any) -> dict[str, Any]:
 def _meter(options: CommonOptions, dataset: Any, device: torch.device, method: Method) -> Meter | None:
     if not options.fid_every:
         return None
+    if dataset.latents is not None:
+        if options.fid_ref == "auto":
+            raise ValueError(
+                "--fid-every compares images, and the data set holds latents: give the statistics of its images with "
+                "--fid-ref, made by fid.py ref --data=IMAGES --dest=FILE.npz"
+            )
+        if getattr(method.modules["net"], "decode", None) is None:
+            raise ValueError(
+                "--fid-every compares images, and the autoencoder of the latents is not at hand: give it with --decoder"
+            )
     refs = None if options.dry_run else Path(options.outdir) / "fid-refs"
     return Meter(options, refs, dataset, device, method.sampler)
 
 
-def _transfer(method: Method, source: str) -> list[str]:
+def _transfer(method: Method, source: str, dataset: Any) -> list[str]:
     """Start every network and average from the weights of a snapshot, an encoder from the encoder in it; says what."""
     import networks
 
     said = []
     donor = networks.load_network(source)
+    check_donor(donor, source, dataset)
     kind = getattr(donor, "conditioning", "classes")
     for name, module in method.modules.items():
         wanted = getattr(module, "conditioning", "classes")

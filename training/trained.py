@@ -69,8 +69,9 @@ class NetworkOptions:
         metavar="FILE|URL",
     )  # fmt: skip
     vae: str | None = opt(
-        None, "Autoencoder of a DiT or SiT file on latents, which brings none: a file of its own, or a Stable "
-        "Diffusion checkpoint", metavar="FILE|URL",
+        None, "Autoencoder of a network of latents that brings none (a DiT or SiT file, or trained on cached latents): "
+        "a file of its own, a latent model, or diffusers:DIR [default: that of the training data, where it is at hand]",
+        metavar="FILE|URL|NAME",
     )  # fmt: skip
     guidance_network: str | None = opt(
         None, "A weaker network of the same data, away from which --guidance-rate guides (autoguidance)",

@@ -24,7 +24,7 @@ from networks.published.diffusers_text import RECIPES, TextParts, check_shards
 from torch_utils.noise_table import alphas_cumprod, betas_of
 from torch_utils.pickles.machine import shown
 
-__all__ = ["PREFIX", "load_folder"]
+__all__ = ["PREFIX", "load_folder", "load_part"]
 
 PREFIX = "diffusers:"
 _AUTOENCODERS = ("AutoencoderKL", "VQModel")
@@ -55,10 +55,10 @@ def load_folder(folder: str | Path, config: Any = None) -> FolderModel:
     scheduler = _json(folder / "scheduler" / "scheduler_config.json")
     try:
         options = _options({} if config is None else read_any(config))
-        network = _load(getattr(diffusers, kind), folder / name)
+        network = load_part(getattr(diffusers, kind), folder / name)
         call = call_of(network)
         make = _model(kind, call.flow, scheduler)
-        options["autoencoder"] = None if stage is None else _load(getattr(diffusers, stage[1]), folder / stage[0])
+        options["autoencoder"] = None if stage is None else load_part(getattr(diffusers, stage[1]), folder / stage[0])
         if call.text:
             sizes = call.width(network.config), call.pooled(network.config)
             options["text"] = TextParts(folder, index, RECIPES[call.text], *sizes)
@@ -168,7 +168,7 @@ def _levels(config: Mapping[str, Any]) -> tuple[Tensor, str]:
     return alphas_cumprod(betas, torch.float32), prediction
 
 
-def _load(cls: Any, path: Path) -> nn.Module:
+def load_part(cls: Any, path: Path) -> nn.Module:
     """One part in float32; of two precisions the full one is read."""
     check_shards(path)
     full = any(path.glob(f"{_WEIGHTS}.safetensors")) or any(path.glob(f"{_WEIGHTS}.safetensors.index.json"))

@@ -21,7 +21,7 @@ from torch_utils.files import map_file
 from torch_utils.pickles.archives import opened, read_archive
 from torch_utils.pickles.machine import shown
 
-__all__ = ["Parts", "is_state", "read_parts", "read_tensors", "summary"]
+__all__ = ["Parts", "bare_autoencoder", "is_state", "read_parts", "read_tensors", "summary"]
 
 Parts = tuple[dict[str, Any], dict[str, Any], dict[str, Tensor]]  # build arguments, facts, state dict
 Config = flow.Config
@@ -82,6 +82,20 @@ def _mostly_tensors(value: Any) -> bool:
     )
 
 
+def bare_autoencoder(path: str | Path) -> dict[str, Tensor] | None:
+    """Tensors of an autoencoder that lies in a file alone; None of other files."""
+    if is_safetensors(map_file(path)):
+        contents = load_safetensors(path)
+        value = None if contents.info else contents.payload
+    else:
+        try:
+            value = read_tensors(path)
+        except ValueError:  # a pickle of objects, which `load_network` reads
+            return None
+    alone = is_state(value) and "encoder.conv_in.weight" in value
+    return transformers.first_stage_of(path, value) if alone else None
+
+
 def _tensors_of(path: str | Path) -> Mapping[str, Tensor]:
     """The flat tensors of a file, .safetensors or of `torch.save`."""
     if is_safetensors(map_file(path)):
@@ -106,7 +120,7 @@ def read_parts(
         state: flat dict of tensors.
         config: preset name, JSON or YAML file, or mapping: what the tensors do not show.
         classifier: file of a classifier for guidance, of guided diffusion alone.
-        vae: file of the autoencoder, of transformers on latents alone.
+        vae: file of the autoencoder, of transformers on latents alone; text: it is a folder, read by the caller.
 
     Raises:
         ValueError: tensors of no known family, or what the family's adapter says.
@@ -116,8 +130,9 @@ def read_parts(
     if transformers.is_transformer(state):
         if classifier is not None:
             raise ValueError(f"a classifier guides models of guided diffusion, and {path} is none: leave it out")
-        stage = None if vae is None else transformers.first_stage_of(vae, _tensors_of(vae))
-        return transformers.to_checkpoint(path, state, config, stage)
+        outside = isinstance(vae, str)  # no file of tensors: whoever loads gives the network its decoder
+        stage = None if vae is None or outside else transformers.first_stage_of(vae, _tensors_of(vae))
+        return transformers.to_checkpoint(path, state, config, stage, outside)
     if vae is not None:
         raise ValueError(f"an autoencoder is given to transformers on latents, and {path} is none: leave it out")
     if flow.is_flow(state, config) and not (openai.is_guided_diffusion(state) and config is None):

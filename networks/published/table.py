@@ -18,9 +18,9 @@ class Checkpoint:
     """One published network.
 
     Attributes:
-        urls: where the file lies; the first that answers is taken.
+        urls: where the file lies, mirrors in order; the first that gives it is taken.
         classifier: address of the classifier of noisy images that belongs to it.
-        sha256: of the file, where it is known.
+        sha256: of the file, by address, where it is known.
         family: which adapter reads it.
         licence: of the weights.
         settings: options of generate.py that published figures were measured with.
@@ -30,7 +30,7 @@ class Checkpoint:
     family: str
     licence: str
     classifier: str | None = None
-    sha256: str | None = None
+    sha256: Mapping[str, str] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -39,6 +39,7 @@ _CM = "https://openaipublic.blob.core.windows.net/consistency"
 _ADM = "https://openaipublic.blob.core.windows.net/diffusion/jul-2021"
 _LDM = "https://ommer-lab.com/files/latent-diffusion"
 _HUB = "https://huggingface.co"
+_SD = f"{_HUB}/stable-diffusion-v1-5/stable-diffusion-v1-5/resolve/main/v1-5-pruned-emaonly.safetensors"
 
 _POLYNOMIAL = {"schedule_type": "polynomial", "schedule_rho": 7, "solver": "ipndm", "max_order": 4}
 _DISCRETE = {"schedule_type": "discrete", "schedule_rho": 1, "solver": "dpmpp"}
@@ -110,11 +111,9 @@ PUBLISHED: dict[str, Checkpoint] = {
     "ldm-lsun-church-256": _ldm("lsun_churches.zip"),
     "ldm-imagenet-256": _ldm("nitro/cin/model.ckpt", guidance_type="cfg", guidance_rate=1.5),
     "sd-v1-5": Checkpoint(
-        urls=(
-            f"{_HUB}/stable-diffusion-v1-5/stable-diffusion-v1-5/resolve/main/v1-5-pruned-emaonly.safetensors",
-        ),
+        urls=(_SD, f"{_HUB}/runwayml/stable-diffusion-v1-5/resolve/main/v1-5-pruned-emaonly.ckpt"),
         family="ldm", licence="CreativeML Open RAIL-M", settings=_SETTINGS["sd"],
-        sha256="6ce0161689b3853acaa03779ec93eafe75a02f4ced659bee03f50797806fa2fa",
+        sha256={_SD: "6ce0161689b3853acaa03779ec93eafe75a02f4ced659bee03f50797806fa2fa"},
     ),
 }  # fmt: skip
 

@@ -21,7 +21,7 @@ from networks.published.unet_shapes import autoencoder_config
 from networks.trunks.transformer import SIZES
 from torch_utils.noise_table import alphas_cumprod, betas_of
 
-__all__ = ["first_stage_of", "is_transformer", "to_checkpoint"]
+__all__ = ["first_stage_of", "is_transformer", "scale_of", "to_checkpoint"]
 
 TYPES = ("dit", "sit", "combostoc")
 _TABLE = {"kind": "linear", "steps": 1000, "beta_start": 1e-4, "beta_end": 0.02}
@@ -38,6 +38,7 @@ def to_checkpoint(
     state: Mapping[str, Tensor],
     config: Mapping[str, Any] | None = None,
     first_stage: Mapping[str, Tensor] | None = None,
+    decoded_outside: bool = False,
 ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Tensor]]:
     """Arguments of `networks.build`, facts and state dict of a file.
 
@@ -45,6 +46,7 @@ def to_checkpoint(
         state: tensors by name.
         config: `type`, and `num_heads` of sizes that were not published.
         first_stage: tensors of the autoencoder, of models of latents.
+        decoded_outside: it is not part of the network.
 
     Raises:
         ValueError: a file whose type cannot be told, latents without autoencoder, other configuration.
@@ -65,7 +67,7 @@ def to_checkpoint(
     if kind == "dit":
         tensors["alphas_cumprod"] = alphas_cumprod(betas_of(**_TABLE))
     facts = {"method": kind, "source": Path(path).name}
-    if channels not in (1, 3):
+    if channels not in (1, 3) and not decoded_outside:
         if first_stage is None:
             raise ValueError(
                 f"{path} makes latents of {channels} channels, and brings no autoencoder: give its file with --vae"
@@ -76,7 +78,7 @@ def to_checkpoint(
         }  # fmt: skip
         tensors = {f"network.{k}": v for k, v in tensors.items()}
         tensors |= {f"first_stage.{k}": v for k, v in first_stage.items()}
-    elif first_stage is not None:
+    elif channels in (1, 3) and (first_stage is not None or decoded_outside):
         raise ValueError(f"{path} makes images, not latents: leave the autoencoder out")
     return kwargs, {"config": kwargs, **facts}, tensors
 
@@ -122,6 +124,19 @@ def _network(
         "patch_size": patch, "width": width, "depth": depth, "num_heads": heads, "learn_sigma": outputs == 2,
         "mlp_ratio": state["blocks.0.mlp.fc1.weight"].shape[0] / width, "label_dropout": 0.1,
     }  # fmt: skip
+
+
+def scale_of(stage: Any, config: Mapping[str, Any], path: str | Path) -> float:
+    """What latents of an autoencoder that lies alone are multiplied with: as given, else as the published ones are."""
+    scale = config.get("scale_factor", {("KLAutoencoder", 4): _SCALE, ("VQAutoencoder", 3): 1.0}.get(
+        (type(stage).__name__, stage.embed_dim)
+    ))  # fmt: skip
+    if not isinstance(scale, int | float) or not 0 < scale < math.inf:
+        raise ValueError(
+            f'{path} does not say the scale of its latents: give a configuration with {{"scale_factor": ...}}, about 1 '
+            "over their standard deviation"
+        )
+    return float(scale)
 
 
 def first_stage_of(path: str | Path, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

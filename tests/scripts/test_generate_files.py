@@ -105,9 +105,9 @@ def test_files_without_a_record_are_left_alone(run):
 
 
 def test_latents_have_a_record_of_their_own(run):
-    ok(run("--outdir=a/samples --save-latents=a/zs --seeds=0-1 --steps=1"))
+    ok(run("--outdir=a/samples --save-noise=a/zs --seeds=0-1 --steps=1"))
     check_refused(
-        run("--outdir=b/samples --save-latents=a/zs --seeds=0-1 --steps=2"),
+        run("--outdir=b/samples --save-noise=a/zs --seeds=0-1 --steps=2"),
         "a/zs holds 2 files of another network or sampler (other sampler.levels",
     )
 
@@ -218,7 +218,7 @@ def test_latents_are_the_noise_that_images_were_made_of(tmp_path):
     """One Euler step from the latents gives the points; the prior's deviations are in them."""
     net = toy_network(tmp_path / "net.pkl")
     args = [f"--network={tmp_path}/net.pkl", f"--npz={tmp_path}/p.npz", "--seeds=3-8", "--N=1", "--device=cpu"]
-    args += [f"--save_latents={tmp_path}/zs"]
+    args += [f"--save_noise={tmp_path}/zs"]
     result = CliRunner().invoke(generate.main, args, catch_exceptions=False)
     assert result.exit_code == 0, result.output
     assert files(tmp_path / "zs") == [f"{i:06d}.npy" for i in range(3, 9)]

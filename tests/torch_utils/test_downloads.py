@@ -168,3 +168,29 @@ def test_offline_is_respected(moody, monkeypatch):
     path = downloads.download(url, verbose=False)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert downloads.download(url, verbose=False) == path
+
+
+def test_mirrors_in_order(moody, server, monkeypatch):
+    import hashlib
+
+    url, state = moody
+    address, folder = server
+    state["cut"] = 1 << 30
+    (folder / "bad.pt").write_bytes(CONTENT[:-1] + b"x")
+    good = hashlib.sha256(CONTENT).hexdigest()
+    mirrors = [f"{address}/missing.pt", f"{address}/cut.pt", f"{address}/bad.pt", url]
+    known = dict.fromkeys(mirrors, good)
+    with pytest.warns(UserWarning, match="trying the next address") as said:
+        path = downloads.download_first(mirrors, sha256=known, verbose=False)
+    assert path.read_bytes() == CONTENT
+    assert [word in str(w.message) for w, word in zip(said, ("missing", "cut", "SHA-256"), strict=True)] == [True] * 3
+    asked = list(state["asked"])
+    assert downloads.download_first(mirrors, sha256=known, verbose=False) == path, "no mirror is asked again"
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert downloads.download_first(mirrors, sha256=known, verbose=False) == path
+    assert state["asked"] == asked
+    with (
+        pytest.warns(UserWarning, match="trying"),
+        pytest.raises(ValueError, match=r"none of 2 .*missing.*HF_HUB_OFFLINE.*bad.*HF_HUB"),
+    ):
+        downloads.download_first([mirrors[0], mirrors[2]], verbose=False)

@@ -148,6 +148,7 @@ class Batches:
 
     Attributes:
         storage: "device", "host" or "files".
+        draw: `(stored, rng) -> data` of data sets whose items are drawn from; None: items are the data.
 
     Raises:
         ValueError: `batch_size` not divisible by `world`, or an image that cannot be used.
@@ -171,6 +172,7 @@ class Batches:
                 f"batch_size={batch_size}, rank={rank}, world={world}, workers={workers}"
             )
         self._dataset, self._batch_size = dataset, batch_size
+        self.draw = getattr(dataset, "draw", None)
         self._rank, self._world, self._seed = rank, world, seed
         self._twins: list[Batches] = []
         self._own = slice(rank * (batch_size // world), (rank + 1) * (batch_size // world))
@@ -191,7 +193,10 @@ class Batches:
             self._images = dataset.images()
 
     def next(self) -> tuple[Tensor, Tensor]:
-        """Images uint8 `[b,C,H,W]` and labels float32 `[b,label_dim]` on the device, `b = batch_size // world`."""
+        """Images uint8 `[b,C,H,W]` and labels float32 `[b,label_dim]` on the device, `b = batch_size // world`.
+
+        Points are float32, latents as they are stored, see `draw`.
+        """
         if self.storage == "device":
             items = self._to_device(torch.from_numpy(self._next_items(self._sampler)))
             return self._gather(items)
@@ -238,8 +243,9 @@ class Batches:
     def _gather(self, items: Tensor) -> tuple[Tensor, Tensor]:
         n = self._dataset.num_images
         rows = items % n
-        images = self._images.index_select(0, rows)
-        if len(self._dataset) > n:
+        own = len(self._images) == len(self._dataset)  # mirrored ones, where there are any, are stored as well
+        images = self._images.index_select(0, items if own else rows)
+        if not own:
             images = torch.where((items >= n)[:, None, None, None], images.flip(-1), images)
         return images, self._dataset.encode_labels(self._targets.index_select(0, rows))
 
@@ -305,7 +311,7 @@ class _Ahead:
 
 
 def _storage(dataset: ImageDataset, device: torch.device) -> str:
-    size = dataset.num_images * int(np.prod(dataset.image_shape))
+    size = getattr(dataset, "nbytes", dataset.num_images * int(np.prod(dataset.image_shape)))
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if size * processes > SHARE_OF_HOST * _host_memory():
         print0(f"The decoded images ({format_count(size)}B) do not fit into memory: reading files instead")

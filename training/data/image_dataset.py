@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from networks.models.decoder import LatentFacts
 from torch_utils.distributed import get_rank
 from training.data.archive import ImageArchive
 from training.data.decode import decode_image
@@ -69,10 +70,12 @@ class ImageDataset:
     """
 
     std = 0.5  # what EDM takes the deviation of images in [-1, 1] for
+    latents: LatentFacts | None = None  # of data sets of latents
+    dtype = torch.uint8  # of what is stored
 
     def __init__(
         self,
-        path: str | os.PathLike[str],
+        path: str | os.PathLike[str] | ImageArchive,
         *,
         resolution: int | None = None,
         max_size: int | None = None,
@@ -80,12 +83,9 @@ class ImageDataset:
         xflip: bool = False,
         random_seed: int = 0,
     ) -> None:
-        self._archive = ImageArchive(path)
+        self._archive = path if isinstance(path, ImageArchive) else ImageArchive(path)
         self.path = self._archive.path
         self.name = os.path.splitext(self.path.name or self.path.resolve().name)[0]
-        self._names = self._archive.image_names
-        if not self._names:
-            raise OSError(f"{path} holds no images: build a data set with dataset_tool.py")
         self._use_labels = use_labels
         self._targets: Tensor | None = None
         self._label_dim = 0
@@ -93,7 +93,7 @@ class ImageDataset:
         self._class_names: list[str] | None = None
         self._images: Tensor | None = None
         self.image_shape: list[int] = []
-        self.image_shape = list(self._decode(self._names[0]).shape)
+        self._describe()
         self.num_channels, height, self.resolution = self.image_shape
         if height != self.resolution:
             raise ValueError(
@@ -101,11 +101,20 @@ class ImageDataset:
                 "dataset_tool.py --transform=center-crop makes them so"
             )
         if resolution not in (None, self.resolution):
-            raise OSError(f"{path} holds images of {self.resolution} pixels, {resolution} were asked for")
+            raise OSError(f"{self.path} holds images of {self.resolution} pixels, {resolution} were asked for")
         self._subset = subset_indices(len(self._names), max_size, random_seed)
         n = len(self._subset)
         self.raw_idx = np.tile(self._subset, 2) if xflip else self._subset
         self.xflip = np.arange(len(self.raw_idx)) >= n
+
+    def _describe(self) -> None:
+        """Find the files, and the shape of one."""
+        self._names = self._archive.image_names
+        if not self._names:
+            if any(name.endswith(".npy") for name in self._archive.names):
+                raise OSError(f"{self.path} holds latents or other arrays, and images are needed here: give the images")
+            raise OSError(f"{self.path} holds no images: build a data set with dataset_tool.py")
+        self.image_shape = self.stored_shape = list(self._decode(self._names[0]).shape)
 
     def __len__(self) -> int:
         return len(self.raw_idx)
@@ -122,9 +131,24 @@ class ImageDataset:
             ValueError, OSError: an image that is damaged or has another shape, named.
         """
         index = range(len(self))[item] % self.num_images  # IndexError beyond the end
-        image = self._decode(self._names[self._subset[index]])
         label = self.encode_labels(self.targets()[index : index + 1])[0]
-        return (image[:, :, ::-1].copy() if self.xflip[item] else image), label.numpy()
+        return self._item(index, bool(self.xflip[item])), label.numpy()
+
+    def _item(self, index: int, mirrored: bool) -> np.ndarray:
+        """What is stored of an image, or of its mirror image."""
+        image = self._decode(self._names[self._subset[index]])
+        return image[:, :, ::-1].copy() if mirrored else image
+
+    @property
+    def shown_shape(self) -> list[int]:
+        """Shape of what people look at."""
+        return self.image_shape
+
+    @property
+    def nbytes(self) -> int:
+        """What `images` takes."""
+        copies = 2 if self.latents is not None and self.xflip.any() else 1
+        return copies * self.num_images * int(np.prod(self.stored_shape)) * self.dtype.itemsize
 
     def _to_mode(self, image: Image.Image) -> Image.Image:
         return to_gray_or_rgb(image)
@@ -146,23 +170,25 @@ class ImageDataset:
     def images(self) -> Tensor:
         """All images without mirrored copies, uint8 `[num_images,C,H,W]`; decoded once, then kept.
 
+        Of latents what is stored, and of mirrored images behind it where they are asked for.
+
         Raises:
             ValueError, OSError: as for a single image.
         """
         if self._images is None:
-            images = torch.empty([self.num_images, *self.image_shape], dtype=torch.uint8)
+            n = self.num_images
+            total = n if self.latents is None else len(self)
+            images = torch.empty([total, *self.stored_shape], dtype=self.dtype)
             pixels = images.numpy()
 
             def fill(index: int) -> None:
-                pixels[index] = self._decode(self._names[self._subset[index]])
+                pixels[index] = self._item(index % n, index >= n)
 
-            bar = tqdm(
-                total=self.num_images, unit="img", desc=f"Decoding {self.name}", delay=3, disable=get_rank() != 0
-            )
+            bar = tqdm(total=total, unit="img", desc=f"Decoding {self.name}", delay=3, disable=get_rank() != 0)
             with bar, ThreadPoolExecutor(os.cpu_count()) as pool:
                 try:
-                    for first in range(0, self.num_images, 4096):  # bounds the queue, and notices errors early
-                        block = range(first, min(first + 4096, self.num_images))
+                    for first in range(0, total, 4096):  # bounds the queue, and notices errors early
+                        block = range(first, min(first + 4096, total))
                         for _ in pool.map(fill, block, chunksize=64):
                             bar.update()
                 finally:

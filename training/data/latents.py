@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from networks.models.decoder import Autoencoder, LatentFacts
 from torch_utils.files import atomic_write
 from torch_utils.images import from_uint8
 from training.data.image_dataset import ImageDataset, decoded
@@ -34,7 +35,7 @@ DTYPES = {"float16": torch.float16, "float32": torch.float32}
 @torch.inference_mode()
 def encode_dataset(
     dataset: ImageDataset,
-    net: Any,
+    autoencoder: Autoencoder,
     dest: str | Path,
     *,
     flips: bool = False,
@@ -46,7 +47,6 @@ def encode_dataset(
     """Write the latents of every image, atomically; returns what dataset.json says of them.
 
     Args:
-        net: a latent model (`LatentDenoiser`).
         dest: ends in .zip.
         flips: of mirrored images too.
         dtype: key of DTYPES; float16 halves the file, its values are rounded to 11 bits.
@@ -54,18 +54,16 @@ def encode_dataset(
         progress: called with the number of images done since the last call.
 
     Raises:
-        ValueError: a network without autoencoder, images that it cannot halve often enough, values beyond float16.
+        ValueError: images that the autoencoder cannot halve often enough, values beyond float16.
         OSError: the file cannot be written; one of that name is as it was.
     """
-    stage = getattr(net, "first_stage", None)
-    if stage is None:
-        raise ValueError("--encode needs a latent model, which brings an autoencoder, and this network works on pixels")
+    stage = autoencoder.stage
     if dataset.resolution % stage.factor:
         raise ValueError(
             f"images of {dataset.resolution} pixels do not fit an autoencoder that makes them {stage.factor} times "
             f"smaller: choose a --resolution that {stage.factor} divides"
         )
-    net.to(device)
+    stage.to(device)
     moments = hasattr(stage, "moments")
     names: list[str] = []
     shape: list[int] = []
@@ -82,11 +80,11 @@ def encode_dataset(
                     archive.add(f"{index // 1000:05d}/img{index:08d}{suffix}.npy", _npy(value))
             names += [f"{i // 1000:05d}/img{i:08d}.npy" for i in range(len(names), len(names) + len(images))]
             progress(len(images))
-        about = {
-            "kind": "moments" if moments else "latents", "shape": shape, "dtype": dtype, "flips": flips,
-            "scale_factor": net.scale_factor, "images": [dataset.resolution, dataset.resolution],
-            "network": getattr(net, "info", {}).get("source"),
-        }  # fmt: skip
+        facts = LatentFacts(
+            "moments" if moments else "latents", tuple(shape), autoencoder.scale_factor, dataset.resolution, flips,
+            autoencoder.source, autoencoder.sha256,
+        )  # fmt: skip
+        about = {**facts.record(), "dtype": dtype}
         labels = (
             [[n, t.tolist()] for n, t in zip(names, dataset.targets(), strict=True)] if dataset.has_labels else None
         )

@@ -1,6 +1,6 @@
 """Pairs of start noise and the image a model made of it: two folders, one PNG and one NPY of the same number each.
 
-`generate.py --outdir=pairs/samples --save-latents=pairs/zs` writes them; so does the published code of Lee, Kim, Ye
+`generate.py --outdir=pairs/samples --save-noise=pairs/zs` writes them; so does the published code of Lee, Kim, Ye
 2023 (arXiv 2301.12003). The number is what follows the last `_` of a name: `a_00012.png` belongs to `000012.npy`.
 """
 
@@ -35,7 +35,7 @@ def find_folders(images: str | Path, latents: str | Path | None) -> tuple[Path, 
     if not (images / SAMPLES).is_dir() or not (images / LATENTS).is_dir():
         raise ValueError(
             f"{images} holds no folders {SAMPLES} and {LATENTS}: say where the latents of its images are with --z-dir; "
-            "generate.py --save-latents=DIR writes them"
+            "generate.py --save-noise=DIR writes them"
         )
     return images / SAMPLES, images / LATENTS
 
@@ -71,10 +71,10 @@ class PairDataset(ImageDataset):
     def __init__(self, images: str | os.PathLike[str], latents: str | os.PathLike[str]) -> None:
         self._folder = Path(latents)
         if not self._folder.is_dir():
-            raise ValueError(f"there is no folder {latents}: generate.py --save-latents={latents} writes one")
+            raise ValueError(f"there is no folder {latents}: generate.py --save-noise={latents} writes one")
         self._latents = _numbered([str(p) for p in sorted(self._folder.rglob("*.npy"))], "latents")
         if not self._latents:
-            raise ValueError(f"{latents} holds no .npy file: generate.py --save-latents={latents} writes them")
+            raise ValueError(f"{latents} holds no .npy file: generate.py --save-noise={latents} writes them")
         self.latent_shape = _read(next(iter(self._latents.values()))).shape
         super().__init__(images, use_labels=True)
         if tuple(self.image_shape) != self.latent_shape:

@@ -1,4 +1,4 @@
-"""DataOptions and the data set they open: images of a folder or zip, points, a series, or shapes."""
+"""DataOptions and the data set they open: images or latents of a folder or zip, points, a series, or shapes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from torch_utils.options import OptionGroup, opt, refuse
+from training.data.archive import ImageArchive
 from training.data.image_dataset import ImageDataset
+from training.data.latent_dataset import LatentDataset, holds_latents
 from training.data.series import SeriesDataset, is_series
 from training.data.shapes import ShapeDataset, is_shapes
 from training.data.toys import ToyDataset, is_toy
@@ -31,6 +33,10 @@ class DataOptions:
         True, "Keep the decoded data set in memory, on the GPU if it fits", metavar="BOOL", may_change=True
     )
     workers: int = opt(1, "Threads that read and decode images", metavar="INT", at_least=1, may_change=True)
+    decoder: str | None = opt(
+        None, "Data sets of latents: the autoencoder that made them, for pictures and FID [default: where its name "
+        "then leads to a file that is at hand]", metavar="FILE|NAME", may_change=True,
+    )  # fmt: skip
 
 
 def open_dataset(options: DataOptions) -> ImageDataset | ToyDataset | SeriesDataset | ShapeDataset:
@@ -48,9 +54,12 @@ def open_dataset(options: DataOptions) -> ImageDataset | ToyDataset | SeriesData
             raise ValueError(f"{options.data} holds shapes, which train.py combostoc and sit learn: give other data")
         refuse(options, ("xflip",), f"mirrors images, {options.data} has shapes")
         dataset = ShapeDataset(options.data, use_labels=options.cond)
+    elif is_toy(options.data):
+        dataset = ToyDataset(options.data, use_labels=options.cond, xflip=options.xflip)
     else:
-        opened = ToyDataset if is_toy(options.data) else ImageDataset
-        dataset = opened(options.data, use_labels=options.cond, xflip=options.xflip)
+        archive = ImageArchive(options.data)
+        opened = LatentDataset if holds_latents(archive) else ImageDataset
+        dataset = opened(archive, use_labels=options.cond, xflip=options.xflip)
     if options.cond and not dataset.has_labels:
         raise ValueError(
             f"--cond=1 needs labels, and {options.data} has none: build the data set from a source with labels, "

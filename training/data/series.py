@@ -63,6 +63,7 @@ class SeriesDataset:
     """
 
     label_kind = "vector"
+    latents = None
     class_names = None
     has_labels = True
     has_onehot_labels = False

@@ -146,6 +146,8 @@ class ShapeDataset:
         ValueError: of `read_shapes`.
     """
 
+    latents = None
+
     def __init__(self, text: str, *, use_labels: bool = False) -> None:
         self.shapes = read_shapes(text)
         self.layout = layout_of(self.shapes)

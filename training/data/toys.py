@@ -138,6 +138,7 @@ class ToyDataset:
     """
 
     image_shape = (2, 1, 1)
+    latents = None
     num_channels = 2
     resolution = 1
 

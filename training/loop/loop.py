@@ -34,7 +34,7 @@ from training.method import Batch, Method, Phase
 
 __all__ = ["Loop", "NonFiniteError"]
 
-_DROPOUT = 1 << 16  # streams of dropout masks, beside those of the phases
+_DROPOUT, _DRAWS = 1 << 16, 1 << 17  # streams of dropout masks and of data that is drawn, beside those of the phases
 
 
 class NonFiniteError(ValueError):
@@ -67,6 +67,7 @@ class Loop:
         self.method, self.batches, self.options, self.device = method, batches, options, device
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         self.rounds = options.rounds(self.world)
+        self._draw = getattr(batches, "draw", None)
         self._own_batches = {p.name: batches.twin(p.batch_size) for p in method.phases if p.batch_size is not None}
         self.nimg = 0
         self.stats = Collector(device)
@@ -151,10 +152,14 @@ class Loop:
             start = self.rank * per_process + rows.start
             rng = BatchRNG(options.seed, self.nimg, start, start + size, self.device, stream=index)
             drops = BatchRNG(options.seed, self.nimg, start, start + size, self.device, stream=_DROPOUT + index)
+            part = data[rows]
+            if self._draw is not None:
+                own = BatchRNG(options.seed, self.nimg, start, start + size, self.device, stream=_DRAWS + index)
+                part = self._draw(part, own)
             last = r == rounds - 1
             with module.no_sync() if self.world > 1 and not last else nullcontext():
                 with keyed(drops, size):
-                    loss, terms = module(Batch(data[rows], labels[rows], rng, self.nimg))
+                    loss, terms = module(Batch(part, labels[rows], rng, self.nimg))
                 self._backward(loss.sum(), options.ls / per_process)
             if last and self.timer is not None:
                 self.timer.synchronised()

@@ -10,6 +10,7 @@ what came before; maps may have a U-Net.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -97,7 +98,7 @@ class EDMOptions(CoefficientOptions, CommonOptions):
     )
     augment: float | None = opt(
         None,
-        "Augmentation probability; 0 = off [default: 0.12; mlp and series have none]",
+        "Augmentation probability; 0 = off [default: 0.12; mlp, series and latents have none]",
         metavar="P",
         at_least=0,
         at_most=1,
@@ -105,7 +106,10 @@ class EDMOptions(CoefficientOptions, CommonOptions):
     p_mean: float | None = opt(None, "Mean of ln(sigma) in training (EDM loss); default -1.2", metavar="FLOAT")
     p_std: float | None = opt(None, "Std of ln(sigma) in training (EDM loss); default 1.2", metavar="FLOAT", above=0)
     sigma_data: float | None = opt(
-        None, "Std of the data (EDM); default 0.5, of points their root mean square", metavar="FLOAT", above=0
+        None,
+        "Std of the data (EDM); default 0.5, of points and latents their root mean square",
+        metavar="FLOAT",
+        above=0,
     )
 
     ema_rampup: float | None = opt(
@@ -224,6 +228,12 @@ def build(options: EDMOptions, dataset: ImageDataset, device: torch.device) -> M
         ValueError: the options do not describe a network for this data set.
     """
     _, loss_name = PRECONDITIONERS[options.precond]
+    if dataset.latents is not None:
+        if options.augment:
+            raise ValueError(
+                f"--augment={options.augment:g} is for images, and {options.data} holds latents: leave it out"
+            )
+        options = dataclasses.replace(options, augment=0.0)
     net = build_network(options, dataset)
     cost = common.training_cost(net)
     loss_kwargs = options.loss_kwargs()

@@ -21,23 +21,41 @@ class MethodEntry(NamedTuple):
     build: Callable[..., Any]
     open: Callable[..., Any] | None = None  # data set of the options, where it is not one of images or points
     series: bool = False  # learns to continue a series
+    latents: bool = False  # trains on cached latents too
 
 
 METHODS: dict[str, MethodEntry] = {
     "edm": MethodEntry(
-        "Denoisers with EDM, VP or VE preconditioning (the default).", edm.EDMOptions, edm.build, series=True
+        "Denoisers with EDM, VP or VE preconditioning (the default).",
+        edm.EDMOptions,
+        edm.build,
+        series=True,
+        latents=True,
     ),
     "curvature": MethodEntry(
         "Straight flows on a coupling of data and noise that is learned.", curvature.CurvatureOptions, curvature.build
     ),
     "combostoc": MethodEntry(
-        "Diffusion transformers whose elements keep their own time.", combostoc.ComboStocOptions, combostoc.build
+        "Diffusion transformers whose elements keep their own time.",
+        combostoc.ComboStocOptions,
+        combostoc.build,
+        latents=True,
     ),
     "sit": MethodEntry(
-        "Diffusion transformers on interpolants, one time a sample.", combostoc.SiTOptions, combostoc.build
+        "Diffusion transformers on interpolants, one time a sample.",
+        combostoc.SiTOptions,
+        combostoc.build,
+        latents=True,
     ),
     "idff": MethodEntry(
-        "Clean data and score from one network, on a bridge.", idff.IDFFOptions, idff.build, series=True
+        "Clean data and score from one network, on a bridge.", idff.IDFFOptions, idff.build, latents=True
+    ),
+    "idff": MethodEntry(
+        "Clean data and score from one network, on a bridge.",
+        idff.IDFFOptions,
+        idff.build,
+        series=True,
+        latents=True,
     ),
     "distill": MethodEntry(
         "A flow model in one step, from pairs of noise and image that it made.",

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from samplers.field import as_field
 from samplers.planning.plan import SamplerOptions, build_plan
-from samplers.run import image_shape
+from samplers.run import decoded, image_shape
 from samplers.solvers.churn import edm_sampler
 from torch_utils.images import enlarged, make_grid, save_image, to_uint8
 from torch_utils.report.boxes import draw_shapes
@@ -57,7 +58,7 @@ def sample_grid(net: Any, columns: int = 8, num_steps: int = 18) -> Tensor:
     """`[C, H', W']` uint8: rows of `columns` samples by the EDM sampler, 2 * num_steps - 1 evaluations."""
     rows = min(net.label_dim or columns, MAX_ROWS) if getattr(net, "conditions", None) is None else columns
     noise, labels = fixed_starts(net, rows * columns, repeat=columns)
-    images = to_uint8(edm_sampler(net, noise, labels, num_steps=num_steps))
+    images = to_uint8(decoded(as_field(net), edm_sampler(net, noise, labels, num_steps=num_steps)))
     return enlarged(make_grid(torch.nn.functional.pad(images, (1, 1, 1, 1)), columns=columns))
 
 

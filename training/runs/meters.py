@@ -213,7 +213,7 @@ def _images(request: _Request) -> tuple[tuple[str, ...], Measured]:
     num = options.fid_num or IMAGES
     check_counts(wanted, options, num, "--fid-num")
     if options.fid_ref != "auto":
-        dim, name = dim_of(extractor, dataset.image_shape), f"--fid-ref={options.fid_ref}"
+        dim, name = dim_of(extractor, dataset.shown_shape), f"--fid-ref={options.fid_ref}"
         reference = load_reference(options.fid_ref, extractor, dim, name, wanted.rows)
         if wanted.rows and dist.from_rank0(lambda: reference.rows is None):
             raise ValueError(

@@ -13,6 +13,7 @@ from published_files import cin, cm, ldm
 
 import dataset_tool
 import networks
+from torch_utils.checkpoint import tensor_hash
 from torch_utils.images import from_uint8
 
 MAKERS = {"moments": cin, "latents": ldm}
@@ -55,7 +56,7 @@ def test_latents_of_every_image(kind, folder, tmp_path):
         assert about["latents"] == {
             "kind": kind, "shape": [8 if kind == "moments" else 3, 8, 8],
             "dtype": "float32", "flips": True, "scale_factor": net.scale_factor, "images": [16, 16],
-            "network": found.path.name,
+            "network": str(found.path), "autoencoder": tensor_hash(net.first_stage.state_dict()),
         }  # fmt: skip
         assert [label for _, label in about["labels"]] == [label for _, label in labels["labels"]]
         for name, _ in about["labels"]:

@@ -115,7 +115,7 @@ def test_whole_command(pairs):
 def test_pairs_of_another_network_are_refused(pairs, tmp_path):
     """What generate.py wrote names its network; the one that made the pairs is taken, in any precision."""
     made = ["--seeds=0-3", "--N=1", "--device=cpu", "--precision=bf16"]
-    made += [f"--outdir={tmp_path / 'p/samples'}", f"--save-latents={tmp_path / 'p/zs'}"]
+    made += [f"--outdir={tmp_path / 'p/samples'}", f"--save-noise={tmp_path / 'p/zs'}"]
     generate.main([f"--network={pairs / 'teacher.pkl'}", *made], standalone_mode=False)
     found = options(pairs, data=str(tmp_path / "p"))
     build(found, open_pairs(found), torch.device("cpu"))
@@ -158,7 +158,7 @@ def test_pairs_of_generate_are_what_distill_reads_and_fid_measures_one_step(tmp_
         return result.stdout
 
     network = f"--network={tmp_path / 'teacher.pkl'}"
-    run(generate, network, f"--outdir={tmp_path}/samples", f"--save-latents={tmp_path}/zs", "--seeds=0-39", "--N=1")
+    run(generate, network, f"--outdir={tmp_path}/samples", f"--save-noise={tmp_path}/zs", "--seeds=0-39", "--N=1")
     dataset = PairDataset(*find_folders(tmp_path, None))
     assert len(dataset) == 40
     net = networks.load_network(tmp_path / "teacher.pkl")

@@ -1,0 +1,250 @@
+"""Training on cached latents: encoded, trained, continued, decoded; drawn anew, and what does not go together."""
+
+import json
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from PIL import Image
+from published_files import KL
+from run_locks import release_locks
+
+import dataset_tool
+import fid
+import generate
+import networks
+import train
+from networks.load import load_autoencoder
+from torch_utils.checkpoint import load
+from torch_utils.rng import BatchRNG
+from training.data.archive import ImageArchive
+from training.data.batches import Batches
+from training.data.image_dataset import ImageDataset
+from training.data.latent_dataset import LatentDataset
+
+COMMON = "--batch=500 --duration=0.001 --tick=0.5 --snap=100 --lr-rampup=0 --lr=1e-3 --seed=3 --workers=1"
+SMALL = {
+    "sit": f"sit --model=SiT-S/4 --width=16 --depth=1 --num-heads=2 --cond=1 {COMMON}",
+    "combostoc": f"combostoc --model=ComboStoc-S/4 --width=16 --depth=1 --num-heads=2 --cond=1 {COMMON}",
+    "edm": f"edm --cbase=32 --cres=1 --num-blocks=1 --attn-resolutions=0 --dropout=0 --cond=1 {COMMON}",
+    "idff": f"idff --cbase=32 --cres=1 --num-blocks=1 --head-channels=16 --attn-resolutions=8 {COMMON}",
+}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Twelve pictures, their latents by a small autoencoder, and another autoencoder."""
+    root = tmp_path_factory.mktemp("latents")
+    random = np.random.RandomState(0)
+    for i in range(12):
+        path = root / f"pictures/{'ab'[i % 2]}/{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(random.randint(0, 256, (16, 16, 3), np.uint8)).save(path)
+    for seed, name in ((0, "vae"), (1, "other")):
+        torch.manual_seed(seed)
+        networks.save_network(root / f"{name}.safetensors", networks.build("KLAutoencoder", **KL))
+    done = encode(root, root / "latents.zip", root / "vae.safetensors", "--encode-flips")
+    assert done.exit_code == 0, done.output
+    return root
+
+
+def encode(root, dest, vae, *more):
+    arguments = [f"--source={root / 'pictures'}", f"--dest={dest}", "--labels=folders", f"--encode={vae}"]
+    return CliRunner().invoke(dataset_tool.main, [*arguments, "--device=cpu", *more])
+
+
+def run_train(root, out, name, more="", data=None):
+    arguments = [f"--outdir={out}", f"--data={data or root / 'latents.zip'}", "--device=cpu", *more.split()]
+    method, *rest = SMALL[name].split()
+    return CliRunner().invoke(train.main, [method, *rest, *arguments])
+
+
+def ok(result):
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def refused(result, *pieces):
+    assert result.exit_code in (1, 2), result.output
+    assert "Traceback" not in result.output
+    for piece in pieces:
+        assert piece in result.output
+
+
+def test_stored_moments_are_drawn_from(made):
+    dataset = LatentDataset(made / "latents.zip", use_labels=True)
+    images = ImageDataset(made / "pictures")
+    autoencoder = load_autoencoder(made / "vae.safetensors")
+    assert autoencoder.scale_factor == 0.18215
+    assert dataset.latents.autoencoder == autoencoder.sha256
+    assert (dataset.image_shape, dataset.stored_shape, dataset.label_dim) == ([4, 8, 8], [8, 8, 8], 2)
+    seen = torch.from_numpy(images[3][0])[None].float() / 127.5 - 1
+    mean, logvar = autoencoder.stage.moments(seen).chunk(2, dim=1)
+    stored = torch.from_numpy(dataset[3][0])[None]
+    noise = BatchRNG(1, 0, 0, 1).randn_like(mean)
+    expected = 0.18215 * (mean + (logvar.clamp(-30, 20) / 2).exp() * noise)
+    torch.testing.assert_close(dataset.draw(stored, BatchRNG(1, 0, 0, 1)), expected, rtol=1e-4, atol=1e-5)
+    assert not torch.equal(dataset.draw(stored, BatchRNG(1, 8, 0, 1)), expected), "another draw at another image"
+
+
+def test_mirrored_latents_are_those_of_mirrored_images(made):
+    dataset = LatentDataset(made / "latents.zip", xflip=True)
+    autoencoder = load_autoencoder(made / "vae.safetensors")
+    seen = torch.from_numpy(ImageDataset(made / "pictures")[3][0])[None].float() / 127.5 - 1
+    own = autoencoder.stage.moments(seen.flip(3))[0]
+    torch.testing.assert_close(torch.from_numpy(dataset[12 + 3][0]), own, rtol=1e-4, atol=1e-4)
+    assert not np.array_equal(dataset[15][0], dataset[3][0][:, :, ::-1])
+    for cache in (True, False):
+        batches = Batches(dataset, 24, cache=cache)
+        items = batches._next_items(batches._sampler)
+        batches = Batches(dataset, 24, cache=cache)
+        stored, _ = batches.next()
+        assert torch.equal(stored, torch.stack([torch.from_numpy(dataset[i][0]) for i in items]))
+        batches.close()
+    assert dataset.nbytes == dataset.images().nbytes
+
+
+@pytest.mark.parametrize(
+    "name", ["sit", "combostoc", *(pytest.param(n, marks=pytest.mark.slow) for n in ("edm", "idff"))]
+)
+def test_train_continue_and_decode(name, made, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert "Finished" in ok(run_train(made, "runs", name, "--nosubdir"))
+    assert (tmp_path / "runs/samples-000001.png").exists()
+    snapshot = load("runs/network-snapshot-000001.pkl", "snapshot")
+    assert snapshot.info["dataset"]["latents"]["scale_factor"] == 0.18215
+    sampler = "--num-steps=4 --solver=ipndm" if name != "idff" else "--num-steps=4 --solver=euler"
+    arguments = ["--network=runs/network-snapshot-000001.pkl", "--seeds=0-2", *sampler.split()]
+    ok(CliRunner().invoke(generate.main, [*arguments, "--outdir=out", "--save-latents=zs", "--save-noise=eps"]))
+    image = np.asarray(Image.open("out/000001.png"))
+    assert image.shape == (16, 16, 3)
+    latent = torch.from_numpy(np.load("zs/000001.npy"))
+    decoded = load_autoencoder(made / "vae.safetensors").decode(latent[None])[0].permute(1, 2, 0)
+    assert np.abs(image - (decoded * 127.5 + 128).clamp(0, 255).byte().numpy().astype(int)).max() <= 1
+    assert np.load("eps/000001.npy").shape == (4, 8, 8)
+
+
+def test_a_run_on_latents_continues_bit_for_bit(made, tmp_path):
+    ok(run_train(made, tmp_path / "whole", "sit", "--nosubdir --xflip=1 --dump=1 --duration=0.002"))
+    ok(run_train(made, tmp_path / "parts", "sit", "--nosubdir --xflip=1 --dump=1"))
+    release_locks()
+    ok(
+        run_train(
+            made,
+            tmp_path / "parts",
+            "sit",
+            f"--nosubdir --xflip=1 --dump=1 --duration=0.002 --resume={tmp_path / 'parts'}",
+        )
+    )
+    states = [load(tmp_path / f"{run}/network-snapshot-000002.pkl", "snapshot") for run in ("whole", "parts")]
+    for key, value in states[0].payload["ema"].items():
+        assert torch.equal(value, states[1].payload["ema"][key]), key
+
+
+def test_the_decoder_given_found_or_missing(made, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with zipfile.ZipFile(made / "latents.zip") as old, zipfile.ZipFile("moved.zip", "w") as new:
+        for name in old.namelist():
+            content = old.read(name)
+            if name == "dataset.json":
+                value = json.loads(content)
+                value["latents"]["network"] = "gone.safetensors"
+                content = json.dumps(value).encode()
+            new.writestr(name, content)
+    output = ok(run_train(made, "runs", "sit", "--nosubdir", data="moved.zip"))
+    assert "No pictures: the autoencoder gone.safetensors is not at hand, give --decoder" in output
+    assert not list(tmp_path.glob("runs/samples-*.png"))
+    arguments = ["--network=runs/network-snapshot-000001.pkl", "--seeds=0-2", "--num-steps=4", "--solver=ipndm"]
+    refused(
+        CliRunner().invoke(generate.main, [*arguments, "--outdir=out"]),
+        "gone.safetensors, which is not at hand: give it with --vae",
+    )
+    assert not (tmp_path / "out").exists()
+    ok(CliRunner().invoke(generate.main, [*arguments, "--save-latents=zs"]))
+    assert sorted(p.name for p in tmp_path.glob("zs/*.npy")) == [f"{i:06d}.npy" for i in range(3)]
+    assert not (tmp_path / "samples").exists()
+    refused(
+        CliRunner().invoke(generate.main, [*arguments, "--outdir=out", f"--vae={made / 'other.safetensors'}"]),
+        "is not the autoencoder of these latents",
+    )
+    ok(CliRunner().invoke(generate.main, [*arguments, "--outdir=out", f"--vae={made / 'vae.safetensors'}"]))
+    refused(
+        CliRunner().invoke(fid.main, ["ref", *arguments[:2], "--num=3", "--dest=r.npz", "--features=pixels"]),
+        "--vae",
+    )
+    given = f"--decoder={made / 'other.safetensors'}"
+    refused(run_train(made, "more", "sit", given, data="moved.zip"), "is not the autoencoder of these latents")
+
+
+def test_fid_on_latents_is_that_of_decoded_images(made, tmp_path):
+    ok(CliRunner().invoke(fid.main, ["ref", f"--data={made / 'pictures'}", f"--dest={tmp_path}/r.npz",
+                                     "--features=pixels"]))  # fmt: skip
+    how = f"--nosubdir --fid-every=1 --fid-features=pixels --fid-num=8 --fid-ref={tmp_path}/r.npz"
+    ok(run_train(made, tmp_path / "runs", "sit", how))
+    figures = [json.loads(line) for line in (tmp_path / "runs/stats.jsonl").read_text().splitlines()]
+    assert figures[-1]["Metrics/fid"]["mean"] > 0
+    refused(run_train(made, tmp_path / "b", "sit", "--fid-every=1 --fid-features=pixels"), "--fid-ref, made by")
+
+
+def test_what_does_not_go_together(made, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    latents = str(made / "latents.zip")
+    refused(
+        CliRunner().invoke(fid.main, ["ref", f"--data={latents}", "--dest=r.npz", "--features=pixels"]),
+        "images are needed here",
+    )
+    command = ["curvature", f"--data={latents}", "--outdir=runs", "--device=cpu", "--batch=8", "--preset=digits"]
+    refused(CliRunner().invoke(train.main, [a for a in command if "preset" not in a]), "curvature learns from images")
+    refused(run_train(made, "runs", "edm", "--augment=0.1"), "leave it out")
+    refused(
+        run_train(made, "runs", "edm", f"--cond=0 --decoder={made / 'vae.safetensors'}", data=made / "pictures"),
+        "belongs to data sets of latents",
+    )
+    ok(run_train(made, "a", "sit", "--nosubdir"))
+    refused(
+        CliRunner().invoke(generate.main, ["--network=a/network-snapshot-000001.pkl", "--vae=missing.pt"]),
+        "neither a file nor a known checkpoint",
+    )
+    ok(encode(made, tmp_path / "other.zip", made / "other.safetensors"))
+    refused(
+        run_train(made, "b", "sit", "--transfer=a/network-snapshot-000001.pkl", data="other.zip"),
+        "another autoencoder",
+    )
+    refused(run_train(made, "b", "sit", "--xflip=1", data="other.zip"), "--encode-flips")
+    assert not (tmp_path / "b").exists() or not list((tmp_path / "b").iterdir())
+
+
+BAD = {
+    "nothing said": (lambda about: about.pop("latents"), None, "does not say which latents"),
+    "no scale": (lambda about: about["latents"].pop("scale_factor"), None, "damaged"),
+    "odd moments": (lambda about: about["latents"].update(shape=[7, 8, 8]), None, "damaged"),
+    "huge": (lambda about: about["latents"].update(shape=[1 << 40, 8, 8]), None, "damaged"),
+    "another shape": (lambda about: about["latents"].update(shape=[8, 4, 4]), None, "is expected"),
+    "objects": (lambda about: None, np.array([{"a": 1}], dtype=object), "expected"),
+    "cut": (lambda about: None, b"\x93NUMPY\x01\x00v\x00{'descr': '<f4', 'fortran_order': False, ", "img00000000"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_damaged_latents(name, made, tmp_path):
+    change, array, piece = BAD[name]
+    path = tmp_path / "x.zip"
+    with zipfile.ZipFile(made / "latents.zip") as old, zipfile.ZipFile(path, "w") as new:
+        about = json.loads(old.read("dataset.json"))
+        change(about)
+        new.writestr("dataset.json", json.dumps(about))
+        for entry in old.namelist():
+            if not entry.endswith(".npy"):
+                continue
+            content = old.read(entry)
+            if array is not None and entry.endswith("img00000000.npy"):
+                content = array
+                if not isinstance(array, bytes):
+                    with open(tmp_path / "a.npy", "wb") as file:
+                        np.save(file, array, allow_pickle=True)
+                    content = (tmp_path / "a.npy").read_bytes()
+            new.writestr(entry, content)
+    with pytest.raises(ValueError, match=piece):
+        LatentDataset(ImageArchive(path))
