@@ -60,7 +60,9 @@ def _parameters(cls: type, kwargs: dict[str, Any]) -> dict[str, inspect.Paramete
     own = dict(inspect.signature(cls).parameters)
     if not any(p.kind is p.VAR_KEYWORD for p in own.values()):
         return own
-    own = {name: p for name, p in own.items() if p.kind is not p.VAR_KEYWORD}
+    own = {name: p for name, p in own.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
+    if "model_type" not in own:  # passed on to the class that it is made of
+        return _parameters(cls.__mro__[1], kwargs) | own
     model = _models(cls).get(kwargs.get("model_type", own["model_type"].default))
     inner = dict(inspect.signature(model).parameters) if model else {}
     return {name: p for name, p in inner.items() if name not in ("in_channels", "out_channels")} | own

@@ -107,7 +107,7 @@ class EDMOptions(CoefficientOptions, CommonOptions):
     p_std: float | None = opt(None, "Std of ln(sigma) in training (EDM loss); default 1.2", metavar="FLOAT", above=0)
     sigma_data: float | None = opt(
         None,
-        "Std of the data (EDM); default 0.5, of points and latents their root mean square",
+        "Std of the data (EDM); default 0.5, but of points and latents as measured",
         metavar="FLOAT",
         above=0,
     )

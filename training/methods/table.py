@@ -48,9 +48,6 @@ METHODS: dict[str, MethodEntry] = {
         latents=True,
     ),
     "idff": MethodEntry(
-        "Clean data and score from one network, on a bridge.", idff.IDFFOptions, idff.build, latents=True
-    ),
-    "idff": MethodEntry(
         "Clean data and score from one network, on a bridge.",
         idff.IDFFOptions,
         idff.build,
