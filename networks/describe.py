@@ -16,6 +16,7 @@ from typing import Any
 import click
 import torch
 
+from networks.published.diffusers import PREFIX, read_index
 from networks.published.edm import EDM
 from networks.published.families import summary
 from torch_utils.checkpoint import FORMAT, from_value, is_safetensors, load_safetensors, named, tensor_hash
@@ -37,6 +38,8 @@ def describe(path: str | Path, *, tensors: bool = True) -> str:
     Raises:
         ValueError: not a readable checkpoint; one sentence that names the file.
     """
+    if str(path).startswith(PREFIX):
+        return _folder(Path(str(path).removeprefix(PREFIX)), tensors)
     view = map_file(path)
     size = len(view)
     if is_safetensors(view) or Path(path).suffix == ".safetensors":
@@ -64,6 +67,20 @@ def describe(path: str | Path, *, tensors: bool = True) -> str:
     lines = [f"file: {ascii(str(path))[1:-1]} ({size:,} bytes)"]
     lines += [f"{key}: {_text(item)}" for key, item in head.items() if item not in ({}, None)]
     lines += [f"tensors: {len(table):,}", f"parameters: {parameters:,}", f"sha256: {sha256}"]
+    return "\n".join(lines + (_table(table) if tensors else []))
+
+
+def _folder(folder: Path, tensors: bool) -> str:
+    """Parts of a folder of diffusers, and the tensors of its .safetensors files."""
+    index = read_index(folder)
+    parts = {k: v[1] for k, v in index.items() if isinstance(v, list) and len(v) == 2 and isinstance(v[1], str)}
+    table: dict[str, torch.Tensor] = {}
+    for name in parts:
+        for file in sorted((folder / name).glob("*.safetensors")) if name.isidentifier() else ():
+            table |= {f"{name}.{key}": value for key, value in load_safetensors(file).payload.items()}
+    head = {"format": "folder of diffusers", **{shown(k): shown(v) for k, v in parts.items()}}
+    lines = [f"folder: {ascii(str(folder))[1:-1]}", *(f"{key}: {_text(item)}" for key, item in head.items())]
+    lines += [f"tensors: {len(table):,}", f"parameters: {sum(t.numel() for t in table.values()):,}"]
     return "\n".join(lines + (_table(table) if tensors else []))
 
 
@@ -163,7 +180,8 @@ def _table(tensors: Mapping[str, torch.Tensor]) -> list[str]:
 def main(file: str, tensors: bool) -> None:
     """Print what FILE holds: kind, description, tensors, number of parameters, SHA-256.
 
-    FILE is a snapshot or state of this project, a .safetensors file, an EDM-style pickle or a file of torch.save.
+    FILE is a snapshot or state of this project, a .safetensors file, an EDM-style pickle, a file of torch.save, or
+    diffusers:DIR.
     Nothing in it is executed.
 
     \b

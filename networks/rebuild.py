@@ -17,7 +17,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from networks.table import NETWORKS, build
 from torch_utils.pickles.machine import shown
 
-__all__ = ["rebuild"]
+__all__ = ["limited", "rebuild"]
 
 MOST_DIFFERENCES = 5  # named, of a file that does not fit its network
 MAX_NUMBER = 1 << 20  # largest integer in a constructor argument
@@ -39,7 +39,7 @@ def rebuild(config: dict[str, Any], state: Mapping[str, Tensor]) -> nn.Module:
         )
     for name, value in config.items():
         _check_argument(name, value)
-    with _limited(2 * len(state) + 64), torch.device("meta"):
+    with limited(2 * len(state) + 64), torch.device("meta"):
         net = build(**config)
     expected = net.state_dict()
     problems = [f"it lacks the tensor {name}" for name in expected if name not in state]
@@ -92,7 +92,7 @@ def _check_argument(name: str, value: Any) -> None:
 
 
 @contextmanager
-def _limited(count: int) -> Iterator[None]:
+def limited(count: int) -> Iterator[None]:
     """Stop a constructor that makes more than `count` parameters, and turn what it raises into a ValueError."""
     made = 0
 

@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from networks.published.configs import read_any
 from networks.published.diffusers_calls import NETWORKS, call_of
 from networks.published.diffusers_models import FlowFolder, FolderModel, NoiseFolder
-from networks.published.diffusers_text import RECIPES, TextParts, check_shards
+from networks.published.diffusers_text import RECIPES, TextParts, check_part
 from torch_utils.noise_table import alphas_cumprod, betas_of
 from torch_utils.pickles.machine import shown
 
-__all__ = ["PREFIX", "load_folder", "load_part"]
+__all__ = ["PREFIX", "load_folder", "load_part", "read_index"]
 
 PREFIX = "diffusers:"
 _AUTOENCODERS = ("AutoencoderKL", "VQModel")
@@ -49,7 +49,7 @@ def load_folder(folder: str | Path, config: Any = None) -> FolderModel:
     except ImportError:
         raise ValueError(_MISSING) from None
     folder = Path(folder)
-    index = _json(folder / "model_index.json")
+    index = read_index(folder)
     name, kind = _part(folder, index, ("unet", "transformer"), NETWORKS)
     stage = _part(folder, index, ("vae", "vqvae"), _AUTOENCODERS, optional=True)
     scheduler = _json(folder / "scheduler" / "scheduler_config.json")
@@ -70,6 +70,11 @@ def load_folder(folder: str | Path, config: Any = None) -> FolderModel:
         raise ValueError(f"{folder} cannot be loaded ({type(error).__name__}: {reason})") from None
     net.info = {"method": "diffusers", "source": folder.name, "class": kind}
     return net
+
+
+def read_index(folder: Path) -> dict[str, Any]:
+    """What `model_index.json` says; ValueError where it is missing or damaged."""
+    return _json(folder / "model_index.json")
 
 
 def _options(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -170,7 +175,7 @@ def _levels(config: Mapping[str, Any]) -> tuple[Tensor, str]:
 
 def load_part(cls: Any, path: Path) -> nn.Module:
     """One part in float32; of two precisions the full one is read."""
-    check_shards(path)
+    check_part(path, lambda: cls.from_config(cls.load_config(path, local_files_only=True)))
     full = any(path.glob(f"{_WEIGHTS}.safetensors")) or any(path.glob(f"{_WEIGHTS}.safetensors.index.json"))
     half = not full and any(path.glob(f"{_WEIGHTS}*.fp16*.safetensors"))
     return cls.from_pretrained(

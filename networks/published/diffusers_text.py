@@ -16,10 +16,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["RECIPES", "Recipe", "TextParts", "check_shards", "pack", "unpack"]
+from networks.rebuild import limited
+
+__all__ = ["RECIPES", "Recipe", "TextParts", "check_part", "check_shards", "pack", "unpack"]
 
 _MISSING = "text encoders need the package transformers: pip install 'fewstep[text]'"
 _CLIP, _PROJECTED, _T5 = "CLIPTextModel", "CLIPTextModelWithProjection", "T5EncoderModel"
+
+_MOST_PARAMETERS = 20_000
 
 Outputs = list[Any]  # what every encoder returned, with its hidden states; None of one that the folder leaves out
 
@@ -115,6 +119,22 @@ def check_shards(folder: Path) -> None:
             raise ValueError(f"{index.name} names files that are no .safetensors of its folder")
 
 
+def check_part(folder: Path, make: Callable[[], nn.Module]) -> None:
+    """Refuse a part whose weights lie elsewhere, or whose configuration asks for more than they hold; ValueError.
+
+    Args:
+        make: builds the part out of its configuration, here without memory.
+    """
+    check_shards(folder)
+    stored = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    if not stored:
+        raise ValueError(f"its {folder.name} has no .safetensors, and pickled weights are not read")
+    with limited(_MOST_PARAMETERS), torch.device("meta"):
+        wanted = sum(p.numel() for p in make().parameters())
+    if wanted > stored:
+        raise ValueError(f"the configuration of {folder.name} asks for {wanted} numbers, and its files hold fewer")
+
+
 class TextParts(nn.Module):
     """The encoders and tokenizers of a folder.
 
@@ -148,8 +168,9 @@ class TextParts(nn.Module):
                     f"{'none' if found is None else 'one of another class'} there"
                 )
             path = folder / f"text_encoder{suffix}"
-            check_shards(path)
-            encoder = getattr(transformers, kind).from_pretrained(path, local_files_only=True, use_safetensors=True)
+            made = getattr(transformers, kind)
+            check_part(path, lambda m=made, p=path: m(m.config_class.from_pretrained(p, local_files_only=True)))
+            encoder = made.from_pretrained(path, local_files_only=True, use_safetensors=True)
             self.encoders.append(encoder.float())
             words = transformers.T5Tokenizer if kind == _T5 else transformers.CLIPTokenizer
             self.tokenizers.append(words.from_pretrained(str(folder / f"tokenizer{suffix}"), local_files_only=True))

@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import hostile
 import numpy as np
 import pytest
 import torch
@@ -10,6 +11,7 @@ from click.testing import CliRunner
 from pipelines import FLOW, PIPELINES, TEXT, write
 
 import networks
+from networks.describe import describe
 from networks.published.diffusers_text import pack, unpack
 from samplers import Field, get_schedule, sample
 from samplers.guidance import cfg
@@ -246,7 +248,7 @@ BAD = {
         "no .safetensors of its folder",
     ),
     "no index": (lambda f: (f / "model_index.json").unlink(), "no folder of diffusers"),
-    "no weights": (lambda f: next((f / "unet").glob("*.safetensors")).unlink(), "cannot be loaded"),
+    "no weights": (lambda f: next((f / "unet").glob("*.safetensors")).unlink(), "has no .safetensors"),
     "damaged": (lambda f: (f / "model_index.json").write_text("["), "not a JSON object"),
 }
 
@@ -287,3 +289,70 @@ def test_a_folder_says_itself_what_it_holds(folders):
     net = networks.load_network(f"diffusers:{folders('text')}")
     with pytest.raises(ValueError, match="leave out --tokenizer"):
         net.tokenizer = "x"
+
+
+def poisoned(folder):
+    """Code beside every part, named where programs of others look for it."""
+    for part in [p for p in folder.iterdir() if p.is_dir()]:
+        (part / "evil.py").write_text(hostile.CODE)
+        for name in ("config.json", "tokenizer_config.json", "scheduler_config.json"):
+            if (part / name).exists():
+                changed(part, name, auto_map={"AutoModel": "evil.X", "AutoTokenizer": ["evil.X", "evil.X"]})
+    changed(folder, "model_index.json", custom_pipeline="evil.py")
+
+
+HOSTILE = {
+    "pickled weights": lambda f: (
+        next((f / "unet").glob("*.safetensors")).unlink(),
+        (f / "unet/diffusion_pytorch_model.bin").write_bytes(hostile.BODIES["posix system"][0]),
+    ),
+    "pickled text model": lambda f: (
+        (f / "text_encoder/model.safetensors").unlink(),
+        (f / "text_encoder/pytorch_model.bin").write_bytes(hostile.BODIES["posix system"][0]),
+    ),
+    "wide": lambda f: changed(f, "unet/config.json", block_out_channels=[1 << 20, 1 << 20]),
+    "deep": lambda f: changed(f, "unet/config.json", layers_per_block=1 << 30),
+    "wide text": lambda f: changed(f, "text_encoder/config.json", hidden_size=1 << 20, intermediate_size=1 << 20),
+    "nested": lambda f: (f / "model_index.json").write_text('{"a":' * 100_000),
+    "nested scheduler": lambda f: (f / "scheduler/scheduler_config.json").write_text("[" * 100_000),
+    "shards": lambda f: (f / "vae/x.safetensors.index.json").write_text('{"weight_map": {"a": "/etc/passwd"}}'),
+    **{
+        f"safetensors {name}": lambda f, content=hostile.SAFETENSORS[name]: (
+            next((f / "unet").glob("*.safetensors")).write_bytes(content)
+        )
+        for name in ("header 2^63", "offsets overlap", "header not JSON", "data missing")
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_folders(name, folders, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(folders("text"), tmp_path / "x")
+    HOSTILE[name](tmp_path / "x")
+    with hostile.bounded(20, 2000), pytest.raises(ValueError, match=r"x") as caught:
+        networks.load_network("diffusers:x")
+    assert str(caught.value).isprintable()
+    assert not (tmp_path / hostile.MARKER).exists()
+
+
+def test_code_in_a_folder_is_not_run(folders, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(folders("text"), tmp_path / "x")
+    poisoned(tmp_path / "x")
+    net = networks.load_network("diffusers:x")
+    assert net.encode_text(["ab"]).shape == (1, 8, 64)
+    assert "unet: UNet2DConditionModel" in describe("diffusers:x")
+    assert not (tmp_path / hostile.MARKER).exists()
+
+
+def test_describe(folders):
+    page = describe(f"diffusers:{folders('flux')}")
+    for piece in ("folder of diffusers", "transformer: FluxTransformer2DModel", "text_encoder_2: T5EncoderModel",
+                  "transformer.x_embedder.weight", "parameters: "):  # fmt: skip
+        assert piece in page
+    net = networks.load_network(f"diffusers:{folders('flux')}")
+    parts = [net.model, net.first_stage, *net.text.encoders]
+    assert f"parameters: {sum(p.numel() for m in parts for p in m.parameters()):,}" in page
+    with pytest.raises(ValueError, match="no folder of diffusers"):
+        describe(f"diffusers:{folders('flux')}/vae")
