@@ -40,7 +40,9 @@ def draw_compare(report: Mapping[str, Any], path: str | Path) -> None:
         label: {"color": colour(hue), "marker": marker(hue), "linestyle": LINES[dash % len(LINES)]}
         for label, (hue, dash) in solvers.items()
     }
-    with figure(path, "Error of solvers by network evaluations", (5.2 * len(measures) + 1.8, 4.6)) as fig:
+    with figure(
+        path, "Error of solvers by network evaluations", (5.2 * len(measures) + 1.8, max(4.6, 0.3 * len(styles) + 1.2))
+    ) as fig:
         panels = fig.subplots(1, len(measures), squeeze=False)[0]
         for ax, (key, name) in zip(panels, measures, strict=True):
             for label, style in styles.items():
@@ -95,8 +97,9 @@ def solver_styles(solvers: Mapping[str, str]) -> dict[str, tuple[int, int]]:
     """Label -> numbers of its colour and of its dashes: the solver gives the colour, its variants the dashes."""
     order, styles, seen = ["edm", *SOLVERS], {}, dict.fromkeys(solvers.values(), 0)
     for label, solver in solvers.items():
-        hue = order.index(solver) if solver in order else len(order)
-        styles[label] = (hue, seen[solver])
+        if solver not in order:
+            order.append(solver)
+        styles[label] = (order.index(solver), seen[solver])
         seen[solver] += 1
     return styles
 
