@@ -59,9 +59,12 @@ class Case:
         return self.data.split(":")[1]
 
 
-_VECTORS = {"preset": "sst", "cbase": 64, "batch": 64, "duration": 0.192, "lr": 1e-3, "lr_rampup": 0.005, "ema": 0.02}
+_VECTORS = {
+    "preset": "sst", "heads": 1, "cbase": 64, "batch": 64, "duration": 0.256, "lr": 2e-3, "lr_rampup": 0.005,
+    "ema": 0.02,
+}  # fmt: skip
 _MAPS = {
-    "preset": "sst", "cbase": 32, "cres": (1, 2), "num_blocks": 1, "dropout": 0.0, "batch": 32, "duration": 0.0128,
+    "preset": "sst", "heads": 1, "cbase": 32, "cres": (1, 2), "num_blocks": 1, "dropout": 0.0, "batch": 32, "duration": 0.0128,
     "lr": 1.5e-3, "lr_rampup": 0.0016, "ema": 0.00128,
 }  # fmt: skip
 _FEW = {"solver": "ipndm", "num_steps": 7}
@@ -72,11 +75,11 @@ CASES = {
     "elnino-direct": Case("series:elnino:window=1:label=none", {**_VECTORS, **_DIRECT}, sampler=_FEW),
     "elnino-edm": Case(
         "series:elnino:window=1:label=none",
-        {k: v for k, v in _VECTORS.items() if k != "preset"} | {"ema_rampup": 0.0}, method="edm", sampler=_FEW,
+        {k: v for k, v in _VECTORS.items() if k not in ("preset", "heads")} | {"ema_rampup": 0.0}, method="edm", sampler=_FEW,
     ),
     "elnino-step-12": Case("series:elnino:horizon=1", {**_VECTORS, "sigma": 0.3}),
     "elnino-direct-12": Case("series:elnino", {**_VECTORS, **_DIRECT}, sampler=_FEW),
-    "advected-step": Case("series:advected", {**_MAPS, "sigma": 0.1}, leads=7, windows=20),
+    "advected-step": Case("series:advected", {**_MAPS, "duration": 0.0256}, leads=7, windows=20),
     "advected-direct": Case("series:advected:horizon=7", {**_MAPS, **_DIRECT}, sampler=_FEW, leads=7, windows=20),
 }  # fmt: skip
 
