@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,10 +23,12 @@ from torch_utils.options import OptionGroup, opt, options_of
 from torch_utils.report.page import Table
 from training.data.series import PARTS, SeriesDataset
 from training.forecast import BASELINES, Ensemble, baseline, dataset_of, plan_of, roll_out, score
-from training.pictures.series import draw_forecast, draw_leads
+from training.molecules import autocorrelation, compare, lifted, occupancy, one_step, transition_rate
+from training.pictures.series import draw_forecast, draw_leads, draw_ramachandran, draw_trajectories
 from training.trained import open_network
 
 UNITS = ("series", "scaled")
+LONG = 30  # leads that are drawn as a trajectory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,28 +102,85 @@ def _scores(
     if units == "series":
         observed = dataset.to_frames(observed, starts[:, 1])
         forecasts = {name: dataset.to_frames(m, starts[:, 1][:, None]) for name, m in forecasts.items()}
-    return {"scores": {name: score(members, observed) for name, members in forecasts.items()}}
+    extra = {}
+    if dataset.scaling.is_angle:
+        extra = {"angles": _of_angles(dataset, forecasts, observed)}
+        forecasts = {name: lifted(m, observed) for name, m in forecasts.items()}
+    return {"scores": {name: score(members, observed) for name, members in forecasts.items()}, **extra}
+
+
+def _of_angles(dataset: SeriesDataset, forecasts: dict[str, np.ndarray], observed: np.ndarray) -> dict[str, Any]:
+    """Errors of the first step; of pairs of angles also where trajectories dwell and how they move.
+
+    `floor` compares the training part with the part itself: what the size of the record alone explains.
+    """
+    members = forecasts["model"][..., 0, 0]
+    found: dict[str, Any] = {
+        name: one_step(m[:, :, 0, :, 0, 0], observed[:, 0, :, 0, 0]) for name, m in forecasts.items()
+    }
+    found = {"one_step": found}
+    if members.shape[3] % 2 == 0 and members.shape[2] > 1:
+        record, train = dataset.part_frames()[..., 0, 0], dataset.training_frames()[..., 0, 0]
+        found["record"] = {
+            "occupancy": occupancy(record), "transition_rate": transition_rate(record),
+            "autocorrelation": autocorrelation(record),
+        }  # fmt: skip
+        found["roll_out"] = compare(record, members.reshape(-1, *members.shape[2:]))
+        found["floor"] = compare(record, train)
+    return found
 
 
 def _say_and_draw(
     report: dict[str, Any], dataset: SeriesDataset, starts: np.ndarray, made: Ensemble, folder: Path
 ) -> None:
     scores = report["scores"]
-    heads = ("forecast", "CRPS", "CRPS fair", "MSE", "SSR", *(f"CRPS +{k + 1}" for k in range(min(report["leads"], 7))))
-    rows = [
-        (name, *(_shown(s[k]) for k in ("crps", "crps_fair", "mse", "ssr")), *map(_shown, s["by_lead"]["crps"][:7]))
-        for name, s in scores.items()
-    ]
     frames = count_of(report["frames_per_sample"], "frame")
     title = (
         f"{report['windows']} windows, {report['members']} members, {report['calls_per_sample']:g} network calls for "
         f"{frames} of each"
     )
+    shown = min(report["leads"], 7)
+    heads = ("forecast", "CRPS", "CRPS fair", "MSE", "SSR", *(f"CRPS +{k + 1}" for k in range(shown)))
+    rows = [
+        (name, *(_shown(s[k]) for k in ("crps", "crps_fair", "mse", "ssr")), *map(_shown, s["by_lead"]["crps"][:shown]))
+        for name, s in scores.items()
+    ]
     click.echo(Table(title, heads, rows).text())
-    title = f"{dataset.name}: what came, and the ensemble"
-    draw_forecast(folder / "forecast.png", dataset, starts, made.members, title)
+    pictures = ["forecast.png", "leads.png"]
+    draw_forecast(
+        folder / "forecast.png", dataset, starts, made.members, f"{dataset.name}: what came, and the ensemble"
+    )
     draw_leads(folder / "leads.png", scores, f"{dataset.name}, {report['part']}")
-    click.echo(f"Wrote {folder}/forecast.json, forecast.png and leads.png")
+    if dataset.resolution == 1 and report["leads"] >= LONG:
+        pictures.append("trajectories.png")
+        came = dataset.to_frames(dataset.windows(starts[:1], report["leads"])[1].numpy(), starts[:1, 1])[0, ..., 0, 0]
+        made_ = dataset.to_frames(made.members[:1], starts[:1, 1][:, None])[0, ..., 0, 0]
+        title = f"{dataset.name}: what came (black) and members"
+        draw_trajectories(folder / "trajectories.png", came, made_, title, dataset.scaling.is_angle)
+    if "angles" in report:
+        click.echo("\n".join(_about_angles(report["angles"])))
+    if "roll_out" in report.get("angles", {}):
+        pictures.append("ramachandran.png")
+        members = dataset.to_frames(made.members, starts[:, 1][:, None])[..., 0, 0]
+        members = members.reshape(-1, *members.shape[2:])
+        draw_ramachandran(folder / "ramachandran.png", dataset.part_frames()[..., 0, 0], members, dataset.name)
+    click.echo(f"Wrote forecast.json, {', '.join(pictures)} to {folder}")
+
+
+def _about_angles(found: dict[str, Any]) -> Iterator[str]:
+    rows = [
+        (name, *(f"{s[f'{k}_mean']:.2f} ± {s[f'{k}_std']:.2f}" for k in ("RMSE", "MAE", "CC", "raw_RMSE")))
+        for name, s in found["one_step"].items()
+    ]
+    yield Table("First step, degrees", ("forecast", "RMSE", "MAE", "CC", "RMSE not wrapped"), rows).text()
+    if "roll_out" in found:
+        rows = [
+            (name, *(_shown(v) for v in s["occupancy"].values()), _shown(s.get("occupancy_distance")),
+             _shown(s.get("ramachandran_kl")), _shown(s["transition_rate"]), _shown(s["autocorrelation"][0]))
+            for name, s in (("record", found["record"]), ("model", found["roll_out"]), ("training", found["floor"]))
+        ]  # fmt: skip
+        wells = found["record"]["occupancy"]
+        yield Table("Roll-out", ("", *wells, "distance", "KL", "rate", "cos phi +1"), rows).text()
 
 
 def _shown(value: float | None) -> str:

@@ -64,8 +64,8 @@ _VECTORS = {
     "ema": 0.02,
 }  # fmt: skip
 _MAPS = {
-    "preset": "sst", "heads": 1, "cbase": 32, "cres": (1, 2), "num_blocks": 1, "dropout": 0.0, "batch": 32, "duration": 0.0128,
-    "lr": 1.5e-3, "lr_rampup": 0.0016, "ema": 0.00128,
+    "preset": "sst", "heads": 1, "cbase": 32, "cres": (1, 2), "num_blocks": 1, "dropout": 0.0, "batch": 32,
+    "duration": 0.0128, "lr": 1.5e-3, "lr_rampup": 0.0016, "ema": 0.00128,
 }  # fmt: skip
 _FEW = {"solver": "ipndm", "num_steps": 7}
 _DIRECT = {"coupling": "independent"}
@@ -74,8 +74,8 @@ CASES = {
     "elnino-step": Case("series:elnino:window=1:horizon=1:label=none", {**_VECTORS, "sigma": 0.3}),
     "elnino-direct": Case("series:elnino:window=1:label=none", {**_VECTORS, **_DIRECT}, sampler=_FEW),
     "elnino-edm": Case(
-        "series:elnino:window=1:label=none",
-        {k: v for k, v in _VECTORS.items() if k not in ("preset", "heads")} | {"ema_rampup": 0.0}, method="edm", sampler=_FEW,
+        "series:elnino:window=1:label=none", method="edm", sampler=_FEW,
+        options={k: v for k, v in _VECTORS.items() if k not in ("preset", "heads")} | {"ema_rampup": 0.0},
     ),
     "elnino-step-12": Case("series:elnino:horizon=1", {**_VECTORS, "sigma": 0.3}),
     "elnino-direct-12": Case("series:elnino", {**_VECTORS, **_DIRECT}, sampler=_FEW),

@@ -9,6 +9,7 @@ Windows lie within one part of the time axis (training, validation, test), or of
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import itertools
@@ -30,7 +31,7 @@ PARTS = ("train", "val", "test")
 SHARES = (0.8, 0.1)  # of training and validation, where a series does not say
 EXAMPLES = 2048  # conditions that networks are shown in pictures
 
-_NUMBERS = ("window", "horizon", "seed", "stride")
+_NUMBERS = ("window", "horizon", "seed", "stride", "frames")
 _SHARES = ("train", "val")
 _WORDS = {"scale": SCALINGS, "label": ("phase", "index", "none"), "split": ("time", "sequences")}
 
@@ -44,7 +45,8 @@ class SeriesDataset:
     """Windows of one part of a series, with the interface of `ImageDataset` that training uses.
 
     Args:
-        text: `series:NAME[:KEY=VALUE...]`. Keys: window, horizon; stride, frames between windows; scale and label
+        text: `series:NAME[:KEY=VALUE...]`. Keys: window, horizon; stride, frames between windows; frames, only the
+            first of them; scale and label
             (choices below); split (time or sequences) and the shares train and val; seed of generated series; axes and
             variable of files.
         part: one of PARTS, or "all".
@@ -71,7 +73,7 @@ class SeriesDataset:
     def __init__(self, text: str, part: str = "train", learnt: dict[str, Any] | None = None) -> None:
         self.text = text
         source, given = _options(text)
-        self.recording = recording = _open(source, given)
+        self.recording = recording = _cut(_open(source, given), given.get("frames"))
         known = learnt or {}
         for name in ("window", "horizon", "label", "scale"):
             if learnt and name in given:
@@ -220,6 +222,14 @@ class SeriesDataset:
         """States of the training part, `[N, T, C, H, W]` float64."""
         return self.frames.numpy()[self._train].astype(np.float64)
 
+    def training_frames(self) -> np.ndarray:
+        """The training part `[N, T, C, H, W]` in the units of the series."""
+        return self.recording.values[self._train]
+
+    def part_frames(self) -> np.ndarray:
+        """This part `[N, T, C, H, W]` in the units of the series."""
+        return self.recording.values[self._piece]
+
     def windows(self, starts: np.ndarray, ahead: int) -> tuple[Tensor, Tensor, Tensor]:
         """Context `[n, window, C, H, W]`, what followed `[n, ahead, C, H, W]`, phases of both `[n, window + ahead]`."""
         n, t = torch.from_numpy(starts).unbind(1)
@@ -285,6 +295,15 @@ def _open(source: str, given: dict[str, Any]) -> Recording:
     if "seed" in given:
         raise ValueError(f"seed belongs to generated series, and {source} is a file: leave it out")
     return read_series(source, given.get("axes"), given.get("variable"))
+
+
+def _cut(recording: Recording, frames: int | None) -> Recording:
+    """The first frames of every sequence; None: all."""
+    if frames is None:
+        return recording
+    phase = None if recording.phase is None else recording.phase[:frames]
+    parts = recording.parts if recording.by_sequence else None
+    return dataclasses.replace(recording, values=recording.values[:, :frames], phase=phase, parts=parts)
 
 
 def _pieces(recording: Recording, given: dict[str, Any], text: str) -> dict[str, tuple[slice, slice]]:

@@ -15,11 +15,12 @@ from torch_utils.report.plot import colour, figure, marker
 from training.data.series import SeriesDataset
 from training.forecast import plan_of, roll_out
 
-__all__ = ["draw_continuation", "draw_fans", "draw_leads", "draw_maps"]
+__all__ = ["draw_continuation", "draw_forecast", "draw_leads", "draw_ramachandran", "draw_trajectories"]
 
 Array = np.ndarray[Any, Any]
 
 FANS = ((5, 95), (25, 75))  # percentiles
+DOTS = 20_000
 
 
 def draw_continuation(path: Path, averaged: Mapping[str, nn.Module], *, dataset: SeriesDataset) -> None:
@@ -108,3 +109,42 @@ def draw_leads(path: Path, scores: Mapping[str, Mapping[str, Any]], title: str) 
             if key == "ssr":
                 ax.axhline(1, color="0.6", linewidth=0.8)
                 ax.legend()
+
+
+def draw_ramachandran(path: Path, data: Array, made: Array, title: str) -> None:
+    """(phi, psi) of all residues, recorded and made; the first and last 30 frames of one trajectory stand out.
+
+    Args:
+        data, made: trajectories `[K, T, 2 R]` in degrees.
+    """
+    with figure(path, title, (9, 4.6)) as fig:
+        for ax, angles, name in zip(fig.subplots(1, 2), (data, made), ("recorded", "made"), strict=True):
+            pairs = angles.reshape(*angles.shape[:2], -1, 2)
+            shown = pairs.reshape(-1, 2)
+            shown = shown[:: max(len(shown) // DOTS, 1)]
+            ax.plot(*shown.T, ".", color="0.75", markersize=2)
+            for part, ink, when in ((pairs[0, :30], "black", "first 30"), (pairs[0, -30:], colour(0), "last 30")):
+                ax.plot(*part.reshape(-1, 2).T, ".", color=ink, markersize=4, label=f"{when} frames of one")
+            ax.set(title=name, xlabel="phi", ylabel="psi", xlim=(-180, 180), ylim=(-180, 180), aspect="equal")
+            ax.legend(loc="lower right")
+
+
+def draw_trajectories(path: Path, data: Array, made: Array, title: str, angles: bool) -> None:
+    """The first two numbers over time, and against each other: recorded `[T, C]` in black, made `[K, T, C]`."""
+    shown = min(made.shape[2], 2)
+    with figure(path, title, (11, 2.4 * (shown + 1))) as fig:
+        grid = fig.add_gridspec(shown, 3)
+        dots = {"linestyle": "none", "marker": ".", "markersize": 3} if angles else {"linewidth": 0.9}
+        for c in range(shown):
+            ax = fig.add_subplot(grid[c, :2])
+            for k in range(min(len(made), 3)):
+                ax.plot(made[k, :, c], color=colour(k), **dots)
+            ax.plot(data[:, c], color="black", **dots)
+            ax.set(xlabel="frames ahead", ylabel=f"number {c + 1}", **({"ylim": (-180, 180)} if angles else {}))
+        if shown == 2:
+            ax = fig.add_subplot(grid[:, 2])
+            last = 1 if angles else data.shape[1] - 1  # of orbits in space the outer coordinates
+            ax.plot(made[0][:, 0], made[0][:, last], color=colour(0), **dots, label="made")
+            ax.plot(data[:, 0], data[:, last], color="black", alpha=0.6, **dots, label="came")
+            ax.set(xlabel="number 1", ylabel=f"number {last + 1}")
+            ax.legend()
