@@ -5,6 +5,7 @@ import shlex
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 from run_locks import release_locks
 from series_files import days, write_netcdf3
@@ -149,3 +150,78 @@ def test_bad_input(work, tmp_path, monkeypatch, script, text, words):
     assert words in " ".join(result.output.replace("│", " ").split())
     assert "Traceback" not in result.output
     assert {p for p in set(tmp_path.iterdir()) - before if p.is_file() or any(p.iterdir())} == set()
+
+
+# --- angles, and what is learnt by heart ------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def angles(tmp_path_factory):
+    """Three trajectories of four angles, and networks of both kinds of state and of one learnt by heart; Lorenz too."""
+    out = tmp_path_factory.mktemp("angles")
+    walk = np.cumsum(np.random.default_rng(0).normal(0, 0.5, (3, 80, 4)), axis=1)
+    np.save(out / "radians.npy", (walk + np.pi) % (2 * np.pi) - np.pi)
+    text = "--source={o}/radians.npy --layout=angles --dest={o}/angles.npz"
+    assert run(dataset_tool.main, text, o=out).exit_code == 0
+    parts = "series:{o}/angles.npz:split=sequences:train=0.67"
+    commands = {
+        "circle": f"--preset=md --data={parts} " + SMALL,
+        "turns": f"--preset=md --data={parts}:scale=turns " + SMALL,
+        "heart": f"--preset=md --data={parts}:frames=40:label=index --memorise=1 " + SMALL,
+        "lorenz": "--preset=lorenz --data=series:lorenz:frames=60:label=index:train=1 --memorise=1 " + SMALL,
+    }
+    for name, text in commands.items():
+        result = run(train.main, "idff " + text + " --outdir={o}/{name}", o=out, name=name)
+        assert result.exit_code == 0, result.output
+    return out
+
+
+@pytest.mark.parametrize("name", ["circle", "turns"])
+def test_angles_are_forecast(angles, tmp_path, name):
+    text = "forecast --network={net} --data=series:{o}/angles.npz:split=sequences:train=0.67 --outdir={t} --leads=40"
+    result = run(analyze.main, text + " --members=3 --windows=4", net=net_in(angles, name), o=angles, t=tmp_path)
+    assert result.exit_code == 0, result.output
+    report = json.loads((tmp_path / "forecast.json").read_text())
+    assert set(report["scores"]) == {"model", "persistence", "climatology"}
+    kept = report["angles"]["one_step"]["persistence"]
+    assert 0 < kept["RMSE_mean"] < min(60, kept["raw_RMSE_mean"])  # steps of 0.5 radians
+    assert sum(report["angles"]["roll_out"]["occupancy"].values()) == pytest.approx(1)
+    assert len(report["angles"]["roll_out"]["autocorrelation"]) == 20
+    for picture in ("forecast", "leads", "ramachandran", "trajectories"):
+        assert (tmp_path / f"{picture}.png").stat().st_size > 5000
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "leads"),
+    [
+        ("heart", "series:{o}/angles.npz:split=sequences:train=0.67:frames=40", 39),
+        ("lorenz", "series:lorenz:frames=60:train=1", 59),
+    ],
+)
+def test_what_is_learnt_by_heart_is_said_again(angles, tmp_path, name, data, leads):
+    """With the sampler of the published programs, from the first frame on."""
+    sampler = "--field=legacy_2024 --sampling-sigma=0.1 --noise-scale=1 --delta=0.1 --N=3 --momentum=1"
+    text = "forecast --network={net} --part=train --windows=1 --members=2 --outdir={t} --leads=" + str(leads)
+    text += " --data=" + data + " " + sampler
+    result = run(analyze.main, text, net=net_in(angles, name), o=angles, t=tmp_path)
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "trajectories.png").exists()
+    net = networks.load_network(net_in(angles, name))
+    assert type(net.model).__name__ == "SELUMLP"
+    assert net.label_dim == leads + 1
+
+
+def test_turns_go_the_short_way(angles):
+    """From 179 to -179 degrees a path of 2 degrees, in pairs and in the loss."""
+    from torch_utils.rng import BatchRNG
+    from training.data.series import SeriesDataset
+    from training.method import Batch
+    from training.methods.series import previous_pairs
+
+    data = SeriesDataset(f"series:{angles}/angles.npz:scale=turns:split=sequences")
+    labels = torch.full((1, data.label_dim), 179 / 180)
+    batch = Batch(torch.full((1, 4, 1, 1), -179 / 180), labels, BatchRNG(0, 0, 0, 1), 0)
+    moved, before, told = previous_pairs(data, False)(batch)
+    torch.testing.assert_close(moved, torch.full((1, 4, 1, 1), 181 / 180))
+    torch.testing.assert_close(before, torch.full((1, 4, 1, 1), 179 / 180))
+    assert told is labels

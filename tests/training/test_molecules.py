@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 
 from training.molecules import (
-    autocorrelation, compare, lifted, occupancy, one_step, ramachandran_kl, residues, transition_rate,
+    autocorrelation,
+    compare,
+    lifted,
+    occupancy,
+    one_step,
+    ramachandran_kl,
+    residues,
+    transition_rate,
 )  # fmt: skip
 
 ALPHA, BETA = (-63.0, -42.0), (-130.0, 150.0)

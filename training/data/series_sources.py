@@ -10,8 +10,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -53,7 +53,6 @@ class Recording:
     scale: str = "standard"
     window: int = 1
     horizon: int = 1
-    defaults: Mapping[str, Any] = field(default_factory=dict)
 
 
 def _elnino(seed: int) -> Recording:
