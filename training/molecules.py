@@ -54,7 +54,7 @@ def transition_rate(angles: Array) -> float:
 
 
 def autocorrelation(angles: Array, lags: int = LAGS) -> list[float]:
-    """Of the cosine of each phi in trajectories `[K, T, 2 R]`, mean over residues, lags 1, 2, ..."""
+    """Autocorrelation of cos phi in trajectories `[K, T, 2 R]`, mean over residues, at lags 1, 2, ..."""
     x = np.cos(np.radians(residues(angles)[..., 0]))
     x = x - x.mean((0, 1))
     norm = np.square(x).mean() or 1.0  # angles that do not move
