@@ -37,6 +37,9 @@ Examples:
   # 1797 real images, nothing to download
   python dataset_tool.py --source=digits --dest=datasets/digits-8x8.zip
 \b
+  # crops of three photographs, nothing to download
+  python dataset_tool.py --source=photos --dest=datasets/photos-32x32.zip
+\b
   # CIFAR-10 as downloaded
   python dataset_tool.py --source=downloads/cifar-10-python.tar.gz --dest=datasets/cifar10-32x32.zip
 \b
@@ -94,8 +97,8 @@ class Ends(click.ParamType):
 @click.option(
     "--source",
     required=True,
-    metavar="PATH|digits|shapes:boxes",
-    help="Folder or archive, 'digits', or shapes:boxes[:size=N][:seed=S].",
+    metavar="PATH|digits|photos|shapes:boxes",
+    help="Folder or archive, 'digits', 'photos', or shapes:boxes[:size=N][:seed=S].",
 )
 @click.option(
     "--dest", required=True, metavar="PATH",

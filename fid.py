@@ -23,6 +23,7 @@ from typing import Any, ClassVar
 import click
 import torch
 
+from networks.features.maps import load_map
 from networks.features.table import FEATURES, FeatureExtractor, load_features
 from samplers.field import Facts
 from samplers.planning.plan import SamplerOptions, build_plan
@@ -236,7 +237,7 @@ def _samples(options: CalcOptions | RefOptions, device: torch.device) -> Picture
     conditional = options.guidance_type != "uncond"
     refuse_labels(options.labels, options.class_idx, conditional)
     give_labels(net, options.labels)
-    plan = build_plan(net, options, class_idx=options.class_idx)
+    plan = build_plan(net, options, class_idx=options.class_idx, maps=partial(load_map, device=device))
     dist.print0(plan, file=sys.stderr)
     first, last = seeds[0], seeds[-1]
     contiguous = list(seeds) == list(range(first, last + 1))

@@ -20,6 +20,7 @@ import click
 import torch
 from tqdm import tqdm
 
+from networks.features.maps import load_map
 from samplers.conditions import check_class
 from samplers.field import Facts, Field
 from samplers.gits.teacher import Teacher
@@ -101,7 +102,7 @@ def main(options: Options) -> None:
         if prompts is not None:
             prompts.check(wanted)
         graded = Graded.of(model, options, device)
-        plan = plan_with_progress(model if graded is None else graded.model, options, prompts)
+        plan = plan_with_progress(model if graded is None else graded.model, options, device, prompts)
         graded = None if graded is None else graded.follow(plan)
         published = [steps_of(plan)] if options.nfe_convention == "steps" else []
         record = record_of(net, plan, options, device) | weaker
@@ -132,13 +133,16 @@ def steps_of(plan: Plan) -> str:
     return f"Steps:    {plan.steps}, what IDFF was published with as its NFE"
 
 
-def plan_with_progress(model: Field, options: Options, prompts: Prompts | None = None) -> Plan:
+def plan_with_progress(model: Field, options: Options, device: torch.device, prompts: Prompts | None = None) -> Plan:
     """The sampler; a schedule search shows how far it is."""
     if prompts is not None and (options.dp or options.calibrate is not None):
         model = model.bind(prompts.warm_up(options.num_warmup or Teacher.num_warmup))
     with tqdm(desc="Schedule search", unit="sample", disable=dist.get_rank() > 0 or not options.dp, delay=1) as bar:
         progress = functools.partial(_advance, bar)
-        return build_plan(model, options, batch=options.batch, class_idx=options.class_idx, progress=progress)
+        maps = functools.partial(load_map, device=device)
+        return build_plan(
+            model, options, batch=options.batch, class_idx=options.class_idx, progress=progress, maps=maps
+        )  # fmt: skip
 
 
 def _advance(bar: tqdm, n: int) -> None:

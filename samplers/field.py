@@ -62,6 +62,7 @@ class Facts:
         encode_text: texts -> conditions `[B, ...]`, of models with text; None: they take none.
         empty_condition: () -> the condition that guidance moves away from, where it is not zeros.
         with_classifier: rate -> the network guided by a classifier that it comes with; None: it has none.
+        classify: `(x, level) -> logits`, samples at a VE noise level, of models that come with a classifier.
         chooses_levels: `model` has `coefficients`, `family` and `schedule`, see `samplers.solvers.elementwise`.
         takes_gamma: calls take element-wise levels as the keyword `gamma`.
         heads: `(x, t, class_labels) -> (clean estimate, second head or None)`, of models of `samplers.fusion`.
@@ -97,6 +98,7 @@ class Facts:
     encode_text: Callable[[Sequence[str]], Tensor] | None = None
     empty_condition: Callable[[], Tensor] | None = None
     with_classifier: Callable[[float], Callable[..., Tensor]] | None = None
+    classify: Callable[[Tensor, Tensor], Tensor] | None = None
     chooses_levels: bool = False
     takes_gamma: bool = False
     heads: Callable[..., tuple[Tensor, Tensor | None]] | None = None
@@ -147,6 +149,7 @@ class Facts:
             encode_text=said("encode_text"),
             empty_condition=said("empty_condition"),
             with_classifier=said("with_classifier"),
+            classify=said("classify"),
             chooses_levels=callable(said("coefficients")),
             takes_gamma=said("takes_gamma", False),
             heads=said("heads"),

@@ -82,12 +82,13 @@ class EfficientNetLite(nn.Module):
     def __init__(self, variant: Variant) -> None:
         super().__init__()
         self._conv_stem, self._bn0 = SameConv2d(3, 32, 3, 2), _norm(32)
-        channels, blocks = 32, []
+        channels, blocks, self.stages = 32, [], []  # stages: the number of the last block of each
         for i, (k, stride, out, repeats) in enumerate(STAGES):
             out = _multiple_of_8(out * variant.width)
             for j in range(repeats if i in (0, len(STAGES) - 1) else math.ceil(repeats * variant.depth)):
                 blocks.append(Block(channels, out, k, stride if j == 0 else 1, 1 if i == 0 else 6))
                 channels = out
+            self.stages.append(len(blocks) - 1)
         self._blocks = nn.ModuleList(blocks)
         self._conv_head, self._bn1 = SameConv2d(channels, FEATURES), _norm(FEATURES)
         self._fc = nn.Linear(FEATURES, CLASSES)  # not part of the features

@@ -54,7 +54,7 @@ class FeatureExtractor:
         name: key in `FEATURES`.
         dim: D; None: C * H * W of the images.
         device: where features are computed.
-        function: the map itself, on images that are on `device`.
+        function: the map itself, on images that are on `device`; networks take floats in 0..255 as well.
         weights: hash of its tensors; None: it has none.
         resize: how images become the network's input, in words.
         classes, logits: how many classes it knows, and features -> their logits `[B, classes]`; 0: none.

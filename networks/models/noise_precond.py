@@ -221,6 +221,16 @@ class NoisePrecond(OnLevels, Model):
         """Rate -> this model guided by its classifier; None without one."""
         return None if self.classifier is None else lambda rate: partial(self, guidance_rate=float(rate))
 
+    @property
+    def classify(self) -> Callable[[Tensor, Tensor], Tensor] | None:
+        """Samples data + sigma * noise and their level -> logits of the classifier; None without one."""
+        return None if self.classifier is None else self._logits
+
+    def _logits(self, x: Tensor, sigma: Tensor) -> Tensor:
+        sigma = torch.as_tensor(sigma, dtype=torch.float64, device=x.device)
+        time = self.levels.network_time(sigma.flatten()).to(torch.float32).expand(len(x))
+        return self.classifier((x * (1 + sigma.square()).rsqrt()).to(torch.float32), time)
+
     def forward(
         self,
         x: Tensor,

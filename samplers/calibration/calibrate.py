@@ -1,23 +1,25 @@
 """Calibrate few-step students to a model: schedule and coefficients of the solver `calibrated`, all in one go.
 
-1. A teacher samples warm-up noise on a fine grid; GITS (`samplers.gits`) picks the grid points to start from.
+1. A teacher samples warm-up noise on a fine grid. GITS (`samplers.gits`) and schedules by formula offer grid points to
+   start from; a fit on some of the samples decides between them.
 2. `samplers.calibration.fitting` fits the coefficients of every step in closed form; the same with the analytical
    first step, which buys one more step for the same evaluations. Held-out samples decide between the two.
 3. `samplers.calibration.refine` moves levels and coefficients together until the student's end points are nearest the
-   teacher's: first on a quarter of the samples, then on all.
+   teacher's, in pixels or in features (`samplers.calibration.objective`): first on a quarter of the samples, then on
+   all.
 
     found = calibrate(field, nfe=(3, 5, 8), img_shape=(3, 32, 32))
     five = found.students[1]
     x = sample(field, noise, five.sigmas, solver="calibrated", coefficients=five.coefficients, afs=five.afs)
     found.schedule_file().save("students.json")
 
-`docs/gits.md` has measurements, and what else was tried.
+`docs/calibration.md` has measurements, and what else was tried.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from dataclasses import field as dataclass_field
 from typing import Any
@@ -26,18 +28,27 @@ import torch
 from torch import Tensor
 
 from samplers.calibration.fitting import RIDGE, fit_coefficients
-from samplers.calibration.refine import end_errors, refine
+from samplers.calibration.objective import Maps, Measured, measure, mixture, read_objective
+from samplers.calibration.refine import refine
+from samplers.calibration.starts import STARTS, check_starts, start_indices, with_free_level
+from samplers.calibration.student import Features, end_errors, itself
+from samplers.calibration.warmup import Warmup, compared, mean, rms, student_ends, that_fit
 from samplers.field import Field, as_field
 from samplers.gits.costs import cost_sums, read_coefficients, shortest_path
 from samplers.gits.teacher import Teacher
 from samplers.recipe import Entry, ScheduleFile, path_name
-from samplers.solvers.table import SOLVERS, sample
-from samplers.start import Chunk, refuse_guess, starts_exactly
+from samplers.solvers.table import SOLVERS
+from samplers.start import refuse_guess, starts_exactly
 from torch_utils import distributed as dist
 
 __all__ = ["Calibration", "Student", "calibrate"]
 
 _FIRST = 64  # the first refinement uses a quarter of the samples, and at least 64
+_CHECKS = (
+    "efficientnet-lite2",
+    "efficientnet-lite0",
+    "self",
+)  # the first that is not fitted and can be had is reported
 
 
 @dataclass(frozen=True)
@@ -51,7 +62,10 @@ class Student:
         afs: made for sampling with the analytical first step.
         errors: root-mean-square distance of end points from the teacher's, on held-out samples: "held_out" of this
             student, "ipndm" of GITS with the solver iPNDM at the same evaluations, and of the students not chosen.
-        provenance: which of those it is ("chosen"), "start_indices" on the grid, "evaluations" that finding it took.
+        distances: of this student on held-out samples, in spreads of each feature over the teacher's: the "objective",
+            its features, and one that was not fitted.
+        provenance: which of those it is ("chosen"), the "start" it came from and what others would have given
+            ("starts"), "start_indices" on the grid, "evaluations" that finding it took.
     """
 
     nfe: int
@@ -59,6 +73,7 @@ class Student:
     coefficients: list[list[float]]
     afs: bool
     errors: dict[str, float]
+    distances: dict[str, float] = dataclass_field(default_factory=dict)
     provenance: dict[str, Any] = dataclass_field(default_factory=dict)
 
 
@@ -80,7 +95,10 @@ class Calibration:
             )
             for one in self.students
         ]  # fmt: skip
-        students = [{"nfe": one.nfe, "errors": one.errors, **one.provenance} for one in self.students]
+        students = [
+            {"nfe": one.nfe, "errors": one.errors, "distances": one.distances, **one.provenance}
+            for one in self.students
+        ]
         return ScheduleFile(
             solver="calibrated",
             options=self.options,
@@ -89,17 +107,6 @@ class Calibration:
             model_hash=model_hash,
             provenance={**self.settings, "students": students},
         )
-
-
-@dataclass(frozen=True)
-class _Warmup:
-    """Samples of this process and the teacher's states on them, `[T, b, ...]` (or first and last only)."""
-
-    chunks: list[Chunk]
-    teacher: list[Tensor]
-
-    def at(self, indices: Sequence[int]) -> list[Tensor]:
-        return [x[list(indices)] for x in self.teacher]
 
 
 @dataclass(frozen=True)
@@ -118,6 +125,9 @@ def calibrate(
     max_order: int = 4,
     afs: bool | None = None,
     coeff: float = 1.15,
+    objective: str = "pixels",
+    starts: Sequence[str] = STARTS,
+    maps: Maps | None = None,
     num_heldout: int = 64,
     iterations: int = 4,
     max_gib: float = 4.0,
@@ -126,7 +136,7 @@ def calibrate(
 ) -> Calibration:
     """Find the students that are nearest to the teacher with `nfe` evaluations per sample.
 
-    Costs the teacher's evaluations once, and per student some `10 nfe^2` on every warm-up sample (`docs/gits.md`).
+    Costs the teacher's evaluations once, and per student some `10 nfe^2` per warm-up sample (`docs/calibration.md`).
     Memory: the teacher's states of all warm-up samples, 4 T D bytes each, shared out over processes, and about as much
     again for the refinement.
 
@@ -136,6 +146,10 @@ def calibrate(
         max_order: the most drifts a step uses, 1 to 4.
         afs: analytical first step: True, False, or None: whichever is better on held-out samples.
         coeff: factor on later jumps of the search that gives the levels to start from.
+        objective: what is brought near the teacher's, for example "pixels", "self" or "efficientnet-lite0+0.1*pixels"
+            (`samplers.calibration.objective`). Students are chosen by it.
+        starts: where refinement may begin: "gits", and keys of `SCHEDULES`; one of them, or those to choose from.
+        maps: features of images by name, for objectives that are made of them.
         num_heldout: further samples to choose and report on.
         iterations: most measurements of the derivatives in the first refinement; 0: fit only.
         max_gib: most memory for the teacher's states on one process; fewer warm-up samples are used where they would
@@ -167,15 +181,17 @@ def calibrate(
             f"give {dist.get_world_size()} or more of each, one per process"
         )
     read_coefficients(coeff)
+    weights = read_objective(objective)
+    check_starts(starts)
     tell = progress or (lambda line: None)
     SOLVERS["calibrated"].resolve({"max_order": max_order})
     own = teacher.options({"max_order": max_order})
     grid = teacher.grid(field)
-    num_warmup = _that_fit(teacher.num_warmup, len(grid) * math.prod(teacher.shape(field)) * 4, max_gib)
+    num_warmup = that_fit(teacher.num_warmup, len(grid) * math.prod(teacher.shape(field)) * 4, max_gib)
     total = torch.zeros(len(grid), len(grid), dtype=torch.float64, device=teacher.device)
 
-    def collect(rows: range, keep: list[int] | slice) -> _Warmup:
-        kept = _Warmup([], [])
+    def collect(rows: range, keep: list[int] | slice) -> Warmup:
+        kept = Warmup([], [])
         for chunk in teacher.chunks(field, rows, num_warmup + num_heldout):
             states, directions = teacher.run(chunk, grid, **own)
             if rows.stop <= num_warmup:
@@ -187,33 +203,55 @@ def calibrate(
     few = min(num_warmup, max(_FIRST, num_warmup // 4))
     first = collect(range(few), slice(None))
     rest = collect(range(few, num_warmup), slice(None))
-    every = _Warmup(first.chunks + rest.chunks, first.teacher + rest.teacher)
+    every = Warmup(first.chunks + rest.chunks, first.teacher + rest.teacher)
     heldout = collect(range(num_warmup, num_warmup + num_heldout), [0, -1])
     tell(f"teacher: {teacher.solver_tea}, {len(grid)} noise levels, {num_warmup} + {num_heldout} samples")
     cost = (dist.all_reduce_sum(total) / num_warmup).cpu()
     afs_choices = (False, True) if afs is None and not exact else (bool(afs),)
+    measured = _measured(weights, field, every, maps, tell)
+    phi = mixture(weights, measured)
+    numbers = num_warmup * phi(every.chunks[0], every.ends[0][:1]).numel()
 
     def student(n: int) -> Student:
-        indices = shortest_path(cost, n - exact + 1, coeff)
-        errors = {"ipndm": _rms(_distances(heldout, grid[indices].tolist(), "ipndm", afs=False))}
+        steps = n - exact
+        if numbers < (unknown := _unknowns(steps, max_order)):
+            raise ValueError(
+                f"{num_warmup} warm-up samples give {numbers} numbers to fit and a solver of {n} evaluations has "
+                f"{unknown} parameters: raise --num-warmup, or ask for fewer evaluations"
+            )
+        offers = {name: start_indices(name, steps, field, grid, cost, coeff) for name in starts}
+        knots = shortest_path(cost, steps + 1, coeff)
+        errors = {"ipndm": rms(end_errors(student_ends(heldout, grid[knots].tolist(), "ipndm"), heldout.ends))}
 
         def score(one: _Candidate) -> float:
-            distances = _distances(heldout, one.sigmas, "calibrated", one.afs, one.coefficients, max_order)
-            errors[one.name] = _rms(distances)
-            tell(f"{n} evaluations, {one.name}: distance to the teacher {errors[one.name]:.4g}")
-            return _mean(distances.sqrt())  # less at the mercy of single samples than the mean square
+            ends = student_ends(heldout, one.sigmas, "calibrated", one.afs, one.coefficients, max_order)
+            errors[one.name] = rms(end_errors(ends, heldout.ends))
+            # The mean distance is less at the mercy of single samples than the mean square.
+            return mean(compared(phi, heldout, ends).sqrt())
 
-        candidates = [_fitted(every, grid, cost, indices, coeff, max_order, free) for free in afs_choices]
+        begun = {name: _fitted(first, grid, cost, at, coeff, max_order, bool(afs), name) for name, at in offers.items()}
+        offered = {name: score(one) for name, one in begun.items()} if len(begun) > 1 else dict.fromkeys(begun, 0.0)
+        start = min(offered, key=offered.get)
+        others = {name: errors.pop(name) for name in offers if name in errors}
+        candidates = [_fitted(every, grid, cost, offers[start], coeff, max_order, free) for free in afs_choices]
         scores = [score(one) for one in candidates]
         if iterations > 0:
-            candidates.append(_refined(first, every, candidates[scores.index(min(scores))], iterations))
+            candidates.append(_refined(first, every, candidates[scores.index(min(scores))], iterations, phi))
             scores.append(score(candidates[-1]))
         best = candidates[scores.index(min(scores))]
+        ends = student_ends(heldout, best.sigmas, "calibrated", best.afs, best.coefficients, max_order)
+        distance = {k: rms(compared(m.features, heldout, ends)) / m.spread for k, m in measured.items()}
+        tell(
+            f"{n} evaluations, {best.name} from {start}: distance to the teacher {errors[best.name]:.4g} "
+            f"(ipndm {errors['ipndm']:.4g}); {', '.join(f'{name} {d:.3g}' for name, d in distance.items())} spreads"
+        )
+        evaluations = sum(c.evaluations for c in candidates) + (len(begun) > 1) * len(begun) * n
         return Student(
             nfe=n, sigmas=torch.tensor(best.sigmas, dtype=torch.float64), coefficients=best.coefficients, afs=best.afs,
-            errors={"held_out": errors[best.name], **errors},
+            errors={"held_out": errors[best.name], **errors}, distances=distance,
             provenance={
-                "chosen": best.name, "start_indices": indices, "evaluations": sum(c.evaluations for c in candidates),
+                "chosen": best.name, "start": start, "starts": others, "start_indices": offers[start],
+                "evaluations": evaluations,
             },
         )  # fmt: skip
 
@@ -225,65 +263,61 @@ def calibrate(
         options={"max_order": max_order},
         settings={
             "method": "calibrated", **teacher.settings(), "num_warmup": num_warmup, "options_tea": own, "coeff": coeff,
-            "num_heldout": num_heldout, "ridge": RIDGE, "grid": grid.tolist(),
+            "num_heldout": num_heldout, "ridge": RIDGE, "grid": grid.tolist(), "objective": objective,
+            "features": {name: {"spread": one.spread, "sha256": one.digest} for name, one in measured.items()},
         },
     )  # fmt: skip
 
 
-def _that_fit(num_warmup: int, bytes_each: int, max_gib: float) -> int:
-    """The number of warm-up samples, at most what the memory for the teacher's states holds."""
-    most = int(max_gib * 2**30 / bytes_each) * dist.get_world_size()
-    if most < 1:
-        raise ValueError(
-            f"the teacher's states of one sample take {bytes_each / 2**30:.2g} GiB and max_gib={max_gib:g} allows "
-            "less: raise max_gib, or use a coarser teacher (num_steps_tea)"
-        )
-    if most < num_warmup:
-        dist.print0(f"calibrating on {most} of {num_warmup} warm-up samples: max_gib={max_gib:g} holds no more")
-    return min(num_warmup, most)
+def _unknowns(steps: int, max_order: int) -> int:
+    """Interior levels and coefficients of a student."""
+    return steps - 1 + sum(min(n + 1, max_order) for n in range(steps))
 
 
-def _with_free_level(cost: Tensor, indices: list[int], coeff: float) -> list[int]:
-    """One more level for the step that AFS makes free, two thirds into the first jump; refinement moves it anyway."""
-    if indices[1] == 1:
-        return shortest_path(cost, len(indices) + 1, coeff)
-    return [0, max(1, round(2 / 3 * indices[1])), *indices[1:]]
+def _measured(
+    weights: Mapping[str, float], field: Field, samples: Warmup, maps: Maps | None, tell: Callable[[str], Any]
+) -> dict[str, Measured]:
+    """The features that the objective is made of, and the first of `_CHECKS` that is none of them and can be had."""
+    found = measure(weights, field.facts, samples.chunks, samples.ends, maps)
+    missing = ""
+    for name in _CHECKS:
+        if name not in weights:
+            try:
+                return found | measure([name], field.facts, samples.chunks, samples.ends, maps)
+            except ValueError as error:
+                missing = missing or str(error)
+    tell(f"no distance is reported in features that are not fitted: {missing}")
+    return found
 
 
 def _fitted(
-    every: _Warmup, grid: Tensor, cost: Tensor, indices: list[int], coeff: float, max_order: int, afs: bool
-) -> _Candidate:
+    every: Warmup, grid: Tensor, cost: Tensor, indices: list[int], coeff: float, max_order: int, afs: bool,
+    name: str = "fitted",
+) -> _Candidate:  # fmt: skip
     """The student on the searched knots, in closed form."""
     if afs:
-        indices = _with_free_level(cost, indices, coeff)
+        indices = with_free_level(cost, indices, coeff)
     sigmas = grid[indices].tolist()
     fit = fit_coefficients(every.chunks, every.at(indices), sigmas, max_order=max_order, afs=afs)
-    return _Candidate(f"fitted{', afs' * afs}", sigmas, fit.coefficients, afs, len(sigmas) - 1 - afs)
+    return _Candidate(
+        name if name != "fitted" else f"fitted{', afs' * afs}", sigmas, fit.coefficients, afs, len(sigmas) - 1 - afs
+    )
 
 
-def _refined(first: _Warmup, every: _Warmup, start: _Candidate, iterations: int) -> _Candidate:
-    """Levels and coefficients moved together, on some of the samples until that ends, then on all."""
-    found = refine(first.chunks, first.teacher, start.sigmas, start.coefficients, afs=start.afs, iterations=iterations)
-    evaluations = start.evaluations + found.evaluations
+def _refined(first: Warmup, every: Warmup, start: _Candidate, iterations: int, phi: Features) -> _Candidate:
+    """Levels and coefficients moved together, on some of the samples until that ends, then on all.
+
+    Features are fitted after pixels: on their own they may end in optima that are worse even in the features.
+    """
+    stages = [(first, iterations, phi)] if phi is itself else [
+        (first, (iterations + 1) // 2, itself), (first, iterations // 2, phi)
+    ]  # fmt: skip
     if len(every.chunks) > len(first.chunks):
-        found = refine(every.chunks, every.teacher, found.sigmas, found.coefficients, afs=start.afs, iterations=1)
-        evaluations += found.evaluations
-    return _Candidate(f"refined{', afs' * start.afs}", found.sigmas, found.coefficients, start.afs, evaluations)
-
-
-def _distances(
-    samples: _Warmup, sigmas: list[float], solver: str, afs: bool, coefficients: Any = None, max_order: int = 4
-) -> Tensor:
-    """Mean square distance from the teacher's end points, one per sample of this process."""
-    options = {} if coefficients is None else {"coefficients": coefficients, "max_order": max_order}
-    ends = [sample(c.field, c.noise, sigmas, solver=solver, afs=afs, **options) for c in samples.chunks]
-    return end_errors(ends, samples.teacher)
-
-
-def _mean(values: Tensor) -> float:
-    sums = dist.all_reduce_sum(torch.stack([values.sum(), torch.ones_like(values).sum()]))
-    return float(sums[0] / sums[1])
-
-
-def _rms(squares: Tensor) -> float:
-    return _mean(squares) ** 0.5
+        stages.append((every, 1, phi))
+    sigmas, coefficients, evaluations = start.sigmas, start.coefficients, start.evaluations
+    for samples, most, features in stages:
+        found = refine(
+            samples.chunks, samples.teacher, sigmas, coefficients, afs=start.afs, iterations=most, phi=features
+        )
+        sigmas, coefficients, evaluations = found.sigmas, found.coefficients, evaluations + found.evaluations
+    return _Candidate(f"refined{', afs' * start.afs}", sigmas, coefficients, start.afs, evaluations)

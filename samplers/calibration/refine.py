@@ -1,19 +1,21 @@
-"""Refine a calibrated schedule as a whole: Gauss-Newton on its knots and coefficients for the end point alone.
+"""Refine a calibrated schedule as a whole: Gauss-Newton on its levels and coefficients for the end point alone.
 
 Fitting step by step pulls every state towards the teacher's, which is more than is asked: only the end counts, and an
-early step may go wrong in a way that a later one mends. With r the distance of the student's end points from the
-teacher's, p the interior levels (as log sigma) and all coefficients, and J = dr/dp,
+early step may go wrong in a way that a later one mends. With r = phi(teacher's end) - phi(student's end), phi the
+pixels or any features of them (`samplers.calibration.objective`), p the interior levels (as log sigma) and all
+corrections of coefficients, and J = -dr/dp,
 
     dp = (J^T W J + mu diag) ^ -1  J^T W r            (Levenberg-Marquardt; Marquardt 1963)
 
 J comes from forward differences: a coefficient of step n changes only what follows it, so J costs about 2 N^2
-evaluations per warm-up sample for N steps, no back-propagation and no memory for it. Between two such J, every step
-tried mends the one at hand (Broyden 1965),
+evaluations per warm-up sample for N steps and one of phi per parameter, no back-propagation through either, and no
+memory for it. Between two such J, every step tried mends the one at hand (Broyden 1965),
 
     J <- J + (dr - J dp) dp^T / |dp|^2,
 
-which costs the N evaluations of the trial alone; J is measured anew when it no longer leads on. W is Huber's weight per
-sample: trajectories that end on another mode of the data than the teacher's must not rule the fit.
+which costs the N evaluations of the trial alone; J is measured anew when it no longer leads on. Coefficients are
+corrections of Adams-Bashforth on the levels at hand: where a level moves, those that depend on it move along. W is
+Huber's weight per sample: trajectories that end on another mode of the data than the teacher's must not rule the fit.
 """
 
 from __future__ import annotations
@@ -26,11 +28,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from samplers.calibration.student import StudentState, advance, gram, look
+from samplers.calibration.student import Features, StudentState, advance, classical, end_errors, gram, itself, look
 from samplers.start import Chunk
 from torch_utils import distributed as dist
 
-__all__ = ["Refined", "end_errors", "refine"]
+__all__ = ["Refined", "refine"]
 
 _EPS = 5e-3  # forward difference, in log sigma and in coefficients: well above the rounding of a float32 network
 _HUBER = 3.0  # weight 1 up to three times the typical error
@@ -54,8 +56,19 @@ class _Parameter(NamedTuple):
     k: int | None
 
 
+class _Problem(NamedTuple):
+    """What a refinement has on this process: warm-up samples, first states, and what is wanted of the ends."""
+
+    chunks: Sequence[Chunk]
+    starts: list[Tensor]  # [chunk] [b, ...]
+    phi: Features
+    wanted: list[Tensor]  # [chunk] [b, ...]: phi of the teacher's ends
+    order: int
+    afs: bool
+
+
 class _Student(NamedTuple):
-    """A schedule with its coefficients, run on this process's chunks: states looked at before each step, and ends."""
+    """A schedule with its coefficients, run on this process's chunks: states before each step, phi of the ends."""
 
     sigmas: list[float]
     rows: list[list[float]]
@@ -64,57 +77,45 @@ class _Student(NamedTuple):
 
 
 def _finish(
-    chunk: Chunk,
-    state: StudentState,
-    n: int,
-    sigmas: Sequence[float],
-    rows: Sequence[Sequence[float]],
-    order: int,
-    afs: bool,
+    problem: _Problem, c: int, state: StudentState, n: int, sigmas: Sequence[float], rows: Sequence[Sequence[float]]
 ) -> tuple[Tensor, list[StudentState]]:
-    """Take the steps from `n` on from a state not yet looked at: the end, and the states looked at on the way."""
-    seen = []
+    """Take the steps from `n` on from a state not yet looked at: phi of the end, and the states on the way."""
+    chunk, seen = problem.chunks[c], []
     for i in range(n, len(rows)):
-        state = look(chunk, state, sigmas[i], order, afs and i == 0)
+        state = look(chunk, state, sigmas[i], problem.order, problem.afs and i == 0)
         seen.append(state)
         state = advance(state, sigmas[i + 1] - sigmas[i], rows[i])
-    return state.x, seen
+    return problem.phi(chunk, state.x), seen
 
 
-def _run(
-    chunks: Sequence[Chunk], teacher: Sequence[Tensor], sigmas: list[float], rows: list[list[float]], afs: bool
-) -> _Student:
-    order = max(map(len, rows))
-    done = [
-        _finish(c, StudentState(x[0], ()), 0, sigmas, rows, order, afs) for c, x in zip(chunks, teacher, strict=True)
-    ]
+def _run(problem: _Problem, sigmas: list[float], rows: list[list[float]]) -> _Student:
+    done = [_finish(problem, c, StudentState(x, ()), 0, sigmas, rows) for c, x in enumerate(problem.starts)]
     return _Student(sigmas, rows, [seen for _, seen in done], [end for end, _ in done])
 
 
-def _changed(student: _Student, parameters: Sequence[_Parameter], by: Sequence[float]) -> tuple[list, list]:
-    """Levels and coefficients with some parameters moved."""
+def _changed(student: _Student, parameters: Sequence[_Parameter], by: Sequence[float]) -> tuple[list, list] | None:
+    """Levels and coefficients with some parameters moved; coefficients follow the levels. None: levels cross."""
     sigmas, rows = list(student.sigmas), [list(row) for row in student.rows]
     for (n, k), step in zip(parameters, by, strict=True):
         if k is None:
-            sigmas[n] *= math.exp(step)
+            sigmas[n] *= math.exp(min(step, 100.0))
         else:
             rows[n][k] += step
+    if not all(a > b for a, b in pairwise(sigmas)):
+        return None
+    for n, row in enumerate(rows):
+        before, after = (classical(s, n, len(row)) for s in (student.sigmas, sigmas))
+        rows[n] = [c + new - old for c, new, old in zip(row, after, before, strict=True)]
     return sigmas, rows
 
 
-def _derivative(chunk: Chunk, student: _Student, c: int, parameter: _Parameter, order: int, afs: bool) -> Tensor:
-    """d end / d parameter of one chunk, `[b * D]`; the steps before the change are not repeated."""
+def _derivative(problem: _Problem, student: _Student, c: int, parameter: _Parameter) -> Tensor:
+    """d phi(end) / d parameter of one chunk, flat; the steps before the change are not repeated."""
     sigmas, rows = _changed(student, [parameter], [_EPS])
     first = parameter.n if parameter.k is not None else parameter.n - 1  # a level ends the step before it
     state = advance(student.states[c][first], sigmas[first + 1] - sigmas[first], rows[first])
-    end, _ = _finish(chunk, state, first + 1, sigmas, rows, order, afs)
+    end, _ = _finish(problem, c, state, first + 1, sigmas, rows)
     return ((end - student.ends[c]) / _EPS).flatten()
-
-
-def end_errors(ends: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
-    """Mean square distance to the teacher's last states per sample, chunk after chunk: `[samples]` float64."""
-    parts = [(x[-1] - e).double().square().flatten(1).mean(1) for e, x in zip(ends, teacher, strict=True)]
-    return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64)
 
 
 def _huber(errors: Tensor) -> Tensor:
@@ -134,10 +135,11 @@ def refine(
     *,
     afs: bool = False,
     iterations: int = 4,
+    phi: Features = itself,
 ) -> Refined:
     """Lower the error of the end point from a calibrated schedule on; both ends of the schedule stay.
 
-    Memory per warm-up sample of this process: an end point for each of the fewer than 5 N parameters, and 2 N states.
+    Memory per warm-up sample of this process: phi of an end for each of the fewer than 5 N parameters, and 2 N states.
 
     Args:
         chunks: this process's warm-up samples.
@@ -146,20 +148,24 @@ def refine(
         coefficients: where to begin, for example from `fit_coefficients`.
         afs: the student takes the analytical first step.
         iterations: most measurements of J.
+        phi: what is compared of the ends, see `samplers.calibration.objective`.
     """
-    student = _run(chunks, teacher, [float(s) for s in sigmas], [list(row) for row in coefficients], afs)
-    N, order = len(student.rows), max(map(len, student.rows))
-    parameters = [_Parameter(n, k) for n, row in enumerate(student.rows) for k in range(len(row))]
+    rows, pairs = [list(row) for row in coefficients], list(zip(chunks, teacher, strict=True))
+    wanted = [phi(chunk, x[-1]) for chunk, x in pairs]
+    problem = _Problem(chunks, [x[0] for x in teacher], phi, wanted, max(map(len, rows)), afs)
+    student = _run(problem, [float(s) for s in sigmas], rows)
+    N = len(rows)
+    parameters = [_Parameter(n, k) for n, row in enumerate(rows) for k in range(len(row))]
     parameters += [_Parameter(n, None) for n in range(1, N)]
     cost_of_jacobian = sum(N - 1 - p.n + (p.k is None) for p in parameters)
     damping, evaluations = 1e-3, N
     for _ in range(iterations):
-        jacobian = [_jacobian(chunk, student, c, parameters, order, afs) for c, chunk in enumerate(chunks)]
+        jacobian = [_jacobian(problem, student, c, parameters) for c in range(len(chunks))]
         evaluations += cost_of_jacobian
         gains: list[float] = []
         while not gains or gains[-1] > _WORTHWHILE:
             tries = _STALE_TRIES if gains else _TRIES
-            found = _step(chunks, teacher, student, jacobian, parameters, damping, tries, afs)
+            found = _step(problem, student, jacobian, parameters, damping, tries)
             student, damping, evaluations = found.student, found.damping, evaluations + N * found.runs
             gains.append(found.gain)
         if gains[0] < _ENOUGH:
@@ -178,19 +184,18 @@ class _Step(NamedTuple):
 
 
 def _step(
-    chunks: Sequence[Chunk], teacher: Sequence[Tensor], student: _Student, jacobian: Sequence[Tensor],
-    parameters: Sequence[_Parameter], damping: float, tries: int, afs: bool,
+    problem: _Problem, student: _Student, jacobian: Sequence[Tensor], parameters: Sequence[_Parameter],
+    damping: float, tries: int,
 ) -> _Step:  # fmt: skip
     """One step of Levenberg-Marquardt, more damped at each of `tries`; each mends `jacobian` in place."""
-    errors = end_errors(student.ends, teacher)
+    errors = end_errors(student.ends, problem.wanted)
     weights = _huber(errors)
     before, runs = _objective(errors, weights), 0
     for _ in range(tries):
-        step = _solve(_normal_equations(jacobian, student, teacher, weights, len(parameters) + 1), damping)
-        sigmas, rows = _changed(student, parameters, step)
-        if all(a > b for a, b in pairwise(sigmas)) and all(map(math.isfinite, step)):
-            trial, runs = _run(chunks, teacher, sigmas, rows, afs), runs + 1
-            after = _objective(end_errors(trial.ends, teacher), weights)
+        step = _solve(_normal_equations(problem, student, jacobian, weights, len(parameters) + 1), damping)
+        if all(map(math.isfinite, step)) and (changed := _changed(student, parameters, step)) is not None:
+            trial, runs = _run(problem, *changed), runs + 1
+            after = _objective(end_errors(trial.ends, problem.wanted), weights)
             if math.isfinite(after):
                 _broyden(jacobian, student, trial, step)
             if after < before:
@@ -204,11 +209,9 @@ def _objective(errors: Tensor, weights: Tensor) -> float:
     return float(dist.all_reduce_sum((weights * errors).sum()))
 
 
-def _jacobian(
-    chunk: Chunk, student: _Student, c: int, parameters: Sequence[_Parameter], order: int, afs: bool
-) -> Tensor:
-    """dr/dp of one chunk, a row per parameter: `[P, b * D]`."""
-    return torch.stack([_derivative(chunk, student, c, p, order, afs) for p in parameters])
+def _jacobian(problem: _Problem, student: _Student, c: int, parameters: Sequence[_Parameter]) -> Tensor:
+    """dr/dp of one chunk, a row per parameter: `[P, b * F]`."""
+    return torch.stack([_derivative(problem, student, c, p) for p in parameters])
 
 
 def _broyden(jacobian: Sequence[Tensor], student: _Student, trial: _Student, step: Sequence[float]) -> None:
@@ -219,13 +222,13 @@ def _broyden(jacobian: Sequence[Tensor], student: _Student, trial: _Student, ste
 
 
 def _normal_equations(
-    jacobian: Sequence[Tensor], student: _Student, teacher: Sequence[Tensor], weights: Tensor, size: int
+    problem: _Problem, student: _Student, jacobian: Sequence[Tensor], weights: Tensor, size: int
 ) -> Tensor:
     """`[P+1, P+1]`: J^T W J with J^T W r as last column, summed over samples and processes."""
     sums, done = torch.zeros(size, size, dtype=torch.float64, device=weights.device), 0
-    for J, end, path in zip(jacobian, student.ends, teacher, strict=True):
+    for J, end, wanted in zip(jacobian, student.ends, problem.wanted, strict=True):
         root = weights[done : done + len(end)].sqrt().to(J.dtype).repeat_interleave(end[0].numel())
-        sums += gram(torch.cat([J, (path[-1] - end).flatten()[None]]) * root)
+        sums += gram(torch.cat([J, (wanted - end).flatten()[None]]) * root)
         done += len(end)
     return dist.all_reduce_sum(sums).cpu()
 

@@ -15,7 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from samplers.calibration.between import between
 from samplers.calibration.calibrate import calibrate
+from samplers.calibration.objective import Maps
 from samplers.field import Field, as_field
 from samplers.gits.search import search_schedule
 from samplers.planning.base import ChosenLevels
@@ -31,17 +33,21 @@ __all__ = ["DEFAULT_SOLVER", "choose_levels", "schedule_file"]
 DEFAULT_SOLVER = "ipndm"
 DEFAULT_NUM_STEPS = 7
 CALIBRATED = "calibrated"
+FIT = ("objective", "starts")  # of a calibration alone
 SEARCH = tuple(f.name for f in dataclasses.fields(SearchOptions) if f.name != "dp")
 FORMULA = ("num_steps", "schedule_type", "schedule_rho", "sigma_min", "sigma_max")
-OVERRIDDEN = (*FORMULA, "dp", "calibrate", *SEARCH)  # by explicit levels
+OVERRIDDEN = (*FORMULA, "dp", "calibrate", *FIT, *SEARCH)  # by explicit levels
 
 
-def choose_levels(field: Field, given: Mapping[str, Any], options: Mapping[str, Any], **search: Any) -> ChosenLevels:
+def choose_levels(
+    field: Field, given: Mapping[str, Any], options: Mapping[str, Any], maps: Maps | None = None, **search: Any
+) -> ChosenLevels:
     """Noise levels for this model.
 
     Args:
         given: options that were asked for, by name.
         options: those of them that are the solver's own.
+        maps: features of images by name, for the objective of a calibration.
         search: for a schedule search, what is not an option of the sampler: batch, class_idx, progress.
 
     Raises:
@@ -56,6 +62,9 @@ def choose_levels(field: Field, given: Mapping[str, Any], options: Mapping[str, 
     for name in SEARCH:
         if name in given and not {"dp", "calibrate"} & set(given) and not (name == "coeff" and from_file):
             raise ValueError(f"{flag(name)} belongs to the schedule search: add --dp, or leave it out")
+    for name in FIT:
+        if name in given and "calibrate" not in given:
+            raise ValueError(f"{flag(name)} belongs to a calibration: add --calibrate, or leave it out")
     if "nfe" in given and not from_file:
         raise ValueError("--nfe chooses from the schedules of a file: add --schedule=FILE.json, or say --num-steps")
     solver, afs = given.get("solver", DEFAULT_SOLVER), bool(given.get("afs"))
@@ -66,7 +75,7 @@ def choose_levels(field: Field, given: Mapping[str, Any], options: Mapping[str, 
     if from_file:
         return _from_file(field, given, options)
     if "calibrate" in given:
-        return _calibrated(field, given, options, search)
+        return _calibrated(field, given, options, {**search, "maps": maps})
     if solver == CALIBRATED:
         raise ValueError(
             f"--solver={solver} needs coefficients: add --calibrate, or give a schedule file that has them"
@@ -95,7 +104,7 @@ def _from_file(field: Field, given: Mapping[str, Any], options: Mapping[str, Any
     if len(coeff) > 1:
         raise ValueError("of a schedule file one coefficient is used: give one number as --coeff")
     solver = given.get("solver", file.solver)
-    entry = file.choose(given.get("num_steps"), coeff[0], given.get("nfe"), solver)
+    entry, made = _entry(file, given, coeff[0], solver)
     if entry.coefficients is not None:
         if solver != file.solver:
             raise ValueError(f"{path} holds coefficients of solver '{file.solver}': leave out --solver={solver}")
@@ -103,8 +112,25 @@ def _from_file(field: Field, given: Mapping[str, Any], options: Mapping[str, Any
     if solver == file.solver:
         options = {**file.options, **options}
     sigmas = torch.tensor(entry.sigmas, dtype=torch.float64)
-    notes = () if note is None else (note,)
+    notes = (*((note,) if note else ()), *made)
     return ChosenLevels(sigmas, f"from {path}", solver, options, entry.afs or bool(given.get("afs")), notes)
+
+
+def _entry(
+    file: ScheduleFile, given: Mapping[str, Any], coeff: float | None, solver: str
+) -> tuple[Entry, tuple[str, ...]]:
+    """The schedule asked for; made from its neighbours, with a note, where a file of calibrated ones lacks it."""
+    nfe = given.get("nfe")
+    has = sorted({SOLVERS[file.solver].nfe(e.num_steps, afs=e.afs) for e in file.entries})
+    if (
+        nfe is None
+        or nfe in has
+        or not {"num_steps", "coeff"}.isdisjoint(given)
+        or {solver, file.solver} != {CALIBRATED}
+    ):
+        return file.choose(given.get("num_steps"), coeff, nfe, solver), ()
+    told = f"Made for {nfe} evaluations from those calibrated for {', '.join(map(str, has))}; calibrating it is nearer."
+    return between(file, nfe), (told,)
 
 
 def _searched(
@@ -154,16 +180,19 @@ def _calibrated(
         raise ValueError("a calibration starts from one coefficient: give one number as --coeff")
     if "coeff" in asked:
         (asked["coeff"],) = asked["coeff"]
+    asked |= {"objective": given["objective"]} if "objective" in given else {}
+    asked |= {"starts": given["starts"].replace(" ", "").split(",")} if "starts" in given else {}
     found = calibrate(
         field, nfe, afs=given.get("afs"), device=_device(field),
         progress=functools.partial(dist.print0, file=sys.stderr), **asked, **options,
         **{name: value for name, value in search.items() if name != "progress"},
     )  # fmt: skip
     how, student = found.settings, found.students[-1]
+    distances = "".join(f", {name} {d:.3g}" for name, d in student.distances.items() if name != "pixels")
     about = (
-        f"calibrated, {student.provenance['chosen']}, teacher {how['solver_tea']} over {how['num_steps_tea']} time "
-        f"stamps, {how['num_warmup']} samples, distance to it {student.errors['held_out']:.4g} "
-        f"(ipndm {student.errors['ipndm']:.4g})"
+        f"calibrated, {student.provenance['chosen']}, objective {how['objective']}, teacher {how['solver_tea']} over "
+        f"{how['num_steps_tea']} time stamps, {how['num_warmup']} samples, distance to it "
+        f"{student.errors['held_out']:.4g} (ipndm {student.errors['ipndm']:.4g}{distances})"
     )
     return ChosenLevels(
         student.sigmas, about, CALIBRATED, {**options, "coefficients": student.coefficients}, student.afs, found=found

@@ -10,6 +10,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from samplers.calibration.starts import STARTS
 from samplers.gits.costs import METRICS
 from samplers.planning.model_options import (
     BridgeOptions,
@@ -188,6 +189,14 @@ class CalibrationOptions:
         "than --num-steps. The options of the search hold. Of several, e.g. 3,5,8, the last makes the images, and "
         "--save-schedule keeps all",
         metavar="NFE", type=CountList(), bare="auto",
+    )  # fmt: skip
+    objective: str | None = opt(
+        None, "What a calibration brings near the teacher's, e.g. self, efficientnet-lite0 or a mixture such as "
+        "efficientnet-lite0+0.1*pixels; docs/calibration.md lists the names [default: pixels]", metavar="NAMES",
+    )  # fmt: skip
+    starts: str | None = opt(
+        None, "Where a calibration may begin, the best is used: gits and names of --schedule "
+        f"[default: {','.join(STARTS)}]", metavar="LIST",
     )  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from samplers.calibration.objective import Maps
 from samplers.field import Field, as_field
 from samplers.guidance import guide
 from samplers.path import VE
@@ -118,6 +119,7 @@ def build_plan(
     batch: int = 64,
     class_idx: int | None = None,
     progress: Callable[[int], Any] | None = None,
+    maps: Maps | None = None,
 ) -> Plan:
     """The sampler that `options` describe for this network; with `dp` its levels are searched now.
 
@@ -125,6 +127,7 @@ def build_plan(
         batch: the most samples at once on one process that a search measures on.
         class_idx: one class for all samples, in a search as well.
         progress: called by a search with the number of samples done, again and again.
+        maps: features of images by name, for the objective of a calibration.
 
     Raises:
         ValueError: options that contradict each other, that the sampler does not take, or out of range.
@@ -157,7 +160,7 @@ def build_plan(
     request = Request(field, given, start, to_zero=options.denoise_to_zero is not False, drift=drift)
     if _takes_levels(name, request):
         own = request.of(MethodOptions) if name == "elementwise" else request.of(MethodOptions, ChurnOptions)
-        chosen = choose_levels(field, given, own, batch=batch, class_idx=class_idx, progress=progress)
+        chosen = choose_levels(field, given, own, maps, batch=batch, class_idx=class_idx, progress=progress)
         request = dataclasses.replace(request, chosen=chosen)
     plan = KINDS[name].build(request)
     return dataclasses.replace(plan, calls=field.facts.calls, prior=prior, guidance=guidance, drift=drift, snap=snap)

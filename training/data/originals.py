@@ -22,7 +22,7 @@ import numpy as np
 
 from training.data.cifar_pickle import read_batch
 
-__all__ = ["Source", "open_cifar10", "open_digits", "open_lmdb", "open_lsun", "open_mnist"]
+__all__ = ["Source", "array_source", "open_cifar10", "open_digits", "open_lmdb", "open_lsun", "open_mnist"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +57,7 @@ class Source:
     close: Callable[[], None] = lambda: None
 
 
-def _array_source(
+def array_source(
     description: str, images: Sequence[np.ndarray], labels: Sequence[int], class_names: Sequence[str] | None = None
 ) -> Source:
     """Decoded images `[H,W]` or `[H,W,3]`, uint8, with class numbers."""
@@ -77,7 +77,7 @@ def open_digits(path: Path, split: str | None, labels: str) -> Source:
 
     digits = load_digits()
     images = np.rint(digits.images * (255 / 16)).astype(np.uint8)
-    return _array_source("scikit-learn digits", images, digits.target.tolist())
+    return array_source("scikit-learn digits", images, digits.target.tolist())
 
 
 def _unpack(path: Path, limit: int) -> bytes:
@@ -174,7 +174,7 @@ def _checked(
             f"{path} is not the original {description}: it must hold {count} images with pixel values spanning 0..255 "
             f"and as many labels spanning 0..9, got {len(images)} images and {len(targets)} labels"
         )
-    return _array_source(description, images, targets, class_names)
+    return array_source(description, images, targets, class_names)
 
 
 @dataclass

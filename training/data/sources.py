@@ -16,6 +16,7 @@ from typing import Any
 from training.data.archive import ImageArchive
 from training.data.labels import FILE, LabelFile, check_labels, read_labels
 from training.data.originals import Source, open_cifar10, open_digits, open_lmdb, open_lsun, open_mnist
+from training.data.photos import open_photos
 
 __all__ = ["LAYOUTS", "Layout", "detect_layout", "open_source"]
 
@@ -170,6 +171,7 @@ def _open_celeba(path: Path, split: str | None, labels: str) -> Source:
     return _archive_source(f"CelebA ({split})", archive, [images[name] for name in chosen])
 
 
+INSTALLED = ("digits", "photos")  # sources without a path
 SHOWN = 12  # classes in the note that lists them
 
 _FILES = ("auto", "folders", "none")
@@ -179,6 +181,7 @@ _AFHQ = r"(?:(?:.*/)?(?P<split>train|test|val)/)?(?P<cls>cat|dog|wild)/[^/]+"
 
 LAYOUTS: dict[str, Layout] = {
     "digits": Layout(open_digits, "scikit-learn's 1797 real 8x8 digits with labels; nothing to download"),
+    "photos": Layout(open_photos, "32x32 crops of photographs that installed packages ship", ("train", "test")),
     "folder": Layout(
         _open_folder, "any images, recursive; labels from dataset.json or top-level folders", labels=_FILES
     ),
@@ -203,8 +206,8 @@ def detect_layout(source: str) -> str:
         FileNotFoundError: nothing of this name.
         ValueError: a file of a type that is not known.
     """
-    if source == "digits":
-        return "digits"
+    if source in INSTALLED:
+        return source
     path = Path(source)
     if not source or not path.exists():
         raise FileNotFoundError(f"missing input file or directory: '{source}'")
@@ -225,7 +228,7 @@ def open_source(source: str, *, layout: str = "auto", split: str | None = None, 
     """Open `source` for reading.
 
     Args:
-        source: a path, or "digits".
+        source: a path, or one of `INSTALLED`.
         layout: a key of `LAYOUTS`, or "auto": by name.
         split: one of the layout's splits; None is its first.
         labels: "auto" (what the layout offers), "folders" (top-level folder = class) or "none".

@@ -31,6 +31,8 @@ WORDS = {  # options of words that are not listed where they are declared
     "solver": ["euler", "heun", "ipndm", "dopri5", "heun_churn"],
     "schedule": ["vp", "ve", "gits_cifar10"],
     "solver_tea": ["euler", "heun"],
+    "objective": ["self", "efficientnet-lite0+0.1*pixels"],
+    "starts": ["logsnr", "gits,polynomial"],
 }
 PAIRS = {"guidance_interval": [(0.2, 5.0), (1.0, 40.0)]}
 LISTS = {float: [(20.0, 1.0, 0.1), (10.0, 2.0, 0.5)], int: [(2,), (3,)]}
@@ -234,8 +236,8 @@ def test_what_is_recorded_is_what_runs(name):
         pytest.skip("two calls instead of one: the images are the same")
     others = ("denoiser", "table", "flow", "coupled", "fusion", "shapes")
     models = ("latents",) if name == "guidance_channels" else others
-    if name in ("nfe", "coeff"):
-        pytest.skip("chooses from a schedule file: tests/samplers/planning/test_levels.py")
+    if name in ("nfe", "coeff", "objective", "starts"):
+        pytest.skip("shapes or chooses from a schedule file: tests/samplers/planning/test_levels.py")
     for model, base in itertools.product(models, bases):
         if (plain := images(network(model), base)) is None:
             continue

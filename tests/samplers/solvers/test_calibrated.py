@@ -54,7 +54,7 @@ def problem():
 
 def rms(chunks, teacher, sigmas, coefficients, afs=False):
     ends = [sample(c.field, c.noise, sigmas, solver="calibrated", coefficients=coefficients, afs=afs) for c in chunks]
-    return float(end_errors(ends, teacher).mean().sqrt())
+    return float(end_errors(ends, [x[-1] for x in teacher]).mean().sqrt())
 
 
 def knots(teacher, indices=KNOTS):

@@ -24,6 +24,8 @@ from dataset_files import (
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from training.data.sources import open_source
+
 
 def test_digits(tmp_path):
     convert("digits", tmp_path / "d.zip")
@@ -249,3 +251,25 @@ def test_cifar_bomb(tmp_path, monkeypatch):
     monkeypatch.setattr("training.data.originals._CIFAR_UNPACKED", 1 << 20)
     path, _ = small_cifar(tmp_path, per_member=1000)
     refuse(path, tmp_path / "x/o.zip", match="far more")
+
+
+def test_photos(tmp_path):
+    for split, count in (("train", 9048), ("test", 1952)):
+        convert("photos", tmp_path / f"{split}.zip", f"--split={split}", "--max-images=40")
+        assert np.stack(pictures(tmp_path / f"{split}.zip")).shape == (40, 32, 32, 3)
+        source = open_source("photos", split=split)
+        assert source.size == count
+        assert list(source.class_names) == ["palace", "flower", "portrait"]
+    train, test = (
+        {open_source("photos", split=s).read(i).tobytes() for i in range(0, 1000, 7)} for s in ("train", "test")
+    )
+    assert len(train) > 100
+    assert not train & test
+    convert("photos", tmp_path / "small.zip", "--resolution=16x16", "--max-images=3")
+    assert pictures(tmp_path / "small.zip")[0].shape == (16, 16, 3)
+    assert labels(tmp_path / "small.zip") == [0, 0, 0]
+
+
+def test_photos_that_are_not_installed(tmp_path, monkeypatch):
+    monkeypatch.setattr("matplotlib.get_data_path", lambda: str(tmp_path))
+    refuse("photos", tmp_path / "x/o.zip", match="photograph portrait is not installed")
