@@ -80,9 +80,9 @@ def test_what_is_trained_is_known_to_samplers():
         assert (facts.element_times, facts.compensated) == expected
 
 
-@pytest.fixture(scope="module")
-def field():
-    _, made = method()
+@pytest.fixture(scope="module", params=["combostoc", "sit"])
+def field(request):
+    _, made = method(request.param)
     net = made.modules["net"].eval().requires_grad_(False)
     with torch.no_grad():
         for p in net.parameters():
