@@ -234,8 +234,8 @@ def test_what_is_recorded_is_what_runs(name):
     bases.append({"field": "bridge_sde", "N": 7})
     if name == "cfg_batch":
         pytest.skip("two calls instead of one: the images are the same")
-    others = ("denoiser", "table", "flow", "coupled", "fusion", "shapes")
-    models = ("latents",) if name == "guidance_channels" else others
+    others = ("denoiser", "table", "flow", "coupled", "fusion")
+    models = {"guidance_channels": ("latents",), "binarise": ("shapes",)}.get(name, others)
     if name in ("nfe", "coeff", "objective", "starts"):
         pytest.skip("shapes or chooses from a schedule file: tests/samplers/planning/test_levels.py")
     for model, base in itertools.product(models, bases):
