@@ -92,9 +92,9 @@ MAKERS = {
     "combostoc": transformer("elements", element_times=True),
     **{f"diffusers {name}": pipeline(name) for name in PIPELINES if name not in ("learned variance", "sample")},
 }
-SLOW = {"repa", "diffusers classes"}  # what differs from the families beside them is read by tests of their own
+QUICK = {*FAMILIES, "edm", "dit", "diffusers sd3"}  # searched and calibrated in every run of the tests
 CASES = [
-    pytest.param(family, crossing, marks=[pytest.mark.slow] if family in SLOW else [])
+    pytest.param(family, crossing, marks=[] if family in QUICK or crossing == "ipndm" else [pytest.mark.slow])
     for family in MAKERS
     for crossing in CROSSINGS
 ]
