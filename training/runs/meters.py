@@ -16,20 +16,22 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from networks.features.table import FEATURES, load_features
 from samplers.field import Facts
 from samplers.planning.plan import SamplerOptions, build_plan
-from samplers.run import generate
+from samplers.run import decoded_shape, generate
 from torch_utils import distributed as dist
 from torch_utils.feature_pass import Needs, describe, dim_of
 from torch_utils.frechet import Moments
 from torch_utils.options import OptionGroup, opt, refuse
 from torch_utils.reference_file import check_fits, holds, load_moments, load_reference, save_moments
 from torch_utils.wasserstein import wasserstein
+from training.data.boxes import rules
 from training.data.image_dataset import ImageDataset, decoded, subset_indices
 from training.data.series import SeriesDataset
+from training.data.shapes import ShapeDataset
 from training.data.toys import ToyDataset
 from training.forecast import plan_of, roll_out, score
 from training.measures import (
@@ -45,14 +47,15 @@ from training.measures import (
     stored,
     wanted_of,
 )  # fmt: skip
+from training.shape_metrics import has_rules
 
 __all__ = ["METERS", "Best", "FidOptions", "Meter", "check_fid"]
 
 BATCH = 64  # images at once on one process, sampled and described
 # samples, where --fid-num does not say it; optimal transport takes the square of that
-IMAGES, POINTS, SERIES = 10_000, 2_000, 1_000
+IMAGES, POINTS, SERIES, SHAPES = 10_000, 2_000, 1_000, 500
 MEMBERS = 10  # of an ensemble
-HIGHER = {"precision", "recall", "is"}  # figures of which more is better; of all others less is
+HIGHER = {"precision", "recall", "is", "valid"}  # figures of which more is better; of all others less is
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +70,7 @@ class FidOptions(MetricOptions):
     )  # fmt: skip
     metrics: str | None = opt(
         None, "Comma list, the first of which counts; images: fid, fd, kid, kid_full, pr, is; points: w2; "
-        "series: crps [default: fid, w2, crps]", metavar="LIST", may_change=True,
+        "series: crps; shapes: valid [default: fid, w2, crps, valid]", metavar="LIST", may_change=True,
     )  # fmt: skip
     fid_ref: str = opt(
         "auto", "Reference statistics for FID; auto = of the training data", metavar="auto|NPZ|URL", may_change=True
@@ -76,7 +79,8 @@ class FidOptions(MetricOptions):
         "inception", "Features for FID; pixels needs no weights", choices=list(FEATURES), may_change=True
     )
     fid_num: int | None = opt(
-        None, f"Samples per FID; published numbers use 50000 [default: {IMAGES}, points {POINTS}, series {SERIES}]",
+        None, f"Samples per FID; published numbers use 50000 [default: {IMAGES}, points {POINTS}, "
+        f"series {SERIES}, shapes {SHAPES}]",
         metavar="INT", at_least=2, may_change=True,
     )  # fmt: skip
     fid_steps: int | None = opt(
@@ -259,14 +263,31 @@ def _points(request: _Request) -> tuple[tuple[str, ...], Measured]:
     wasserstein(data[:1], data[:1])  # says at once where POT is missing
 
     def figures(net: nn.Module) -> dict[str, float]:
-        plan = build_plan(net, _sampler(request, net))
-        batches = generate(net, range(num), plan, batch=BATCH * 16, device=request.device, prior=plan.prior)
-        own = [batch.images.float().cpu() for batch in batches]
-        samples = torch.cat(own) if own else data[:0]
-        rows = dist.gather_rows(samples, shares(num, BATCH * 16))
+        rows = _gathered(request, net, num)
         return {"w2": dist.from_rank0(lambda: wasserstein(rows, data))}
 
     return ("w2",), figures
+
+
+def _gathered(request: _Request, net: nn.Module, num: int) -> Tensor | None:
+    """Samples `[num, ...]` float32 of all processes in the order of their seeds, on rank 0."""
+    plan, batch = build_plan(net, _sampler(request, net)), BATCH * 16
+    batches = generate(net, range(num), plan, batch=batch, device=request.device, prior=plan.prior)
+    own = [found.images.float().cpu() for found in batches]
+    return dist.gather_rows(torch.cat(own) if own else torch.empty(0, *decoded_shape(net)), shares(num, batch))
+
+
+def _shapes(request: _Request) -> tuple[tuple[str, ...], Measured]:
+    """The share of shapes that keep all rules of their data set."""
+    num, dataset = request.options.fid_num or SHAPES, request.dataset
+    if not has_rules(dataset.shapes):
+        raise ValueError(f"--fid-every measures shapes by the rules of shapes:boxes, {request.options.data} has none")
+
+    def figures(net: nn.Module) -> dict[str, float]:
+        parts = _gathered(request, net, num)
+        return {"valid": dist.from_rank0(lambda: rules(parts)["valid"].double().mean().item())}
+
+    return ("valid",), figures
 
 
 def _series(request: _Request) -> tuple[tuple[str, ...], Measured]:
@@ -299,4 +320,5 @@ METERS: dict[type, MeterKind] = {
     ImageDataset: MeterKind(tuple(METRICS), _images),
     ToyDataset: MeterKind(("w2",), _points, refused=OF_IMAGES),
     SeriesDataset: MeterKind(("crps",), _series, refused=OF_IMAGES),
+    ShapeDataset: MeterKind(("valid",), _shapes, refused=OF_IMAGES),
 }

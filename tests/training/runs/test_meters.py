@@ -249,3 +249,22 @@ def test_too_few_samples_for_an_ensemble(tmp_path):
     result = CliRunner().invoke(train.main, arguments)
     assert result.exit_code == 1
     assert "takes 10 samples for each window of the validation part: --fid-num is 9" in result.output
+
+
+def test_shapes_are_measured_by_the_rules_they_keep(tmp_path, monkeypatch):
+    """With a rule that shapes of noise keep now and then."""
+
+    def rules(parts):
+        return {"valid": parts[:, 0, 1:].sum(1) > 0}
+
+    monkeypatch.setattr("training.runs.meters.rules", rules)
+    small = "combostoc --data=shapes:boxes:size=64:seed=1 --width=16 --depth=1 --num-heads=2 --batch=334 --seed=0"
+    more = "--duration=0.001 --tick=0.3 --fid-every=1 --fid-num=20 --fid-steps=2 --snap=1"
+    stats, output = train_stats(*small.split(), f"--outdir={tmp_path}", *more.split())
+    path = max(tmp_path.glob("0*/network-snapshot-*.pkl"))
+    net = prepare(networks.load_network(path), "cpu")
+    (batch,) = generate(net, range(20), build_plan(net, SamplerOptions(steps=2)), batch=20)
+    value = stats[-1]["Metrics/valid"]["mean"]
+    assert 0 < value < 1
+    assert value == rules(batch.images.float())["valid"].double().mean().item()
+    assert f"valid {value:.4g} (best " in output
