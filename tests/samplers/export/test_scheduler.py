@@ -23,6 +23,7 @@ from samplers import SOLVERS, Field, sample  # noqa: E402
 from samplers.export.scheduler import FewstepScheduler  # noqa: E402
 from samplers.export.write import export  # noqa: E402
 from samplers.recipe import ScheduleFile  # noqa: E402
+from torch_utils.rng import TorchRNG  # noqa: E402
 
 LEVELS = [14.6, 5.0, 2.2, 0.9, 0.3, 0.05]
 ROWS = [[1.0], [1.4, -0.3], [1.8, -1.1, 0.3], [1.1, -0.1], [2.2, -2.1, 1.2, -0.3]]
@@ -122,6 +123,20 @@ def test_a_part_of_the_levels():
     times = [float(TABLE.network_time(s)) for s in LEVELS[:3]]
     got = pipe(latents=unit(), timesteps=times, **call).images
     same(got, ours(field, content, unit(), [*LEVELS[:3], LEVELS[-1]]))
+
+
+def test_noise_comes_from_the_pipelines_generator():
+    pipe, call, field = make("sd")
+    content = schedule("searched") | {"solver": "sa", "options": {"tau": 0.8, "max_order": 2}}
+    pipe.scheduler = swapped(pipe, content)
+
+    def draws():
+        return torch.Generator().manual_seed(3)
+
+    got = pipe(latents=unit(), num_inference_steps=5, generator=draws(), **call).images
+    expected = ours(field, content, unit(), rng=TorchRNG("cpu", draws()))
+    same(got, expected)
+    assert not torch.allclose(expected, ours(field, content, unit(), rng=TorchRNG("cpu", torch.Generator())), atol=1e-2)
 
 
 def test_levels_of_a_flow_are_times():
