@@ -124,6 +124,15 @@ def _runge_kutta(
     return x
 
 
+def _renoise(write: _Writer, x: Mix, s: Sequence[float]) -> Mix:
+    for a, b in pairwise(s):
+        x, data = write.look(x, a)
+        if b == 0:
+            return data
+        x = mixed((1, data), (b, write.keep("z", {})))
+    return x
+
+
 def _middle(a: float, b: float, r: float) -> Tableau:
     """DPM-Solver-2 as a Runge-Kutta step: the second evaluation at the weighted geometric mean of the levels."""
     node = (b**r * a ** (1 - r) - a) / (b - a)
@@ -240,6 +249,7 @@ def _fixed(tableau: Tableau) -> Callable[..., Mix]:
 FORMULAS: dict[str, tuple[Callable[..., Mix], int]] = {
     "euler": (_fixed(Tableau((), (), (1,))), 1),
     "heun": (_fixed(TABLEAUS["heun2"]), 2),
+    "renoise": (_renoise, 1),
     "dpm": (lambda write, x, s, r=0.5: _runge_kutta(write, x, s, lambda a, b: _middle(a, b, r)), 2),
     **{name: (_fixed(tableau), len(tableau.weights)) for name, tableau in TABLEAUS.items()},
     "ipndm": (_adams(ipndm_weights), 1),

@@ -185,6 +185,8 @@ def _check(field: Field, given: dict[str, Any]) -> None:
         refuse_score(field, "dynamic thresholding")
     if solver == "renoise":
         refuse_score(field, "fresh noise at every step (--solver=renoise)")
+    if solver == "sa" and given.get("tau", 1) > 0:
+        refuse_score(field, "added noise (--solver=sa, unless --tau=0)")
     if given.get("S_churn"):
         refuse_score(field, "added noise (--S_churn)")
     defaults = SOLVERS["heun_churn"].options

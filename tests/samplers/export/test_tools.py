@@ -80,7 +80,7 @@ def test_every_solver_on_any_levels(kdiffusion):
         asked.append(sigma.shape)
         return curved(x, sigma) + shift
 
-    for name in module.SAMPLERS:
+    for name in sorted(set(module.SAMPLERS) - {"sample_renoise"}):
         seen, more = [], {"tau": 0.0} if name == "sample_sa" else {}
         function = getattr(module, name)
         got = function(model, noise() * 10, sigmas, {"shift": 0.0}, seen.append, True, **more)
