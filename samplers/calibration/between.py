@@ -37,12 +37,16 @@ def between(file: ScheduleFile, nfe: int) -> Entry:
     kinds = {afs: [e for e in known if e.afs == afs] for afs in (False, True)}
     afs = max(kinds, key=lambda kind: (len(kinds[kind]), kind))
     ends = sorted(kinds[afs], key=lambda e: e.num_steps)
-    has = [SOLVERS[file.solver].nfe(e.num_steps, afs=afs) for e in ends]
-    if len(ends) < 2 or not has[0] / 2 <= nfe <= 2 * has[-1]:
-        reach = f"{-(-has[0] // 2)} to {2 * has[-1]}" if len(ends) > 1 else "none"
+    if len(ends) < 2:
         raise ValueError(
-            f"nfe={nfe} is not in the file, and two or more calibrated solvers of one kind are needed to make it from: "
-            f"within reach are {reach}"
+            f"nfe={nfe} is not in the file and cannot be made: that takes two calibrated solvers or more that both "
+            "have the analytical first step or both have not; calibrate more numbers at once, or all with --afs"
+        )
+    has = sorted(SOLVERS[file.solver].nfe(e.num_steps, afs=e.afs) for e in known)
+    if not has[0] / 2 <= nfe <= 2 * has[-1]:
+        raise ValueError(
+            f"nfe={nfe} is too far from what the file holds, {', '.join(map(str, has))}: within reach are "
+            f"{-(-has[0] // 2)} to {2 * has[-1]}"
         )
     steps, share = nfe + afs, [1 / (e.num_steps - 1) for e in ends]
     i = int(np.clip(np.searchsorted(-np.array(share), -1 / steps), 1, len(ends) - 1))

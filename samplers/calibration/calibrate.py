@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from samplers.calibration.fitting import RIDGE, fit_coefficients
-from samplers.calibration.objective import Maps, Measured, measure, mixture, read_objective
+from samplers.calibration.objective import Maps, Measured, check_names, measure, mixture, read_objective
 from samplers.calibration.refine import refine
 from samplers.calibration.starts import STARTS, check_starts, start_indices, with_free_level
 from samplers.calibration.student import Features, end_errors, itself
@@ -182,6 +182,7 @@ def calibrate(
         )
     read_coefficients(coeff)
     weights = read_objective(objective)
+    check_names(weights, field.facts, maps)
     check_starts(starts)
     tell = progress or (lambda line: None)
     SOLVERS["calibrated"].resolve({"max_order": max_order})

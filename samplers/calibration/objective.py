@@ -28,7 +28,7 @@ from samplers.field import Facts
 from samplers.start import Chunk
 from torch_utils import distributed as dist
 
-__all__ = ["OWN", "Maps", "Measured", "measure", "mixture", "read_objective"]
+__all__ = ["OWN", "Maps", "Measured", "check_names", "measure", "mixture", "read_objective"]
 
 # name -> a map from images [b, 1 or 3, H, W] in [-1, 1] to features [b, F], and a hash of its weights
 Maps = Callable[[str], tuple[Callable[[Tensor], Tensor], str]]
@@ -81,6 +81,12 @@ def measure(
             raise ValueError(f"the features '{name}' are the same for all samples of the teacher: choose others")
         found[name] = Measured(features, spread, digest)
     return found
+
+
+def check_names(names: Iterable[str], facts: Facts, load: Maps | None = None) -> None:
+    """Raise the ValueError of `measure` for features that cannot be had, before there are samples."""
+    for name in names:
+        _features(name, facts, _LOW, load)
 
 
 def mixture(weights: Mapping[str, float], measured: Mapping[str, Measured]) -> Features:
