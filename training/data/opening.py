@@ -24,8 +24,9 @@ class DataOptions:
     takes_shapes: ClassVar = False  # the method learns sets of parts
 
     data: str = opt(
-        None, "Data set made by dataset_tool.py, points: toy:NAME[:size=N][:seed=S], or a series: "
-        "series:NAME|FILE[:...] (docs/series.md)", metavar="ZIP|DIR|TOY|SERIES", required=True,
+        None, "Data set made by dataset_tool.py; points: toy:NAME[:size=N][:seed=S]; a series: series:NAME|FILE[:...] "
+        "(docs/series.md); shapes: shapes:boxes or FILE.npz (docs/shapes.md)", metavar="ZIP|DIR|TOY|SERIES|SHAPES",
+        required=True,
     )  # fmt: skip
     cond: bool = opt(False, "Train a class-conditional model; the data set must have labels", metavar="BOOL")
     xflip: bool = opt(False, "Double the data set with mirrored copies", metavar="BOOL")

@@ -42,12 +42,11 @@ def preview_of(dataset: Any) -> Callable[[Path, Mapping[str, nn.Module]], None]:
     def points(path: Path, averaged: Mapping[str, nn.Module]) -> None:
         save_image(scatter(sample_points(averaged["ema"]), reference=shown_part(dataset.images())), path)
 
-    if isinstance(dataset, SeriesDataset):
-        return functools.partial(draw_continuation, dataset=dataset)
-
     def shapes(path: Path, averaged: Mapping[str, nn.Module]) -> None:
         save_image(draw_shapes(sample_shapes(averaged["ema"], repeat=8)), path)
 
+    if isinstance(dataset, SeriesDataset):
+        return functools.partial(draw_continuation, dataset=dataset)
     if len(dataset.image_shape) == 2:
         return shapes
     return points if is_points(dataset.image_shape) else grid
