@@ -36,7 +36,7 @@ TRAIN = (
     "--batch=32 --lr=2e-3 --ema=0.002 --duration={duration} --tick=10 --snap=100 --dump=0 --device=cpu"
 )
 UNSEEN = "shapes:boxes:size={num}:seed=1000"
-COLUMNS = ("valid_wide", "count", "contact", "place", "style", "mmd", "fidelity", "coverage", "fpd")
+COLUMNS = ("valid_wide", "count", "contact", "place", "fidelity", "fpd", "mmd", "coverage")
 
 
 def measure(snapshot: Path, num: int, steps: int) -> tuple[dict[str, float], torch.Tensor]:
