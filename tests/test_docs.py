@@ -137,6 +137,11 @@ def test_commands_are_understood(page):
     assert not refused, "\n".join(refused)
 
 
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CHANGELOG.md"], ids=lambda p: p.name)
+def test_no_merge_is_left_half_done(page):
+    assert re.findall(r"^(?:<{7}|={7}|>{7})(?: .*)?$", page.read_text(), re.MULTILINE) == []
+
+
 def test_readme_lists_every_page():
     linked = {target for target, _ in LINK.findall((ROOT / "README.md").read_text())}
     pages = {f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md")}
