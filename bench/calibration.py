@@ -17,6 +17,7 @@ import json
 import statistics
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -129,12 +130,11 @@ def main(
             file = ScheduleFile.load(path)
             for n in nfe:
                 results.get(f"{objective} {n} {seed}", lambda n=n, file=file: judge.student(file.choose(nfe=n)))
-            nodes = tuple(e for e in file.entries if e.num_steps - 1 - e.afs in NODES)
-            few = replace(file, entries=nodes)
-            for n in (*[n for n in nfe if n not in NODES], *((12, 20) if objective == "pixels" else ())):
-                results.get(
-                    f"{objective} between {n} {seed}", lambda n=n, few=few: judge.student(between(few, n))
-                )  # fmt: skip
+            few = [e for e in file.entries if e.num_steps - 1 - e.afs in NODES]
+            others = [n for n in (*nfe, 12, 20) if n not in NODES] if len(few) == len(NODES) else []
+            for n in others:
+                made = partial(between, replace(file, entries=tuple(few)), n)
+                results.get(f"{objective} between {n} {seed}", lambda made=made: judge.student(made()))
     click.echo(table(results.found))
 
 
