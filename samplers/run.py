@@ -122,9 +122,10 @@ def generate(
     samples = _generate(
         field, batches, sampler, class_idx, conditional, device, rng_device or device, prior, texts, labels_of
     )
-    if not field.facts.latent:
-        return samples
-    return (s._replace(images=decoded(field, s.images, decode_batch), latents=s.images) for s in samples)
+    latent = field.facts.latent
+    return (
+        s._replace(images=decoded(field, s.images, decode_batch), latents=s.images if latent else None) for s in samples
+    )
 
 
 @torch.inference_mode()

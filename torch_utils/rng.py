@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-__all__ = ["BLOCK", "BatchRNG", "PerSampleRNG", "TorchRNG", "fold_seed"]
+__all__ = ["BLOCK", "BatchRNG", "PerSampleRNG", "TorchRNG", "fold_seed", "seed_global"]
 
 _SHARED = 1 << 32  # in the place of a block: what all positions of a step share
 BLOCK = 64  # positions per generator of BatchRNG; part of the definition of the stream, never change it
@@ -27,6 +27,16 @@ def fold_seed(*words: int) -> int:
     """Mix integers into one well-distributed 63-bit seed (numpy's SeedSequence hash)."""
     state = np.random.SeedSequence([w & 0xFFFFFFFFFFFFFFFF for w in words]).generate_state(1, np.uint64)
     return int(state[0] >> np.uint64(1))
+
+
+def seed_global(seed: int, device: torch.device) -> None:
+    """Seed torch's global generators of the CPU and of `device`, for every step of a run.
+
+    `torch.manual_seed` would queue each call, with its stack, for GPUs that a machine does not have.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type in ("cuda", "mps"):
+        getattr(torch, device.type).manual_seed(seed)
 
 
 class TorchRNG:

@@ -104,7 +104,6 @@ BAD = [
     ("train", "idff --data=toy:moons --coupling=previous --outdir=out", "--data is no series"),
     ("train", "idff --data=toy:moons --memorise=1 --outdir=out", "--memorise belongs to series"),
     ("train", "idff --data=series:advected --memorise=1 --outdir=out", "add :label=index"),
-    ("train", "idff --data=series:elnino --fid-every=1 --outdir=out", "--fid-every has no figures"),
     ("train", "edm --data=series:elnino --label-dropout=0.1 --outdir=out", "--label-dropout"),
     ("train", "edm --data=series:elnino --precond=edm_gamma --outdir=out", "--precond=edm_gamma has no series"),
     ("train", "edm --data=series:elnino --precond=vp --outdir=out", "--precond=vp has no series"),

@@ -89,7 +89,7 @@ def test_completion_and_assembly(net, keep, tmp_path):
         (train.main, "edm --data=shapes:boxes --cond=1 --outdir={o}", "combostoc and sit learn"),
         (train.main, TRAIN.replace("=part", "=patch") + " --outdir={o}", "no time split"),
         (train.main, TRAIN.replace("=part", "=halves") + " --outdir={o}", "is not one of"),
-        (train.main, TRAIN + " --fid-every=1 --outdir={o}", "no figures for shapes"),
+        (train.main, TRAIN + " --fid-every=1 --metrics=w2 --outdir={o}", "w2"),
         (train.main, TRAIN.replace("boxes:size=200", "spheres") + " --outdir={o}", "no shapes 'spheres'"),
         (generate.main, "--network={n} --npz={o}/k.npz --reference=shapes:boxes --keep=left:1", "strengths of parts"),
         (generate.main, "--network={n} --npz={o}/k.npz --reference=none.npz --keep=1", "there is no file none.npz"),

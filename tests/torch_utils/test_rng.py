@@ -6,7 +6,7 @@ import pytest
 import torch
 from golden_cases import cases
 
-from torch_utils.rng import BLOCK, BatchRNG, PerSampleRNG, TorchRNG, fold_seed
+from torch_utils.rng import BLOCK, BatchRNG, PerSampleRNG, TorchRNG, fold_seed, seed_global
 
 
 @pytest.mark.parametrize("case", cases("edm", "per_seed_draws"))
@@ -91,3 +91,13 @@ def test_folded_seeds_differ_and_are_63_bit():
     assert len(seeds) == 2502
     assert all(0 <= s < 2**63 for s in seeds)
     assert fold_seed(1, 2) == fold_seed(1, 2)
+
+
+def test_global_seed_is_torchs_and_queues_nothing():
+    torch.manual_seed(7)
+    expected = torch.randn(5)
+    queued = len(torch.cuda._queued_calls)
+    for _ in range(3):
+        seed_global(7, torch.device("cpu"))
+    assert torch.equal(torch.randn(5), expected)
+    assert len(torch.cuda._queued_calls) == queued

@@ -23,7 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch_utils import distributed as dist
 from torch_utils.dropout import keyed
 from torch_utils.images import from_uint8
-from torch_utils.rng import BatchRNG, fold_seed
+from torch_utils.rng import BatchRNG, fold_seed, seed_global
 from torch_utils.stats import Collector
 from training.loop.ema import update_ema
 from training.loop.settings import LoopOptions
@@ -106,7 +106,7 @@ class Loop:
         if self.timer is not None:
             self.timer.begin()
         # What still draws from torch's global generator is keyed, so that nothing needs saving.
-        torch.manual_seed(fold_seed(options.seed, self.nimg, self.rank))
+        seed_global(fold_seed(options.seed, self.nimg, self.rank), self.device)
         data, labels = _floats(*self.batches.next())
         nonfinite = torch.zeros((), device=self.device)
         for index, (phase, module, parameters) in enumerate(self._phases):
