@@ -169,10 +169,16 @@ def _say_and_draw(
 
 def _about_angles(found: dict[str, Any]) -> Iterator[str]:
     rows = [
-        (name, *(f"{s[f'{k}_mean']:.2f} ± {s[f'{k}_std']:.2f}" for k in ("RMSE", "MAE", "CC", "raw_RMSE")))
+        (
+            name,
+            f"{s['mean_RMSE']:.2f}",
+            *(f"{s[f'{k}_mean']:.2f} ± {s[f'{k}_std']:.2f}" for k in ("RMSE", "MAE", "CC", "raw_RMSE")),
+        )
         for name, s in found["one_step"].items()
     ]
-    yield Table("First step, degrees", ("forecast", "RMSE", "MAE", "CC", "RMSE not wrapped"), rows).text()
+    yield Table(
+        "First step, degrees", ("forecast", "RMSE of mean", "RMSE", "MAE", "CC", "RMSE not wrapped"), rows
+    ).text()
     if "roll_out" in found:
         rows = [
             (name, *(_shown(v) for v in s["occupancy"].values()), _shown(s.get("occupancy_distance")),

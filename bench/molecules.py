@@ -39,7 +39,7 @@ CASES = {
     ),
 }  # fmt: skip
 FAR, PLACES, MEMBERS = 200, 8, 8
-KEYS = ("RMSE_mean", "MAE_mean", "CC_mean")
+KEYS = ("mean_RMSE", "RMSE_mean", "MAE_mean", "CC_mean")
 MOVES = ("occupancy_distance", "ramachandran_kl", "transition_rate")
 
 
@@ -109,7 +109,18 @@ def main(outdir: str, cases: str, seeds: list[int], data: str) -> None:
         rows.append(cells(name, report[name]))
         click.echo("  ".join(rows[-1]))
         write_json(Path(outdir) / "molecules.json", report)
-    heads = ("", "RMSE", "MAE", "CC", "alpha R, beta, alpha L, elsewhere", "distance", "KL", "rate", "calls")
+    heads = (
+        "",
+        "RMSE of mean",
+        "RMSE",
+        "MAE",
+        "CC",
+        "alpha R, beta, alpha L, elsewhere",
+        "distance",
+        "KL",
+        "rate",
+        "calls",
+    )
     click.echo(Table(f"{data}, seeds {seeds}", heads, rows).text())
 
 

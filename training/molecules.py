@@ -87,9 +87,15 @@ def compare(data: Array, made: Array) -> dict[str, Any]:
 
 
 def one_step(members: Array, observed: Array) -> dict[str, float]:
-    """Wrapped and raw RMSE, MAE and correlation of members `[n, M, D]` with what came, `[n, D]`."""
+    """Wrapped and raw RMSE, MAE and correlation of members `[n, M, D]` with what came, `[n, D]`.
+
+    Those of a member hold its own spread: of a perfect ensemble they are the root of 2 times those of the mean,
+    `mean_RMSE`, the direction of the sum of members as vectors.
+    """
     near, raw = (trajectory_scores(members, observed, period) for period in (360.0, None))
-    return near | {f"raw_{k}": v for k, v in raw.items()}
+    mean = np.degrees(np.angle(np.exp(1j * np.radians(members)).mean(1)))
+    rmse = float(np.sqrt(np.square(wrapped(mean - observed)).mean()))
+    return near | {"mean_RMSE": rmse} | {f"raw_{k}": v for k, v in raw.items()}
 
 
 def lifted(members: Array, observed: Array) -> Array:

@@ -58,6 +58,9 @@ def test_errors_wrap():
     found = one_step(members, came)
     assert found["RMSE_mean"] == pytest.approx(np.sqrt((2**2 + 10**2) / 2))
     assert found["raw_RMSE_mean"] == pytest.approx(np.sqrt((358**2 + 10**2) / 2))
+    assert found["mean_RMSE"] == pytest.approx(found["RMSE_mean"])
+    both = one_step(np.array([[[170.0], [-170.0]]]), np.array([[179.0]]))
+    assert both["mean_RMSE"] == pytest.approx(1)
     assert lifted(members, came).ravel().tolist() == [-181, -170]
 
 

@@ -20,6 +20,7 @@ __all__ = ["draw_continuation", "draw_forecast", "draw_leads", "draw_ramachandra
 Array = np.ndarray[Any, Any]
 
 FANS = ((5, 95), (25, 75))  # percentiles
+SHOWN = 30  # leads of a fan: more are drawn as trajectories
 DOTS = 20_000
 
 
@@ -44,22 +45,23 @@ def draw_forecast(path: Path, dataset: SeriesDataset, starts: Array, members: Ar
     said = dataset.to_frames(members, starts[:, 1][:, None])
     if dataset.resolution > 1:
         draw_maps(path, came[0], said[0], title)
-    else:
-        draw_fans(path, past[..., 0, 0], came[..., 0, 0], said[..., 0, 0], title)
+    else:  # one of several angles is enough: they jump at the edge
+        past, came, said = (x[..., : 1 if dataset.scaling.is_angle else 3, 0, 0] for x in (past, came, said))
+        draw_fans(path, past, came, said, title)
 
 
-def draw_fans(path: Path, past: Array, came: Array, said: Array, title: str, channels: int = 3) -> None:
+def draw_fans(path: Path, past: Array, came: Array, said: Array, title: str) -> None:
     """What was known, what came and what was said, one panel a window, a colour a channel.
 
     Args:
         past: `[n, W, C]`. came: `[n, leads, C]`. said: `[n, M, leads, C]`.
     """
-    shown = min(len(past), 8)
+    shown, came, said = min(len(past), 8), came[:, :SHOWN], said[:, :, :SHOWN]
     rows = -(-shown // 4)
     with figure(path, title, (3.4 * min(shown, 4), 2.6 * rows)) as fig:
         for i, ax in enumerate(fig.subplots(rows, min(shown, 4), sharey=True, squeeze=False).flat[:shown]):
             back, ahead = np.arange(-past.shape[1] + 1, 1), np.arange(1, came.shape[1] + 1)
-            for c in range(min(past.shape[2], channels)):
+            for c in range(past.shape[2]):
                 ink = colour(c)
                 for low, high in FANS:
                     a, b = np.percentile(said[i, :, :, c], (low, high), axis=0)
@@ -117,11 +119,11 @@ def draw_ramachandran(path: Path, data: Array, made: Array, title: str) -> None:
     Args:
         data, made: trajectories `[K, T, 2 R]` in degrees.
     """
+    dots = min(DOTS, data.size // 2, made.size // 2)
     with figure(path, title, (9, 4.6)) as fig:
         for ax, angles, name in zip(fig.subplots(1, 2), (data, made), ("recorded", "made"), strict=True):
             pairs = angles.reshape(*angles.shape[:2], -1, 2)
-            shown = pairs.reshape(-1, 2)
-            shown = shown[:: max(len(shown) // DOTS, 1)]
+            shown = pairs.reshape(-1, 2)[:: max(pairs.size // 2 // dots, 1)]
             ax.plot(*shown.T, ".", color="0.75", markersize=2)
             for part, ink, when in ((pairs[0, :30], "black", "first 30"), (pairs[0, -30:], colour(0), "last 30")):
                 ax.plot(*part.reshape(-1, 2).T, ".", color=ink, markersize=4, label=f"{when} frames of one")
