@@ -27,8 +27,8 @@ from training.forecast import baseline, dataset_of, plan_of, roll_out
 from training.molecules import compare, occupancy, one_step, transition_rate
 
 _OPTIONS = {
-    "preset": "md", "heads": 1, "batch": 128, "duration": 0.768, "lr": 1e-3, "lr_rampup": 0.01, "ema": 0.05,
-    "sigma": 0.3,
+    "preset": "md", "heads": 1, "cbase": 256, "batch": 128, "duration": 1.536, "lr": 1e-3, "lr_rampup": 0.01,
+    "ema": 0.1, "sigma": 0.3,
 }  # fmt: skip
 CASES = {
     "circle": Case("series:peptide", _OPTIONS),
