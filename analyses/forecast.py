@@ -43,6 +43,10 @@ class Forecasts:
     part: str = opt("test", "Part of the series", choices=[*PARTS, "all"])
     leads: int | None = opt(None, "Frames ahead [default: those of a sample in training]", metavar="INT", at_least=1)
     members: int = opt(50, "Members of each ensemble", metavar="INT", at_least=1)
+    history: int | None = opt(
+        None, "Frames of the part that lie before its first forecast, to compare networks that see fewer on the same "
+        "frames [default: those that the network sees]", metavar="INT", at_least=1,
+    )  # fmt: skip
     windows: int | None = opt(None, "Most windows, at equal distances [default: all]", metavar="INT", at_least=1)
     units: str | None = opt(
         None, "Scores in the units of the series, or scaled as the network sees them [default: scaled where that is "
@@ -68,7 +72,7 @@ def command(options: ForecastOptions) -> None:
         net = open_network(options.network, partial(prepare, device=device))
         dataset = dataset_of(net, options.data, options.part)
         leads = options.leads or dataset.horizon
-        starts = dataset.starts_before(leads)
+        starts = dataset.starts_before(leads, options.history or 0)
         if options.windows is not None and options.windows < len(starts):
             starts = starts[np.linspace(0, len(starts) - 1, options.windows).astype(int)]
         plan = plan_of(net, options)

@@ -96,8 +96,9 @@ def trained(case: Case, folder: Path, seed: int) -> torch.nn.Module:
     return prepare(networks.load_network(max(folder.glob("network-snapshot-*.pkl"))), "cpu")
 
 
-def windows(dataset: SeriesDataset, leads: int, most: int) -> np.ndarray:
-    starts = dataset.starts_before(leads)
+def windows(dataset: SeriesDataset, leads: int, most: int, known: int = 0) -> np.ndarray:
+    """Where forecasts begin, at most `most`, at equal distances; `known` frames of the part before each."""
+    starts = dataset.starts_before(leads, known)
     return starts[np.linspace(0, len(starts) - 1, min(most, len(starts))).astype(int)]
 
 
@@ -112,7 +113,7 @@ def in_units(dataset: SeriesDataset, starts: np.ndarray, members: np.ndarray) ->
 def forecast(case: Case, net: torch.nn.Module, part: str, members: int, seed: int) -> dict[str, Any]:
     """Scores of a network's ensembles."""
     dataset = dataset_of(net, f"series:{case.series}", part)
-    starts = windows(dataset, case.leads, case.windows)
+    starts = windows(dataset, case.leads, case.windows, dataset.recording.window)
     plan = plan_of(net, SamplerOptions(**case.sampler))
     made = roll_out(net, plan, dataset, starts, leads=case.leads, members=members, seed=seed)
     observed = in_units(dataset, starts, dataset.windows(starts, case.leads)[1].numpy())

@@ -135,22 +135,26 @@ class SeriesDataset:
             return np.zeros_like(frames)
         return (self.recording.phase[0] + frames) % self.recording.period
 
-    def starts_before(self, ahead: int) -> np.ndarray:
+    def starts_before(self, ahead: int, known: int = 0) -> np.ndarray:
         """Sequence and frame `[n, 2]` of every place of the part with a window before it and `ahead` frames to come.
+
+        Args:
+            known: more frames of the part that lie before it than a window.
 
         Raises:
             ValueError: the part is too short for one.
         """
         n, t = (np.arange(size)[self._piece[axis]] for axis, size in enumerate(self.recording.values.shape[:2]))
-        span = self.window + ahead
+        known = max(known, self.window)
+        span = known + ahead
         if not len(n):
             raise ValueError(f"--data={self.text}: the {self.part} part has no sequence: choose another split")
         if len(t) < span:
             raise ValueError(
                 f"--data={self.text}: the {self.part} part has {len(t)} frames, and a window takes {span}, "
-                f"{self.window} before and {ahead} to come: give smaller ones, or another split"
+                f"{known} before and {ahead} to come: give smaller ones, or another split"
             )
-        first = t[self.window : len(t) - ahead + 1 : self._stride]
+        first = t[known : len(t) - ahead + 1 : self._stride]
         return np.stack(np.meshgrid(n, first, indexing="ij"), -1).reshape(-1, 2)
 
     # --- the interface of data sets ---------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ __all__ = ["draw_continuation", "draw_forecast", "draw_leads", "draw_ramachandra
 Array = np.ndarray[Any, Any]
 
 FANS = ((5, 95), (25, 75))  # percentiles
+PAST = 12  # frames before a fan
 SHOWN = 30  # leads of a fan: more are drawn as trajectories
 DOTS = 20_000
 
@@ -39,8 +40,9 @@ def draw_continuation(path: Path, averaged: Mapping[str, nn.Module], *, dataset:
 def draw_forecast(path: Path, dataset: SeriesDataset, starts: Array, members: Array, title: str) -> None:
     """Fans of vectors, or maps of the first window; `members [n, M, leads, C, H, W]` are states."""
     leads = members.shape[2]
-    before, after, _ = dataset.windows(starts, leads)
-    past = dataset.to_frames(before.numpy(), starts[:, 1] - dataset.window)
+    _, after, _ = dataset.windows(starts, leads)
+    back = min(PAST, int(starts[:, 1].min()))
+    past = dataset.recording.values[starts[:, :1], starts[:, 1:] + np.arange(-back, 0)]
     came = dataset.to_frames(after.numpy(), starts[:, 1])
     said = dataset.to_frames(members, starts[:, 1][:, None])
     if dataset.resolution > 1:
