@@ -58,7 +58,7 @@ def net_in(work, name):
         ("step", "series:elnino", "--N=7", 7),
         ("step", "series:elnino", "--field=legacy_2024 --noise-scale=1 --N=6", 6),
         ("step", "series:elnino", "--field=pf --solver=ssprk3 --N=7", 7),
-        ("direct", "series:elnino", "--solver=dpmpp --num-steps=4 --leads=5", 4),
+        ("direct", "series:elnino", "--solver=dpmpp --num-steps=4 --leads=5 --history=12", 4),
         ("edm", "series:elnino", "--steps=3", 5),
         ("maps", "series:{o}/box.npz", "--N=4 --leads=2", 4),
     ],

@@ -76,6 +76,13 @@ def test_a_snapshot_decides_the_windows(file):
         SeriesDataset("series:elnino", "test", learnt)
 
 
+def test_fewer_frames_before_leave_the_same_places():
+    """A network that sees one month begins where one that sees twelve does."""
+    one, twelve = (SeriesDataset(f"series:elnino:window={n}", "test") for n in (1, 12))
+    assert len(one.starts_before(6)) == 90
+    assert (one.starts_before(6, 12) == twelve.starts_before(6)).all()
+
+
 def test_the_named_series():
     elnino = SeriesDataset("series:elnino", "test")
     assert (len(elnino), elnino.window, elnino.horizon, elnino.label_dim) == (79, 12, 6, 24)
