@@ -5,7 +5,8 @@
 
 Two forms: `step` reaches the next frame from the last one along a bridge with noise, again and again; `direct` makes
 all frames to come from noise. Series: sea-surface temperature by month (elnino), a field on a torus whose best
-forecast is known (advected). All settings were chosen on the validation part. The command exits with 1 where the test
+forecast is known (advected). All settings were chosen on the validation part; the cases
+that see twelve months show what was not chosen. The command exits with 1 where the test
 part misses a gate. Runs that are in --outdir already are not trained again.
 """
 
@@ -45,6 +46,7 @@ class Case:
         data, method, options: as on the command line of train.py.
         sampler: options of the forecast.
         leads, windows: frames ahead, most windows.
+        gated: held to the gates of its series.
     """
 
     data: str
@@ -53,6 +55,7 @@ class Case:
     sampler: dict[str, Any] = field(default_factory=dict)
     leads: int = 6
     windows: int = 10_000
+    gated: bool = True
 
     @property
     def series(self) -> str:
@@ -77,8 +80,8 @@ CASES = {
         "series:elnino:window=1:label=none", method="edm", sampler=_FEW,
         options={k: v for k, v in _VECTORS.items() if k not in ("preset", "heads")} | {"ema_rampup": 0.0},
     ),
-    "elnino-step-12": Case("series:elnino:horizon=1", {**_VECTORS, "sigma": 0.3}),
-    "elnino-direct-12": Case("series:elnino", {**_VECTORS, **_DIRECT}, sampler=_FEW),
+    "elnino-step-12": Case("series:elnino:horizon=1", {**_VECTORS, "sigma": 0.3}, gated=False),
+    "elnino-direct-12": Case("series:elnino", {**_VECTORS, **_DIRECT}, sampler=_FEW, gated=False),
     "advected-step": Case("series:advected", {**_MAPS, "duration": 0.0256}, leads=7, windows=20),
     "advected-direct": Case("series:advected:horizon=7", {**_MAPS, **_DIRECT}, sampler=_FEW, leads=7, windows=20),
 }  # fmt: skip
@@ -193,7 +196,9 @@ def main(outdir: str, cases: str, seeds: list[int], part: str, members: int) -> 
             cells, mean = row(name, runs)
             rows.append(cells)
             report[name] = runs
-            wrong += [f"{name}: {text}" for text in missed(series, mean)] if part == "test" else []
+            wrong += (
+                [f"{name}: {text}" for text in missed(series, mean)] if part == "test" and CASES[name].gated else []
+            )
             click.echo("  ".join(cells))
         head = ("", "CRPS", "fair", "MSE", "SSR", "CRPS by lead", "calls")
         click.echo(Table(f"{series}, {part}, {members} members, seeds {seeds}", head, rows).text())
