@@ -19,15 +19,15 @@ from training.shape_metrics import compare_shapes, has_rules
 @click.argument("generated", metavar="SHAPES.npz")
 @click.option("--data", required=True, metavar="SHAPES", help="Unseen shapes to compare with: shapes:boxes or .npz")
 @OUTDIR
-@click.option("--num", type=click.IntRange(2), default=500, metavar="INT", help="Most shapes of each [default: 500]")
-@click.option("--points", type=click.IntRange(1), default=256, metavar="INT", help="Points on a surface [default: 256]")
+@click.option("--num", type=click.IntRange(2), default=500, metavar="INT", help="Most shapes of each")
+@click.option("--points", type=click.IntRange(1), default=256, metavar="INT", help="Points on a surface")
 @click.option(
     "--features", default="random", metavar="random|FILE",
-    help="Features of the Fréchet distance: fixed random ones, or weights [default: random]",
+    help="Features of the Fréchet distance: fixed random ones, or weights",
 )  # fmt: skip
 @click.option(
     "--tolerance", type=click.FloatRange(0, min_open=True), default=TOLERANCE, metavar="FLOAT",
-    help=f"Of the rules of shapes:boxes [default: {TOLERANCE}]",
+    help="How far from the rules of shapes:boxes a shape may be",
 )  # fmt: skip
 def command(
     generated: str, data: str, outdir: str, num: int, points: int, features: str, tolerance: float

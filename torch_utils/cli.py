@@ -161,6 +161,14 @@ class Group(cloup.Group):
         return super().parse_args(ctx, args)
 
 
+def _examples_of(name: str, epilog: str | None) -> str | None:
+    """The blocks of a script's examples, each after a line `\\b`, that have the sub-command `name`."""
+    head, *blocks = (epilog or "").split("\b\n")
+    own = [block for block in blocks if re.search(rf"\.py {name}\b", block)]
+    title = "" if not own or own[0].startswith("Examples:") else "Examples:\n"
+    return head + "".join(f"\b\n{title * (i == 0)}{block}" for i, block in enumerate(own)) or None
+
+
 class LazyGroup(Group):
     """A group whose sub-commands are imported when they are called: `package.NAME.command` for each NAME in `lines`.
 
@@ -179,7 +187,7 @@ class LazyGroup(Group):
         if super().get_command(ctx, name) is None:
             return None
         command = importlib.import_module(f"{self.package}.{name}").command
-        command.epilog = self.epilog
+        command.epilog = _examples_of(name, self.epilog)
         return command
 
 

@@ -243,7 +243,7 @@ def calibrate(
         ends = student_ends(heldout, best.sigmas, "calibrated", best.afs, best.coefficients, max_order)
         distance = {k: rms(compared(m.features, heldout, ends)) / m.spread for k, m in measured.items()}
         tell(
-            f"{n} evaluations, {best.name} from {start}: distance to the teacher {errors[best.name]:.4g} "
+            f"{n} evaluation{'s' * (n > 1)}, {best.name} from {start}: distance to the teacher {errors[best.name]:.4g} "
             f"(ipndm {errors['ipndm']:.4g}); {', '.join(f'{name} {d:.3g}' for name, d in distance.items())} spreads"
         )
         evaluations = sum(c.evaluations for c in candidates) + (len(begun) > 1) * len(begun) * n

@@ -191,7 +191,7 @@ def _calibrated(
     distances = "".join(f", {name} {d:.3g}" for name, d in student.distances.items() if name != "pixels")
     about = (
         f"calibrated, {student.provenance['chosen']}, objective {how['objective']}, teacher {how['solver_tea']} over "
-        f"{how['num_steps_tea']} time stamps, {how['num_warmup']} samples, distance to it "
+        f"{how['num_steps_tea']} levels, {how['num_warmup']} samples, distance to it "
         f"{student.errors['held_out']:.4g} (ipndm {student.errors['ipndm']:.4g}{distances})"
     )
     return ChosenLevels(

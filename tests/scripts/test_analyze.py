@@ -415,4 +415,6 @@ def test_help_of_every_subcommand(name):
     result = CliRunner().invoke(analyze.main, [name, "--help"])
     assert result.exit_code == 0
     assert f"Usage: main {name} " in result.output
-    assert "Examples:" in result.output
+    examples = result.output.partition("Examples:")[2]
+    assert f"analyze.py {name} " in examples
+    assert examples.count("# ") == 1  # those of its own block

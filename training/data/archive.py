@@ -64,7 +64,8 @@ class ImageArchive:
         if not self.path.exists():
             raise FileNotFoundError(f"{self.path} does not exist: give a folder or a zip file")
         if self.path.suffix.lower() != ".zip":
-            raise OSError(f"{self.path} is neither a folder nor a .zip file")
+            shapes = " nor, as shapes are, a .npz file with `parts`" if self.path.suffix == ".npz" else ""
+            raise OSError(f"{self.path} is neither a folder nor a .zip file{shapes}")
         try:
             self._zip = zipfile.ZipFile(self.path)
         except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:

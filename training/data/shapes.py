@@ -79,7 +79,8 @@ def _checked(data: str, found: dict[str, np.ndarray]) -> Shapes:
     parts = found.get("parts", np.empty(0))
     if parts.ndim != 3 or not parts.size or not np.issubdtype(parts.dtype, np.number):
         raise ValueError(
-            f"{data} must hold numbers `parts` [shapes, parts, numbers of a part], and holds {list(parts.shape)}"
+            f"{data} must hold numbers `parts` [shapes, parts, numbers of a part], and holds "
+            + (f"{list(parts.shape)} of {parts.dtype}" if "parts" in found else "none")
         )
     size = parts.shape[2]
     groups = tuple(int(g) for g in found.get("groups", [1, BOX, *([size - 7] if size > 7 else [])]))

@@ -106,7 +106,7 @@ OF_IMAGES = ("kid_subsets", "kid_subset_size", "pr_k", "is_splits", "fid_ref", "
 def check_fid(options: FidOptions) -> None:
     """Refuse options of figures that nobody asked for; ValueError."""
     if not options.fid_every:
-        refuse(options, OWN, "says how FID is measured, which --fid-every=TICKS asks for; give both")
+        refuse(options, OWN, "is of figures during training, which --fid-every=TICKS asks for and nothing does here")
 
 
 Measured = Callable[[nn.Module], Mapping[str, float]]  # a network -> figures by name, on every process
@@ -196,8 +196,12 @@ def _goal(text: str | None, figures: tuple[str, ...]) -> tuple[str, str, float] 
     if text is None:
         return None
     found = re.fullmatch(r"\s*(\w+)\s*([<>])\s*(-?\d+(?:\.\d*)?(?:e-?\d+)?)\s*", text)
-    if found is None or found[1] not in figures:
-        raise ValueError(f"--stop-when={text} is not understood: write {figures[0]}<2.5, of {', '.join(figures)}")
+    if found is None:
+        raise ValueError(f"--stop-when={text} is not understood: write for example {figures[0]}<2.5")
+    if found[1] not in figures:
+        raise ValueError(
+            f"--stop-when={text}: '{found[1]}' is not measured, only {', '.join(figures)}: --metrics asks for more"
+        )
     return found[1], found[2], float(found[3])
 
 
