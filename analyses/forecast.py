@@ -21,6 +21,7 @@ from torch_utils.cli import Command
 from torch_utils.files import write_json
 from torch_utils.options import OptionGroup, opt, options_of
 from torch_utils.report.page import Table
+from torch_utils.scores import trajectory_scores
 from training.data.series import PARTS, SeriesDataset
 from training.forecast import BASELINES, Ensemble, baseline, dataset_of, plan_of, roll_out, score
 from training.molecules import autocorrelation, compare, lifted, occupancy, one_step, transition_rate
@@ -106,9 +107,13 @@ def _scores(
     if units == "series":
         observed = dataset.to_frames(observed, starts[:, 1])
         forecasts = {name: dataset.to_frames(m, starts[:, 1][:, None]) for name, m in forecasts.items()}
-    extra = {}
+    extra: dict[str, Any] = {}
+    if len(starts) == 1 and dataset.resolution == 1 and leads > 2:  # one trajectory, as what is learnt by heart
+        period = 360.0 if dataset.scaling.is_angle else None
+        whole = forecasts["model"][0].swapaxes(0, 1)[..., 0, 0]
+        extra["trajectory"] = trajectory_scores(whole, observed[0, ..., 0, 0], period)
     if dataset.scaling.is_angle:
-        extra = {"angles": _of_angles(dataset, forecasts, observed)}
+        extra |= {"angles": _of_angles(dataset, forecasts, observed)}
         forecasts = {name: lifted(m, observed) for name, m in forecasts.items()}
     return {"scores": {name: score(members, observed) for name, members in forecasts.items()}, **extra}
 
@@ -122,7 +127,7 @@ def _of_angles(dataset: SeriesDataset, forecasts: dict[str, np.ndarray], observe
     found: dict[str, Any] = {
         name: one_step(m[:, :, 0, :, 0, 0], observed[:, 0, :, 0, 0]) for name, m in forecasts.items()
     }
-    found = {"one_step": found}
+    found = {"one_step": found} if len(observed) > 2 else {}
     if members.shape[3] % 2 == 0 and members.shape[2] > 1:
         record, train = dataset.part_frames()[..., 0, 0], dataset.training_frames()[..., 0, 0]
         found["record"] = {
@@ -161,6 +166,10 @@ def _say_and_draw(
         made_ = dataset.to_frames(made.members[:1], starts[:1, 1][:, None])[0, ..., 0, 0]
         title = f"{dataset.name}: what came (black) and members"
         draw_trajectories(folder / "trajectories.png", came, made_, title, dataset.scaling.is_angle)
+    if "trajectory" in report:
+        said = (f"{k} {report['trajectory'][f'{k}_mean']:.3f} ± {report['trajectory'][f'{k}_std']:.3f}"
+                for k in ("CC", "RMSE", "MAE"))  # fmt: skip
+        click.echo(f"Against the one trajectory: {', '.join(said)}")
     if "angles" in report:
         click.echo("\n".join(_about_angles(report["angles"])))
     if "roll_out" in report.get("angles", {}):
@@ -178,11 +187,11 @@ def _about_angles(found: dict[str, Any]) -> Iterator[str]:
             f"{s['mean_RMSE']:.2f}",
             *(f"{s[f'{k}_mean']:.2f} ± {s[f'{k}_std']:.2f}" for k in ("RMSE", "MAE", "CC", "raw_RMSE")),
         )
-        for name, s in found["one_step"].items()
+        for name, s in found.get("one_step", {}).items()
     ]
-    yield Table(
-        "First step, degrees", ("forecast", "RMSE of mean", "RMSE", "MAE", "CC", "RMSE not wrapped"), rows
-    ).text()
+    if rows:
+        heads = ("forecast", "RMSE of mean", "RMSE", "MAE", "CC", "RMSE not wrapped")
+        yield Table("First step, degrees", heads, rows).text()
     if "roll_out" in found:
         rows = [
             (name, *(_shown(v) for v in s["occupancy"].values()), _shown(s.get("occupancy_distance")),

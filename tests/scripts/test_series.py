@@ -205,6 +205,8 @@ def test_what_is_learnt_by_heart_is_said_again(angles, tmp_path, name, data, lea
     result = run(analyze.main, text, net=net_in(angles, name), o=angles, t=tmp_path)
     assert result.exit_code == 0, result.output
     assert (tmp_path / "trajectories.png").exists()
+    report = json.loads((tmp_path / "forecast.json").read_text(), parse_constant=pytest.fail)
+    assert {"CC_mean", "RMSE_mean", "MAE_mean"} < set(report["trajectory"])
     net = networks.load_network(net_in(angles, name))
     assert type(net.model).__name__ == "SELUMLP"
     assert net.label_dim == leads + 1
