@@ -302,7 +302,8 @@ def _say(
 ) -> None:
     """Figures to stdout, what defines them to stderr."""
     moments = described[0].moments
-    names = ", ".join(f"{d.moments.features} ({d.moments.protocol['resize']})" for d in described)
+    sizes = {d.moments.features: d.moments.protocol["resize"] for d in described}
+    names = ", ".join(name if resize == "none" else f"{name} ({resize})" for name, resize in sizes.items())
     few = any(d.moments.features == "inception" for d in described) and moments.num < NUM
     note = f" (published numbers use {NUM})" if few else ""
     alone = len(figures) == 1

@@ -18,7 +18,7 @@ from samplers.analysis.trajectory_file import Trajectory
 from samplers.solvers.table import SOLVERS
 from torch_utils.images import to_uint8
 from torch_utils.misc import expand_to
-from torch_utils.report.plot import colour, figure, marker
+from torch_utils.report.plot import COLOURS, colour, figure, marker
 
 __all__ = [
     "draw_compare", "draw_cost", "draw_curvature", "draw_curve", "draw_projection", "draw_schedules", "draw_strip",
@@ -94,12 +94,17 @@ def _plain_numbers(axis: Any) -> None:
 
 
 def solver_styles(solvers: Mapping[str, str]) -> dict[str, tuple[int, int]]:
-    """Label -> numbers of its colour and of its dashes: the solver gives the colour, its variants the dashes."""
-    order, styles, seen = ["edm", *SOLVERS], {}, dict.fromkeys(solvers.values(), 0)
+    """Label -> numbers of its colour and of its dashes: the solver gives the colour, its variants the dashes.
+
+    A solver has the same colour in every picture, but where another of the picture has it: then it takes the next.
+    """
+    order, styles, seen, hues = ["edm", *SOLVERS], {}, dict.fromkeys(solvers.values(), 0), {}
     for label, solver in solvers.items():
-        if solver not in order:
-            order.append(solver)
-        styles[label] = (order.index(solver), seen[solver])
+        if solver not in hues:
+            own = order.index(solver) if solver in order else len(order) + len(hues)
+            taken = {colour(hue) for hue in hues.values()}
+            hues[solver] = next((h for h in range(own, own + len(COLOURS)) if colour(h) not in taken), own)
+        styles[label] = (hues[solver], seen[solver])
         seen[solver] += 1
     return styles
 
@@ -259,7 +264,7 @@ def draw_cost(cost: Tensor, sigmas: Sequence[float], indices: Sequence[int], pat
     names = [f"{sigmas[i]:.3g}" for i in ticks]
     with figure(path, f"Cost of jumps ({metric}) and the chosen path of {len(indices) - 1} steps", (7.4, 6.2)) as fig:
         ax = fig.subplots()
-        image = ax.imshow(shown, cmap="cividis", norm=_cost_norm(shown), interpolation="nearest")
+        image = ax.imshow(shown, cmap="cividis", norm=_cost_norm(shown), interpolation="nearest", aspect="auto")
         fig.colorbar(image, ax=ax, label=f"cost ({metric}, mean over samples)")
         columns = [i for a in indices[1:] for i in (a, a)]
         rows = [i for a in indices[:-1] for i in (a, a)]

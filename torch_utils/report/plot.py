@@ -20,7 +20,7 @@ from torch_utils.files import atomic_write
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["colour", "figure", "marker"]
+__all__ = ["COLOURS", "colour", "figure", "marker"]
 
 # Dark enough on white, apart from each other for colour-blind readers too when markers differ.
 COLOURS = (

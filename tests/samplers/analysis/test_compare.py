@@ -11,9 +11,11 @@ from networks.features.table import load_features
 from samplers import SOLVERS, get_schedule, sample
 from samplers.analysis.compare import HELD_OUT, Measure, compare, tables
 from samplers.analysis.contestants import parse_contestant, plan_cells
+from samplers.analysis.figures import solver_styles
 from samplers.recipe import Entry, ScheduleFile
 from samplers.solvers.native import sample_native, uniform_times
 from torch_utils.frechet import Moments
+from torch_utils.report.plot import colour
 
 
 class Gaussian:
@@ -306,3 +308,10 @@ def test_adaptive_solvers_are_refused():
         plan_cells(contestants("dopri5"), [5], Gaussian())
     with pytest.raises(ValueError, match="choose a solver of fixed steps"):
         run(Gaussian(), ["euler"], [5], teacher_solver="rk45")
+
+
+def test_solvers_of_one_picture_have_colours_of_their_own():
+    names = ("edm", "euler", "heun", "ipndm", "dpmpp", "unipc", "deis", "calibrated")
+    styles = solver_styles({**{name: name for name in names}, "ipndm:2": "ipndm"})
+    assert len({colour(hue) for hue, _ in styles.values()}) == len(names)
+    assert styles["ipndm:2"] == (styles["ipndm"][0], 1)
