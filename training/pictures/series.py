@@ -112,7 +112,7 @@ def draw_leads(path: Path, scores: Mapping[str, Mapping[str, Any]], title: str) 
             ax.set(title=key.upper(), xlabel="lead")
             if key == "ssr":
                 ax.axhline(1, color="0.6", linewidth=0.8)
-                ax.legend()
+                ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
 
 
 def draw_ramachandran(path: Path, data: Array, made: Array, title: str) -> None:
