@@ -187,6 +187,8 @@ def export(
 def _model(file: ScheduleFile, folder: Path) -> tuple[dict[str, Any], bool]:
     """Configuration of a folder's own scheduler, and whether its model works on pixels."""
     path = folder / "scheduler" / "scheduler_config.json" if folder.is_dir() else folder
+    if not path.is_file():
+        raise ValueError(f"--model={folder} is no folder of diffusers: there is no {path}")
     config = read_json(path, "a scheduler's configuration")
     if not isinstance(config, dict) or "num_train_timesteps" not in config:
         raise ValueError(f"{path} is not a scheduler's configuration: it does not say num_train_timesteps")

@@ -107,7 +107,8 @@ def get_schedule(
         entry = PUBLISHED[schedule_type]
         return _check_range(entry.levels(num_steps), schedule_type, facts, entry.whole)
     if schedule_type not in FORMULAS:
-        raise ValueError(f"there is no schedule '{schedule_type}': choose from {', '.join(SCHEDULES)}")
+        known = f"{', '.join(FORMULAS)}, or a published list, as {', '.join(list(PUBLISHED)[:3])}"
+        raise ValueError(f"there is no schedule '{schedule_type}': give a file (.json), {known}")
     if schedule_rho <= 0:
         raise ValueError(f"schedule_rho={schedule_rho:g} must be positive")
     lowest, highest = facts.sigma_min, facts.sigma_max
