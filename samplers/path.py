@@ -194,8 +194,8 @@ class BrownianBridge(Path):
 
 
 @dataclass(frozen=True)
-class Noisy(Linear):
-    """Linear, with noise of deviation `floor` all along the way, also at the data (Tong et al. 2023, 2302.00482)."""
+class _Floor(Path):
+    """Noise of deviation `floor` all along the way, also at the data, beside that of the path it is mixed with."""
 
     floor: float = 0.2
 
@@ -205,6 +205,11 @@ class Noisy(Linear):
 
     def sigma(self, t: Tensor) -> Tensor:
         return torch.sqrt(super().sigma(t) ** 2 + self.floor**2)
+
+
+@dataclass(frozen=True)
+class Noisy(_Floor, Linear):
+    """Linear, with a floor of noise (Tong et al. 2023, 2302.00482)."""
 
     def d_sigma(self, t: Tensor) -> Tensor:
         return t / self.sigma(t)
@@ -217,23 +222,14 @@ class Noisy(Linear):
 
 
 @dataclass(frozen=True)
-class NoisyTrig(Trig):
-    """The trigonometric path, with noise of deviation `floor` all along the way."""
-
-    floor: float = 0.2
-
-    @property
-    def end(self) -> float:
-        return math.hypot(1, self.floor)
-
-    def sigma(self, t: Tensor) -> Tensor:
-        return torch.sqrt(super().sigma(t) ** 2 + self.floor**2)
+class NoisyTrig(_Floor, Trig):
+    """The trigonometric path, with a floor of noise."""
 
     def d_alpha(self, t: Tensor) -> Tensor:
-        return -0.5 * math.pi * super().sigma(t)
+        return -0.5 * math.pi * Trig.sigma(self, t)
 
     def d_sigma(self, t: Tensor) -> Tensor:
-        return 0.5 * math.pi * super().sigma(t) * self.alpha(t) / self.sigma(t)
+        return 0.5 * math.pi * Trig.sigma(self, t) * self.alpha(t) / self.sigma(t)
 
     def time_of(self, s: Tensor) -> Tensor:
         """The time of a level; 0 where it is below the lowest."""

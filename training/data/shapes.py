@@ -7,7 +7,6 @@ of each (default 1, 6, V - 7), `labels [N]`, classes from 0, and `class_names`. 
 
 from __future__ import annotations
 
-import hashlib
 import zipfile
 from pathlib import Path
 from typing import NamedTuple
@@ -19,6 +18,7 @@ from torch import Tensor
 from torch_utils.files import atomic_write
 from torch_utils.parts import BOX, PartLayout, check_groups
 from training.data.boxes import FAMILIES, draw_boxes
+from training.data.in_memory import InMemoryDataset
 from training.data.toys import sized
 
 __all__ = ["ShapeDataset", "Shapes", "is_shapes", "read_shapes", "write_shapes"]
@@ -131,8 +131,8 @@ def layout_of(shapes: Shapes) -> PartLayout:
     return PartLayout(shapes.groups, *(tuple(float(f"{v:.4g}") for v in values.tolist()) for values in (mean, std)))
 
 
-class ShapeDataset:
-    """Shapes with the interface of `ImageDataset` that training uses.
+class ShapeDataset(InMemoryDataset):
+    """Sets of parts, as networks see them.
 
     Args:
         text: as `read_shapes` takes it.
@@ -141,58 +141,16 @@ class ShapeDataset:
     Attributes:
         shapes: in the units of the data.
         layout: the units of networks.
-        image_shape: [L, V] of a sample.
 
     Raises:
         ValueError: of `read_shapes`.
     """
 
-    latents = None
-
     def __init__(self, text: str, *, use_labels: bool = False) -> None:
         self.shapes = read_shapes(text)
         self.layout = layout_of(self.shapes)
-        self.name = text.removeprefix(PREFIX).split(":")[0] if text.startswith(PREFIX) else Path(text).stem
-        self._samples = self.layout.encode(self.shapes.parts)
-        self.num_images, *self.image_shape = self._samples.shape
-        labels = self.shapes.labels if use_labels else None
-        self._targets = torch.zeros(self.num_images, 0) if labels is None else labels
-        self.class_names = None if labels is None else self.shapes.class_names
-        self.label_dim = 0 if labels is None else len(self.class_names or range(int(labels.max()) + 1))
-
-    def __len__(self) -> int:
-        return self.num_images
-
-    def __getitem__(self, item: int) -> tuple[np.ndarray, np.ndarray]:
-        """Sample float32 `[L, V]` and label float32 `[label_dim]`, both the caller's own."""
-        return self._samples[item].clone().numpy(), self.encode_labels(self._targets[item : item + 1])[0].numpy()
-
-    def images(self) -> Tensor:
-        """All samples, float32 `[N, L, V]`, as networks see them."""
-        return self._samples
-
-    def drop_images(self) -> None:
-        """Nothing to drop: shapes take little memory, and `images` may be asked for again."""
-
-    def targets(self) -> Tensor:
-        """Classes int64 `[N]`, or float32 `[N, 0]`."""
-        return self._targets
-
-    def encode_labels(self, targets: Tensor) -> Tensor:
-        """Rows of `targets()`, on any device -> float32 `[rows, label_dim]`, one-hot."""
-        if targets.ndim == 2:
-            return targets
-        return (targets[:, None] == torch.arange(self.label_dim, device=targets.device)).float()
-
-    @property
-    def has_labels(self) -> bool:
-        return self.label_dim > 0
-
-    @property
-    def label_kind(self) -> str | None:
-        """`classes`; None without labels."""
-        return "classes" if self.has_labels else None
-
-    def fingerprint(self) -> str:
-        """A hash of the parts and their classes."""
-        return hashlib.sha256(self.shapes.parts.numpy().tobytes() + self._targets.numpy().tobytes()).hexdigest()
+        name = text.removeprefix(PREFIX).split(":")[0] if text.startswith(PREFIX) else Path(text).stem
+        classes = self.shapes.labels if use_labels else None
+        self.class_names = None if classes is None else self.shapes.class_names
+        label_dim = 0 if classes is None else len(self.class_names or range(int(classes.max()) + 1))
+        super().__init__(name, self.layout.encode(self.shapes.parts), classes, label_dim)

@@ -11,7 +11,6 @@ one pixel, so that networks, loop and samplers need no second code path. Coordin
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -22,6 +21,7 @@ import torch
 from torch import Tensor
 
 from training.data.decode import decode_image
+from training.data.in_memory import InMemoryDataset
 from training.data.transforms import to_gray_or_rgb
 
 __all__ = ["TOYS", "ToyDataset", "draw", "is_toy", "sized"]
@@ -122,8 +122,8 @@ def is_toy(data: object) -> bool:
     return str(data).startswith(PREFIX)
 
 
-class ToyDataset:
-    """A finite sample of a toy, with the interface of `ImageDataset` that training uses.
+class ToyDataset(InMemoryDataset):
+    """A finite sample of a toy.
 
     Args:
         text: `toy:NAME`, `toy:NAME:size=20000:seed=1` or `toy:FILE.png`.
@@ -131,14 +131,12 @@ class ToyDataset:
         xflip: not possible, a mirrored toy is another distribution.
 
     Attributes:
-        name: of the toy; image_shape: [2, 1, 1]; num_channels: 2; resolution: 1; num_images: points.
+        num_channels, resolution: 2 and 1, as points are images.
 
     Raises:
         ValueError: unknown toy or option, a picture that cannot be used.
     """
 
-    image_shape = (2, 1, 1)
-    latents = None
     num_channels = 2
     resolution = 1
 
@@ -151,58 +149,14 @@ class ToyDataset:
             points, targets = _black_pixels(Path(name), size, seed), torch.empty(0, dtype=torch.int64)
         else:
             points, targets = draw(name, size, seed)
-        self.name = Path(name).stem
-        self.num_images = size
-        self._points = points[:, :, None, None].contiguous()
-        self._targets = targets if use_labels and len(targets) else torch.zeros(size, 0)
-        self.label_dim = int(self._targets.max()) + 1 if self._targets.ndim == 1 else 0
-
-    def __len__(self) -> int:
-        return self.num_images
-
-    def __getitem__(self, item: int) -> tuple[np.ndarray, np.ndarray]:
-        """Point float32 `[2, 1, 1]` and label float32 `[label_dim]`, both the caller's own."""
-        label = self.encode_labels(self._targets[item : item + 1])[0]
-        return self._points[item].clone().numpy(), label.numpy()
-
-    def images(self) -> Tensor:
-        """All points, float32 `[N, 2, 1, 1]`."""
-        return self._points
+        classes = targets if use_labels and len(targets) else None
+        label_dim = 0 if classes is None else int(classes.max()) + 1
+        super().__init__(Path(name).stem, points[:, :, None, None].contiguous(), classes, label_dim)
 
     @cached_property
     def std(self) -> float:
         """Root mean square of all coordinates, to four digits: what EDM calls sigma_data."""
-        return float(f"{self._points.double().square().mean().sqrt().item():.4g}")
-
-    def drop_images(self) -> None:
-        """Nothing to drop: points take little memory, and `images` may be asked for again."""
-
-    def targets(self) -> Tensor:
-        """Classes int64 `[N]`, or float32 `[N, 0]`."""
-        return self._targets
-
-    def encode_labels(self, targets: Tensor) -> Tensor:
-        """Rows of `targets()`, on any device -> float32 `[rows, label_dim]`, one-hot."""
-        if targets.ndim == 2:
-            return targets
-        return (targets[:, None] == torch.arange(self.label_dim, device=targets.device)).float()
-
-    @property
-    def has_labels(self) -> bool:
-        return self.label_dim > 0
-
-    @property
-    def label_kind(self) -> str | None:
-        """`classes`; None without labels."""
-        return "classes" if self.has_labels else None
-
-    @property
-    def class_names(self) -> None:
-        """Classes of a toy have no names."""
-
-    def fingerprint(self) -> str:
-        """A hash of the points and their classes."""
-        return hashlib.sha256(self._points.numpy().tobytes() + self._targets.numpy().tobytes()).hexdigest()
+        return float(f"{self._samples.double().square().mean().sqrt().item():.4g}")
 
 
 def sized(text: str, given: Sequence[str], example: str) -> tuple[int, int]:

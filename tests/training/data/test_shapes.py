@@ -13,7 +13,7 @@ from training.data.shapes import ShapeDataset, Shapes, is_shapes, read_shapes, w
 
 def test_boxes_by_name():
     dataset = ShapeDataset("shapes:boxes:size=60:seed=2", use_labels=True)
-    assert (len(dataset), dataset.image_shape, dataset.label_dim, dataset.layout.groups) == (60, [12, 15], 5, (1, 6, 8))
+    assert (len(dataset), dataset.image_shape, dataset.label_dim, dataset.layout.groups) == (60, (12, 15), 5, (1, 6, 8))
     x, exists = dataset.images(), dataset.shapes.parts[..., 0] > 0.5
     assert set(x[..., 0].unique().tolist()) == {-1, 1}
     assert not x[~exists][:, 1:].any()
