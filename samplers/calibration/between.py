@@ -17,7 +17,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.interpolate import PchipInterpolator
 
 from samplers.calibration.student import classical
 from samplers.recipe import Entry, ScheduleFile
@@ -61,6 +60,8 @@ def between(file: ScheduleFile, nfe: int) -> Entry:
 
 
 def _levels(entries: Sequence[Entry], weights: Sequence[float], steps: int) -> list[float]:
+    from scipy.interpolate import PchipInterpolator  # late: a third of a second that only such schedules need
+
     u = np.linspace(0, 1, steps + 1)
     found = sum(
         w * PchipInterpolator(np.linspace(0, 1, e.num_steps), np.log(e.sigmas))(u)
