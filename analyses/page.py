@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -36,26 +35,18 @@ def command(folder: str, title: str, caption: tuple[str, ...]) -> None:
         raise ValueError(f"--caption='{wrong}' names no picture: write for example --caption=classes.png=Samples")
     given = dict(c.split("=", 1) for c in caption)
     tables_, charts = [], []
-    for name in CHARTS:
-        report = _read(Path(folder) / name)
+    found = [name for name in CHARTS if (Path(folder) / name).is_file()]
+    for name in found:
+        path = Path(folder) / name
         try:
-            charts += [] if report is None else charts_of(name, report)
-            tables_ += tables(report) if report is not None and name == "compare.json" else []
+            report = json.loads(path.read_text(encoding="utf-8"))
+            charts += charts_of(name, report)
+            tables_ += tables(report) if name == "compare.json" else []
         except ValueError as error:
-            raise ValueError(f"{Path(folder) / name}: {error}") from error
-    twins = {name.replace(".json", ".png") for name in CHARTS if (Path(folder) / name).is_file()}  # of the charts
-    path = write_page(
+            raise ValueError(f"{path}: {error}") from error
+    twins = {name.replace(".json", ".png") for name in found}  # pictures of what the charts show
+    written = write_page(
         folder, title, tables=tables_, charts=charts, captions={**CAPTIONS, **given},
         first=list(given) + list(CAPTIONS), without=twins - set(given),
     )  # fmt: skip
-    click.echo(path)
-
-
-def _read(path: Path) -> Any:
-    """What a JSON file holds; None where there is no such file."""
-    if not path.is_file():
-        return None
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+    click.echo(written)
