@@ -11,11 +11,6 @@ import networks
 from torch_utils.provenance import MADE_BY
 
 
-def ok(result):
-    assert result.exit_code == 0, result.output
-    return result.output
-
-
 def pixels(path):
     with Image.open(path) as image:
         return np.asarray(image).astype(int)

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from cli_results import ok
 from click.testing import CliRunner
 from PIL import Image
 
@@ -84,11 +85,6 @@ def trajectory_arrays(steps, shape, batch=4):
 def run(files, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     return lambda text: CliRunner().invoke(analyze.main, shlex.split(text.replace("FILES", str(files))))
-
-
-def ok(result):
-    assert result.exit_code == 0, result.output
-    return result.output
 
 
 def numbers(path):

@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from cli_results import ok
 from click.testing import CliRunner
-from generate_command import bare, check_refused, files, ok, pixels, toy_network
+from generate_command import bare, check_refused, files, pixels, toy_network
 
 import generate
 import networks

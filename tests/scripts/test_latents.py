@@ -6,6 +6,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
+from cli_results import ok, refused
 from click.testing import CliRunner
 from PIL import Image
 from published_files import KL
@@ -59,18 +60,6 @@ def run_train(root, out, name, more="", data=None):
     arguments = [f"--outdir={out}", f"--data={data or root / 'latents.zip'}", "--device=cpu", *more.split()]
     method, *rest = SMALL[name].split()
     return CliRunner().invoke(train.main, [method, *rest, *arguments])
-
-
-def ok(result):
-    assert result.exit_code == 0, result.output
-    return result.output
-
-
-def refused(result, *pieces):
-    assert result.exit_code in (1, 2), result.output
-    assert "Traceback" not in result.output
-    for piece in pieces:
-        assert piece in result.output
 
 
 def test_stored_moments_are_drawn_from(made):

@@ -4,6 +4,7 @@ import socket
 
 import numpy as np
 import pytest
+from cli_results import ok, refused
 from click.testing import CliRunner
 from PIL import Image
 from published_files import FAMILIES, tokenizer
@@ -46,18 +47,6 @@ def run(made, tmp_path, monkeypatch):
         return CliRunner().invoke(generate.main, [*arguments, "--seeds=0-2", "--batch=2", *text.split()])
 
     return run
-
-
-def ok(result):
-    assert result.exit_code == 0, result.output
-    return result.output
-
-
-def refused(result, *pieces):
-    assert result.exit_code in (1, 2), result.output
-    assert "Traceback" not in result.output
-    for piece in pieces:
-        assert piece in result.output
 
 
 def images_of(run, family, text, **more):
