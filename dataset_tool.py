@@ -14,12 +14,15 @@ if __name__ == "__main__":
 import os
 import re
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import click
 from tqdm import tqdm
 
 from torch_utils.cli import Command
+from torch_utils.options import OptionGroup, opt, options_of, refuse
 from training.data.series_files import import_angles, import_box
 from training.data.sources import LAYOUTS, open_source
 from training.data.transforms import FILTERS, TRANSFORMS, make_transform
@@ -93,208 +96,204 @@ class Ends(click.ParamType):
         return low, high
 
 
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    group: ClassVar = OptionGroup("Source and data set", "What is read, and the file that is written.", rank=0)
+
+    source: str = opt(
+        None, "Folder or archive, 'digits', 'photos', or shapes:boxes[:size=N][:seed=S]", required=True,
+        metavar="PATH|digits|photos|shapes:boxes",
+    )  # fmt: skip
+    dest: str = opt(
+        None, "File ending in .zip (an existing one is replaced at the end, in one step) or an empty or new folder; of "
+        "a series and of shapes a file ending in .npz", metavar="PATH", required=True,
+    )  # fmt: skip
+    layout: str = opt(
+        "auto", "How the source is arranged; auto goes by its name. The list is below",
+        choices=["auto", *LAYOUTS, *SERIES],
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Images:
+    group: ClassVar = OptionGroup("Images", "Sources of images: which of them, and how they become squares.", rank=1)
+
+    resolution: tuple[int, int] | None = opt(None, "Width and height of the images to write, in pixels", type=Size())
+    transform: str | None = opt(
+        None, "Crop to --resolution; without it images are resized and their aspect ratio is not kept",
+        choices=list(TRANSFORMS),
+    )  # fmt: skip
+    labels: str = opt(
+        "auto", "auto: what the layout has; folders: the top-level folder is the class, in zips too; none: no labels",
+        choices=["auto", "folders", "none"],
+    )  # fmt: skip
+    max_images: int | None = opt(None, "Read only the first N images or shapes", metavar="N", at_least=1)
+    split: str | None = opt(
+        None, "Part of the data, for layouts that name --split below [default: train]", metavar="NAME"
+    )
+    resize_filter: str | None = opt(None, "Filter for resizing [default: lanczos]", choices=list(FILTERS))
+    background: str | None = opt(
+        None, "Put this colour behind transparent images, which are otherwise refused", choices=["white", "black"]
+    )
+    exif: str = opt(
+        "ignore", "Turn images as the orientation in their EXIF data asks, or take them as stored",
+        choices=["apply", "ignore"],
+    )  # fmt: skip
+    any_size: bool = opt(False, "Accept square images whose size is no power of two", flag=True)
+    skip_broken: bool = opt(
+        False, "Leave out images that cannot be read or do not fit, with a notice each, instead of stopping. Their "
+        "numbers stay unused", flag=True,
+    )  # fmt: skip
+    workers: int | None = opt(
+        None, "Threads; the output does not depend on it [default: number of cores]", metavar="N", at_least=1,
+        at_most=256,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Latents:
+    group: ClassVar = OptionGroup("Latents", "With --encode: what an autoencoder makes of the images.", rank=2)
+
+    encode: str | None = opt(
+        None, "Write latents instead of images, as .npy files: what this autoencoder makes of them. A file of its own, "
+        "a latent model (a file or a name of docs/models.md), or diffusers:DIR", metavar="NETWORK",
+    )  # fmt: skip
+    encode_config: str | None = opt(
+        None, "What the tensors of NETWORK do not show: a JSON or YAML file", metavar="FILE"
+    )
+    encode_flips: bool = opt(False, "Latents of mirrored images too", flag=True)
+    encode_dtype: str = opt("float32", "Number format of the latents", choices=["float16", "float32"])
+    encode_batch: int = opt(16, "Images at once", metavar="N", at_least=1)
+    device: str = opt("auto", "Where latents are computed: cpu, cuda or auto", metavar="DEVICE")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Maps:
+    group: ClassVar = OptionGroup("Maps", "Of --layout=box: which part of the maps.", rank=3)
+
+    lat: tuple[float, float] | None = opt(None, "Latitudes, in the degrees of the file [default: all]", type=Ends())
+    lon: tuple[float, float] | None = opt(None, "Longitudes, in the degrees of the file [default: all]", type=Ends())
+    variable: str | None = opt(None, "The variable, where there are several over time", metavar="NAME")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Angles:
+    group: ClassVar = OptionGroup("Angles", "Of --layout=angles: what the numbers are.", rank=4)
+
+    angles: str | None = opt(None, "Their unit [default: auto]", choices=["auto", "degrees", "radians"])
+    axes: str | None = opt(
+        None, "N trajectories, T frames, D angles, in their order [default: TD or NTD]", metavar="LETTERS"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetOptions(Angles, Maps, Latents, Images, Source):
+    """All options of `dataset_tool.py`."""
+
+
+OWNERS = {Images: "images", Latents: "images", Maps: "--layout=box", Angles: "--layout=angles"}
+
+
 @click.command(cls=Command, epilog=EPILOG, context_settings={"show_default": True})
-@click.option(
-    "--source",
-    required=True,
-    metavar="PATH|digits|photos|shapes:boxes",
-    help="Folder or archive, 'digits', 'photos', or shapes:boxes[:size=N][:seed=S].",
-)
-@click.option(
-    "--dest", required=True, metavar="PATH",
-    help="File ending in .zip (an existing one is replaced at the end, in one step) or an empty or new folder; of a "
-    "series and of shapes a file ending in .npz.",
-)  # fmt: skip
-@click.option(
-    "--layout", type=click.Choice(["auto", *LAYOUTS, *SERIES]), default="auto",
-    help="How the source is arranged; auto goes by its name. The list is below.",
-)  # fmt: skip
-@click.option(
-    "--split", metavar="NAME", help="Part of the data, for layouts that name --split below.  [default: train]"
-)
-@click.option(
-    "--labels", type=click.Choice(["auto", "folders", "none"]), default="auto",
-    help="auto: what the layout has; folders: the top-level folder is the class, in zips too; none: no labels.",
-)  # fmt: skip
-@click.option("--max-images", type=click.IntRange(min=1), metavar="N", help="Read only the first N images.")
-@click.option("--resolution", type=Size(), help="Width and height of the images to write, in pixels.")
-@click.option(
-    "--transform", type=click.Choice(list(TRANSFORMS)),
-    help="Crop to --resolution; without it images are resized and their aspect ratio is not kept.",
-)  # fmt: skip
-@click.option("--resize-filter", type=click.Choice(list(FILTERS)), help="Filter for resizing.  [default: lanczos]")
-@click.option(
-    "--background", type=click.Choice(["white", "black"]),
-    help="Put this colour behind transparent images, which are otherwise refused.",
-)  # fmt: skip
-@click.option(
-    "--exif", type=click.Choice(["apply", "ignore"]), default="ignore",
-    help="Turn images as the orientation in their EXIF data asks, or take them as stored.",
-)  # fmt: skip
-@click.option("--any-size", is_flag=True, help="Accept square images whose size is no power of two.")
-@click.option(
-    "--skip-broken", is_flag=True,
-    help="Leave out images that cannot be read or do not fit, with a notice each, instead of stopping. "
-    "Their numbers stay unused.",
-)  # fmt: skip
-@click.option(
-    "--encode", metavar="NETWORK", help="Write latents instead of images, as .npy files: what this autoencoder makes "
-    "of them. A file of its own, a latent model (a file or a name of docs/models.md), or diffusers:DIR.",
-)  # fmt: skip
-@click.option("--encode-config", metavar="FILE", help="What the tensors of NETWORK do not show: a JSON or YAML file.")
-@click.option("--encode-flips", is_flag=True, help="Latents of mirrored images too.")
-@click.option(
-    "--encode-dtype", type=click.Choice(["float16", "float32"]), default="float32", help="Number format of the latents."
-)
-@click.option("--encode-batch", type=click.IntRange(min=1), default=16, metavar="N", help="Images at once.")
-@click.option("--lat", type=Ends(), help="box: latitudes, in the degrees of the file.  [default: all]")
-@click.option("--lon", type=Ends(), help="box: longitudes, in the degrees of the file.  [default: all]")
-@click.option("--variable", metavar="NAME", help="box: the variable, where there are several over time.")
-@click.option(
-    "--angles", type=click.Choice(["auto", "degrees", "radians"]), help="angles: their unit.  [default: auto]"
-)
-@click.option("--axes", metavar="LETTERS", help="angles: N trajectories, T frames, D angles.  [default: TD or NTD]")
-@click.option("--device", default="auto", metavar="DEVICE", help="Where latents are computed: cpu, cuda or auto.")
-@click.option(
-    "--workers", type=click.IntRange(1, 256), metavar="N", default=lambda: os.cpu_count() or 1,
-    show_default="number of cores", help="Threads; the output does not depend on it.",
-)  # fmt: skip
-def main(
-    source: str,
-    dest: str,
-    layout: str,
-    split: str | None,
-    labels: str,
-    max_images: int | None,
-    resolution: tuple[int, int] | None,
-    transform: str | None,
-    resize_filter: str | None,
-    background: str | None,
-    exif: str,
-    any_size: bool,
-    skip_broken: bool,
-    encode: str | None,
-    encode_config: str | None,
-    encode_flips: bool,
-    encode_dtype: str,
-    encode_batch: int,
-    lat: tuple[float, float] | None,
-    lon: tuple[float, float] | None,
-    variable: str | None,
-    angles: str | None,
-    axes: str | None,
-    device: str,
-    workers: int,
-) -> None:
+@options_of(DatasetOptions)
+def main(options: DatasetOptions) -> None:
     """Convert images or a series from SOURCE to a data set at DEST for training, FID and forecasts.
 
     All images of a data set are square, of one size (a power of two) and of one kind (gray or RGB). Palette, CMYK and
     16 bit images are converted. The output is the same, byte for byte, on any number of cores, and appears whole or not
     at all.
     """
-    if source.startswith("shapes:"):
-        click.echo(_shapes(source, dest, max_images))
-        return
-    if layout == "auto" and Path(source).suffix in NETCDF:
+    layout = options.layout
+    if options.source.startswith("shapes:"):
+        refuse(options, ["layout"], f"is for files, and {options.source} is made here")
+        layout = "shapes"
+    elif layout == "auto" and Path(options.source).suffix in NETCDF:
         layout = "box"
     _refuse_others(layout)
-    if layout == "box":
-        click.echo(import_box(source, dest, lat=lat, lon=lon, variable=variable))
-        return
-    if layout == "angles":
-        click.echo(import_angles(source, dest, angles or "auto", axes))
-        return
-    function = make_transform(transform, resolution, resize_filter)
-    target = check_destination(dest, source)
-    if encode is not None and target.suffix != ".zip":
-        raise ValueError(f"--encode writes a zip of latents, and --dest={dest} does not end in .zip")
-    if encode is None and (encode_config is not None or encode_flips):
+    if layout == "shapes":
+        click.echo(_shapes(options))
+    elif layout == "box":
+        extent = {"lat": options.lat, "lon": options.lon, "variable": options.variable}
+        click.echo(import_box(options.source, options.dest, **extent))
+    elif layout == "angles":
+        click.echo(import_angles(options.source, options.dest, options.angles or "auto", options.axes))
+    else:
+        _images(options)
+
+
+def _refuse_others(layout: str) -> None:
+    """ValueError where the command line gives options of another kind of data than `layout`."""
+    this = f"--layout={layout}" if layout in SERIES else "shapes" if layout == "shapes" else "images"
+    context = click.get_current_context()
+    for cls, owner in OWNERS.items():
+        for name in cls.__annotations__:
+            given = context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
+            if given and owner != this and (this, name) != ("shapes", "max_images"):
+                raise ValueError(f"--{name.replace('_', '-')} belongs to {owner}, not to {this}: leave it out")
+
+
+def _shapes(options: DatasetOptions) -> str:
+    """An array file of generated shapes; returns what to say."""
+    from training.data.shapes import read_shapes, write_shapes  # with PyTorch, which images alone do not need
+
+    if not options.dest.endswith(".npz"):
+        raise ValueError(f"--dest={options.dest} must end in .npz, the file of shapes")
+    shapes = read_shapes(options.source)
+    if options.max_images is not None:
+        first = slice(options.max_images)
+        shapes = shapes._replace(parts=shapes.parts[first], labels=shapes.labels[first])
+    Path(options.dest).parent.mkdir(parents=True, exist_ok=True)
+    write_shapes(options.dest, shapes)
+    return f"Wrote {len(shapes.parts)} shapes of at most {shapes.parts.shape[1]} parts to {options.dest}"
+
+
+def _images(options: DatasetOptions) -> None:
+    """A data set of images, or of their latents."""
+    function = make_transform(options.transform, options.resolution, options.resize_filter)
+    target, encode = check_destination(options.dest, options.source), options.encode is not None
+    if encode and target.suffix != ".zip":
+        raise ValueError(f"--encode writes a zip of latents, and --dest={options.dest} does not end in .zip")
+    if not encode and (options.encode_config is not None or options.encode_flips):
         raise ValueError("--encode-config and --encode-flips shape what --encode writes: give --encode as well")
-    pixels = target if encode is None else target.with_name(f".{target.stem}-pixels.zip")
-    opened = open_source(source, layout=layout, split=split, labels=labels)
+    pixels = target.with_name(f".{target.stem}-pixels.zip") if encode else target
+    opened = open_source(options.source, layout=options.layout, split=options.split, labels=options.labels)
     click.echo("\n".join((opened.description, *opened.notes)))
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # PIL's remarks about damaged metadata name no file and tear the progress bar
+            warnings.simplefilter("ignore")  # PIL's remarks about damaged metadata name no file, tear the progress bar
             summary = convert(
-                opened,
-                pixels,
-                function,
-                background=background,
-                exif=exif,
-                max_images=max_images,
-                skip_broken=skip_broken,
-                any_size=any_size,
-                workers=workers,
-            )
+                opened, pixels, function, background=options.background, exif=options.exif,
+                max_images=options.max_images, skip_broken=options.skip_broken, any_size=options.any_size,
+                workers=options.workers or os.cpu_count() or 1,
+            )  # fmt: skip
     finally:
         opened.close()
-    click.echo(_report(summary, dest if encode is None else "a temporary file", exif, opened.label_file))
-    if encode is not None:
+    click.echo(_report(summary, "a temporary file" if encode else options.dest, options.exif, opened.label_file))
+    if encode:
         try:
-            click.echo(_encode(pixels, target, encode, encode_config, encode_flips, encode_dtype, encode_batch, device))
+            click.echo(_encode(options, pixels, target))
         finally:
             pixels.unlink(missing_ok=True)
 
 
-def _refuse_others(layout: str) -> None:
-    """Options of other kinds of data, given on the command line; ValueError."""
-    box, angles = {"lat", "lon", "variable"}, {"angles", "axes"}
-    context = click.get_current_context()
-    given = {p.name for p in context.command.params if context.get_parameter_source(p.name).name == "COMMANDLINE"}
-    given -= {"source", "dest", "layout"}
-    own = {"box": box, "angles": angles}.get(layout)
-    if wrong := sorted(given & (box | angles) if own is None else given - own):
-        whose = {**dict.fromkeys(box, "--layout=box"), **dict.fromkeys(angles, "--layout=angles")}
-        raise ValueError(
-            f"--{wrong[0].replace('_', '-')} belongs to {whose.get(wrong[0], 'images')}, and the layout here is "
-            f"{layout}: leave it out"
-        )
-
-
-def _shapes(source: str, dest: str, count: int | None) -> str:
-    """An array file of generated shapes; returns what to say."""
-    from training.data.shapes import read_shapes, write_shapes
-
-    context = click.get_current_context()
-    for name in context.params:
-        given = context.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT
-        if given and name not in ("source", "dest", "max_images"):
-            raise ValueError(
-                f"--{name.replace('_', '-')} is for images, and --source={source} has shapes: leave it out"
-            )
-    if not dest.endswith(".npz"):
-        raise ValueError(f"--dest={dest} must end in .npz, the file of shapes")
-    shapes = read_shapes(source)
-    if count is not None:
-        shapes = shapes._replace(parts=shapes.parts[:count], labels=shapes.labels[:count])
-    Path(dest).parent.mkdir(parents=True, exist_ok=True)
-    write_shapes(dest, shapes)
-    return f"Wrote {len(shapes.parts)} shapes of at most {shapes.parts.shape[1]} parts to {dest}"
-
-
-def _encode(
-    pixels: Path, dest: Path, source: str, config: str | None, flips: bool, dtype: str, batch: int, device: str
-) -> str:  # fmt: skip
+def _encode(options: DatasetOptions, pixels: Path, dest: Path) -> str:
     """Latents of the images in `pixels`; returns what to say."""
-    from networks.load import load_autoencoder  # with PyTorch, which images alone do not need
+    from networks.load import load_autoencoder  # with PyTorch, as above
     from torch_utils.distributed import process_group
     from training.data.image_dataset import ImageDataset
     from training.data.latents import encode_dataset
 
-    autoencoder = load_autoencoder(source, verbose=True, config=config)
+    autoencoder = load_autoencoder(options.encode, verbose=True, config=options.encode_config)
     dataset = ImageDataset(pixels, use_labels=True)
+    how = {"flips": options.encode_flips, "dtype": options.encode_dtype, "batch": options.encode_batch}
     try:
-        with process_group(device) as where, tqdm(total=len(dataset), unit="img", desc="Encoding") as bar:
-            about = encode_dataset(
-                dataset, autoencoder, dest, flips=flips, dtype=dtype, batch=batch, device=where, progress=bar.update
-            )
+        with process_group(options.device) as where, tqdm(total=len(dataset), unit="img", desc="Encoding") as bar:
+            about = encode_dataset(dataset, autoencoder, dest, **how, device=where, progress=bar.update)
     finally:
         dataset.close()
     shape = "x".join(map(str, about["shape"]))
-    return f"Wrote {about['kind']} {shape} of {len(dataset)} images{' and their mirrors' * flips} to {dest}"
+    mirrors = " and their mirrors" * options.encode_flips
+    return f"Wrote {about['kind']} {shape} of {len(dataset)} images{mirrors} to {dest}"
 
 
 def _report(summary: Summary, dest: str, exif: str, label_file: str) -> str:

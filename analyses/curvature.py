@@ -2,46 +2,67 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import click
 from tqdm import tqdm
 
-from analyses.shared import OUTDIR, make_folder, write
+from analyses.shared import DeviceOptions, make_folder, write
 from samplers.analysis import figures
 from samplers.analysis.compare import HELD_OUT
 from samplers.analysis.straightness import curvature_table, measure_curvature
 from samplers.run import prepare
 from torch_utils import distributed as dist
 from torch_utils.cli import Command
+from torch_utils.options import OptionGroup, opt, options_of
 from training.trained import open_network
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    group: ClassVar = OptionGroup("What is measured", "Trajectories of each network, from the same seeds.", rank=0)
+
+    outdir: str = opt(None, "Folder of curvature.json and curvature.png", metavar="DIR", required=True)
+    num: int = opt(256, "Trajectories of each network", metavar="INT", at_least=2)
+    label: tuple[str, ...] = opt((), "Name of a network, in their order [default: file name]", metavar="TEXT")
+    prior: str | None = opt(
+        None, "Start distribution, of models that have several [default: the model's]", metavar="NAME"
+    )
+    seed: int = opt(HELD_OUT, "First seed", metavar="INT")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Steps:
+    group: ClassVar = OptionGroup("Solver", "How finely a trajectory is followed.", rank=1)
+
+    N: int = opt(100, "Network evaluations of each", metavar="INT", at_least=1)
+    solver: str = opt("euler", "Solver; heun takes an odd --N", choices=["euler", "heun"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class CurvatureOptions(DeviceOptions, Steps, Measured):
+    """All options of `curvature`."""
 
 
 @click.command("curvature", cls=Command)
 @click.argument("networks_", nargs=-1, required=True, metavar="NETWORK...")
-@OUTDIR
-@click.option("--label", multiple=True, metavar="TEXT", help="Name of a network, in their order [default: file name]")
-@click.option("--num", type=click.IntRange(2), default=256, metavar="INT", help="Trajectories of each network")
-@click.option("--N", "evaluations", type=click.IntRange(1), default=100, metavar="INT", help="Network evaluations each")
-@click.option("--solver", type=click.Choice(["euler", "heun"]), default="euler", help="Solver; heun takes an odd --N")
-@click.option("--prior", metavar="NAME", help="Start distribution, of models that have several [default: the model's]")
-@click.option("--seed", type=int, default=HELD_OUT, metavar="INT", help="First seed")
-@click.option("--batch", type=click.IntRange(1), default=64, metavar="INT", help="Most samples at once")
-@click.option("--device", default="auto", metavar="DEVICE", help="cpu, cuda or auto (a GPU when there is one)")
-def command(
-    networks_: tuple[str, ...], outdir: str, label: tuple[str, ...], batch: int, device: str, **measured: Any
-) -> None:
+@options_of(CurvatureOptions)
+def command(options: CurvatureOptions, networks_: tuple[str, ...]) -> None:
     """How straight the trajectories of networks are; of several trained with different beta, a sweep."""
-    with dist.process_group(device) as dev:
-        if label and len(label) != len(networks_):
-            given = f"--label is given {len(label)} times for {len(networks_)} networks"
+    with dist.process_group(options.device) as device:
+        if options.label and len(options.label) != len(networks_):
+            given = f"--label is given {len(options.label)} times for {len(networks_)} networks"
             raise ValueError(f"{given}: once each, or not at all")
-        folder, results = make_folder(outdir), []
-        for name, text in zip(networks_, label or networks_, strict=True):
-            net = open_network(name, partial(prepare, device=dev))
-            with tqdm(total=measured["num"], unit="img", desc=text, disable=dist.get_rank() > 0 or None) as bar:
-                report = measure_curvature(net, **measured, batch=batch, device=dev, progress=bar.update)
+        folder, results = make_folder(options.outdir), []
+        for name, text in zip(networks_, options.label or networks_, strict=True):
+            net = open_network(name, partial(prepare, device=device))
+            with tqdm(total=options.num, unit="img", desc=text, disable=dist.get_rank() > 0 or None) as bar:
+                report = measure_curvature(
+                    net, evaluations=options.N, solver=options.solver, prior=options.prior, num=options.num,
+                    seed=options.seed, batch=options.batch, device=device, progress=bar.update,
+                )  # fmt: skip
             results.append({"network": name, "label": text, "beta": _beta(net), **report})
         if dist.get_rank() == 0:
             click.echo(curvature_table(results).text())

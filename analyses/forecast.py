@@ -12,7 +12,7 @@ import click
 import numpy as np
 from tqdm import tqdm
 
-from analyses.shared import make_folder
+from analyses.shared import DeviceOptions, make_folder
 from samplers.planning.base import count_of
 from samplers.planning.plan import SamplerOptions
 from samplers.run import prepare
@@ -41,26 +41,32 @@ class Forecasts:
     )  # fmt: skip
     data: str = opt(None, "Series: series:NAME or series:FILE, see docs/series.md", metavar="SERIES", required=True)
     outdir: str = opt(None, "Folder of forecast.json and the pictures", metavar="DIR", required=True)
-    part: str = opt("test", "Part of the series", choices=[*PARTS, "all"])
     leads: int | None = opt(None, "Frames ahead [default: those of a sample in training]", metavar="INT", at_least=1)
     members: int = opt(50, "Members of each ensemble", metavar="INT", at_least=1)
+    seed: int = opt(0, "Seed of all members", metavar="INT", at_least=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    group: ClassVar = OptionGroup("Scores", "On which frames of the series, and in which units.", rank=1)
+
+    part: str = opt("test", "Part of the series", choices=[*PARTS, "all"])
+    windows: int | None = opt(None, "Most windows, at equal distances [default: all]", metavar="INT", at_least=1)
     history: int | None = opt(
         None, "Frames of the part that lie before its first forecast, to compare networks that see fewer on the same "
         "frames [default: those that the network sees]", metavar="INT", at_least=1,
     )  # fmt: skip
-    windows: int | None = opt(None, "Most windows, at equal distances [default: all]", metavar="INT", at_least=1)
     units: str | None = opt(
         None, "Scores in the units of the series, or scaled as the network sees them [default: scaled where that is "
         "by a climatology, so that anomalies are scored]", choices=list(UNITS),
     )  # fmt: skip
-    seed: int = opt(0, "Seed of all members", metavar="INT", at_least=0)
-    batch: int = opt(1024, "Most members at once", metavar="INT", at_least=1)
-    device: str = opt("auto", "cpu, cuda or auto (a GPU when there is one)", metavar="DEVICE")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ForecastOptions(SamplerOptions, Forecasts):
+class ForecastOptions(DeviceOptions, SamplerOptions, Scores, Forecasts):
     """All options of `forecast`."""
+
+    batch: int = opt(1024, "Most members at once", metavar="INT", at_least=1)
 
 
 @click.command("forecast", cls=Command)

@@ -2,49 +2,64 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import ClassVar
 
 import click
 
-from analyses.shared import make_folder
+from analyses.shared import DeviceOptions, make_folder
 from samplers.run import prepare
 from torch_utils import distributed as dist
 from torch_utils.cli import Command
 from torch_utils.files import write_json
+from torch_utils.options import OptionGroup, opt, options_of
 from training.likelihood import image_likelihood
 from training.trained import open_network
 
 
+@dataclass(frozen=True, kw_only=True)
+class Images:
+    group: ClassVar = OptionGroup("Images and model", "Which images, under which model.", rank=0)
+
+    network: str = opt(None, "Network: a file, an address, or a name", metavar="FILE|URL|NAME", required=True)
+    data: str = opt(None, "Images: a folder or zip; labels are read with them", metavar="PATH", required=True)
+    outdir: str | None = opt(None, "Folder of likelihood.json [default: none is written]", metavar="DIR")
+    num: int | None = opt(None, "Images, chosen at random [default: all]", metavar="INT", at_least=1)
+    seed: int = opt(0, "Seed of the choice, of the spread of grey values and of signs", metavar="INT")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flow:
+    group: ClassVar = OptionGroup("Solver", "How closely the flow is followed.", rank=1)
+
+    solver: str = opt("dopri5", "Adaptive, or euler and others with --steps", metavar="NAME")
+    steps: int | None = opt(None, "Equal steps, of solvers that choose none", metavar="INT", at_least=1)
+    rtol: float | None = opt(
+        None, "Adaptive solvers: relative tolerance [default: 1e-5]", metavar="FLOAT", above=0
+    )  # fmt: skip
+    atol: float | None = opt(
+        None, "Adaptive solvers: absolute tolerance [default: 1e-5]", metavar="FLOAT", above=0
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class LikelihoodOptions(DeviceOptions, Flow, Images):
+    """All options of `likelihood`."""
+
+
 @click.command("likelihood", cls=Command)
-@click.option("--network", required=True, metavar="FILE|URL|NAME", help="Network: a file, an address, or a name")
-@click.option("--data", required=True, metavar="PATH", help="Images: a folder or zip; labels are read with them")
-@click.option("--outdir", metavar="DIR", help="Folder of likelihood.json [default: none is written]")
-@click.option("--num", type=click.IntRange(1), metavar="INT", help="Images, chosen at random [default: all]")
-@click.option("--solver", default="dopri5", metavar="NAME", help="Adaptive, or euler and others with --steps")
-@click.option("--steps", type=click.IntRange(1), metavar="INT", help="Equal steps, of solvers that choose none")
-@click.option(
-    "--rtol", type=click.FloatRange(0, min_open=True), metavar="FLOAT", help="Adaptive solvers [default: 1e-5]"
-)
-@click.option(
-    "--atol", type=click.FloatRange(0, min_open=True), metavar="FLOAT", help="Adaptive solvers [default: 1e-5]"
-)
-@click.option(
-    "--seed", type=int, default=0, metavar="INT", help="Seed of the choice, of the spread of grey values and of signs"
-)
-@click.option("--batch", type=click.IntRange(1), default=64, metavar="INT", help="Most images at once")
-@click.option("--device", default="auto", metavar="DEVICE", help="cpu, cuda or auto (a GPU when there is one)")
-def command(network: str, data: str, outdir: str | None, device: str, **how: Any) -> None:
+@options_of(LikelihoodOptions)
+def command(options: LikelihoodOptions) -> None:
     """Bits per dimension of images of 8 bits under a model, by its flow."""
-    with dist.process_group(device) as dev:
-        result = {
-            "network": network,
-            "data": data,
-            **image_likelihood(open_network(network, partial(prepare, device=dev)), data, device=dev, **how),
-        }
+    how = {k: getattr(options, k) for k in ("num", "seed", "solver", "steps", "rtol", "atol", "batch")}
+    with dist.process_group(options.device) as device:
+        net = open_network(options.network, partial(prepare, device=device))
+        found = image_likelihood(net, options.data, device=device, **how)
         if dist.get_rank() == 0:
-            error = "" if result["bpd_se"] is None else f" +- {result['bpd_se']:.4f}"
-            click.echo(f"{result['bpd']:.4f}{error} bits per dimension, {result['num']} images")
-            if outdir is not None:
-                write_json(make_folder(outdir) / "likelihood.json", result)
+            error = "" if found["bpd_se"] is None else f" +- {found['bpd_se']:.4f}"
+            click.echo(f"{found['bpd']:.4f}{error} bits per dimension, {found['num']} images")
+            if options.outdir is not None:
+                result = {"network": options.network, "data": options.data, **found}
+                write_json(make_folder(options.outdir) / "likelihood.json", result)
         dist.barrier()

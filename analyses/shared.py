@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import click
 
 from torch_utils.files import write_json
+from torch_utils.options import OptionGroup, opt
 
-__all__ = ["OUTDIR", "make_folder", "write"]
+__all__ = ["OUTDIR", "DeviceOptions", "make_folder", "write"]
 
 OUTDIR = click.option("--outdir", required=True, metavar="DIR", help="Folder of the pictures and numbers")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceOptions:
+    """Options of the analyses that run a network."""
+
+    group: ClassVar = OptionGroup("Device", "Where and how fast.", rank=8)
+
+    batch: int = opt(64, "Most samples at once on one process", metavar="INT", at_least=1)
+    device: str = opt("auto", "cpu, cuda or auto (a GPU when there is one)", metavar="DEVICE")
 
 
 def make_folder(outdir: str) -> Path:

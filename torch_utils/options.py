@@ -109,7 +109,10 @@ def refuse(options: Any, names: Iterable[str], why: str) -> None:
 
 
 def options_of(cls: type) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Decorator: one click option per field of the dataclass `cls`; the function gets the filled instance."""
+    """Decorator: one click option per field of the dataclass `cls`; the function gets the filled instance first.
+
+    A field `tuple[str, ...]` may be given several times. Arguments of the command are passed on by name.
+    """
     hints = typing.get_type_hints(cls)
     own = {id(g): copy.copy(g) for g in _groups(cls).values()}  # cloup writes a command's options into its groups
     groups = {name: own[id(g)] for name, g in _groups(cls).items()}
@@ -119,10 +122,11 @@ def options_of(cls: type) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
         def wrapped(**values: Any) -> Any:
-            given = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k not in aliases}
+            given = {f.name: values.pop(f.name) for f in fields}
+            given = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
             for parameter, (name, alias) in aliases.items():
-                _apply(alias, values[parameter], name, given)
-            return function(cls(**given))
+                _apply(alias, values.pop(parameter), name, given)
+            return function(cls(**given), **values)
 
         decorators = [d for f in fields for d in _decorators(f, hints[f.name], groups.get(f.name))]
         for decorator in reversed(decorators):
@@ -158,7 +162,8 @@ def _decorators(f: dataclasses.Field, hint: Any, group: OptionGroup | None) -> I
         finite=meta["finite"],
         type=bool if meta["flag"] else _click_type(hint, meta),
         is_flag=meta["flag"],
-        show_default=f.default is not None and not meta["flag"],
+        multiple=_is_repeated(hint),
+        show_default=f.default not in (None, ()) and not meta["flag"],
         required=meta["required"],
         metavar=meta["metavar"],
         help=meta["help"],
@@ -206,6 +211,10 @@ def _preset_of(presets: Mapping[str, Mapping[str, Any]]) -> Callable[..., str | 
     return chosen
 
 
+def _is_repeated(hint: Any) -> bool:
+    return typing.get_origin(hint) is tuple and typing.get_args(hint)[0] is str
+
+
 def _click_type(hint: Any, meta: Mapping[str, Any]) -> Any:
     if meta["type"] is not None:
         return meta["type"]
@@ -213,6 +222,8 @@ def _click_type(hint: Any, meta: Mapping[str, Any]) -> Any:
         return Choice(meta["choices"] or list(meta["presets"]))
     if typing.get_origin(hint) in (types.UnionType, typing.Union):
         hint = next(a for a in typing.get_args(hint) if a is not type(None))
+    if _is_repeated(hint):
+        return str
     if typing.get_origin(hint) is tuple:
         return NumberList() if typing.get_args(hint)[0] is float else IntList()
     if hint in (int, float) and all(meta[k] is None for k in ("at_least", "above", "at_most")):
