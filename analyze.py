@@ -31,13 +31,20 @@ Examples:
   # How a series goes on
   python analyze.py forecast --network=NET.pkl --data=series:elnino --outdir=out
 \b
-  # Schedules, the training curve, and one page of everything
+  # Noise levels of schedules
   python analyze.py schedules polynomial logsnr time_uniform --num-steps=10 --outdir=out
+\b
+  # A training run, and where two of them part
   python analyze.py curve runs/00000-digits --outdir=out
   python analyze.py diff runs/00000-digits runs/00001-digits
+\b
+  # Bits per dimension; generated shapes
   python analyze.py likelihood --network=NET.pkl --data=datasets/digits.zip --num=256 --outdir=out
   python analyze.py shapes out/shapes.npz --data=shapes:boxes:seed=1 --outdir=out
-  python analyze.py page out --title="Digits" """
+\b
+  # One page of everything in a folder
+  python analyze.py page out --title="Digits"
+"""
 
 # Name, which is that of the file in analyses/ -> what `--help` says of it.
 ANALYSES = {

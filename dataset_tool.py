@@ -169,7 +169,7 @@ class Latents:
 
 @dataclass(frozen=True, kw_only=True)
 class Maps:
-    group: ClassVar = OptionGroup("Maps", "Of --layout=box: which part of the maps.", rank=3)
+    group: ClassVar = OptionGroup("Maps", "With --layout=box: which part of the maps is kept.", rank=3)
 
     lat: tuple[float, float] | None = opt(None, "Latitudes, in the degrees of the file [default: all]", type=Ends())
     lon: tuple[float, float] | None = opt(None, "Longitudes, in the degrees of the file [default: all]", type=Ends())
@@ -178,7 +178,7 @@ class Maps:
 
 @dataclass(frozen=True, kw_only=True)
 class Angles:
-    group: ClassVar = OptionGroup("Angles", "Of --layout=angles: what the numbers are.", rank=4)
+    group: ClassVar = OptionGroup("Angles", "With --layout=angles: what the numbers are.", rank=4)
 
     angles: str | None = opt(None, "Their unit [default: auto]", choices=["auto", "degrees", "radians"])
     axes: str | None = opt(

@@ -8,8 +8,7 @@ it makes, from which sampling starts (`training/methods/prior.py`).
 from __future__ import annotations
 
 import functools
-import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +17,11 @@ from torch import Tensor, nn
 
 import networks
 from networks.published.flow_configs import PRESETS, read_config, to_kwargs
-from samplers.analysis.straightness import trajectory_curvature
 from samplers.path import PATHS
-from samplers.solvers.native import sample_native, uniform_times
-from torch_utils.images import enlarged, from_uint8, make_grid, save_image, to_uint8
 from torch_utils.layout import memory_format
 from torch_utils.misc import format_count
 from torch_utils.pickles.foreign import naming
 from torch_utils.profile import forward_cost
-from torch_utils.report.scatter import is_points
-from torch_utils.rng import PerSampleRNG
 from training.couplings import COUPLINGS
 from training.data.batches import ImageDataset
 from training.learning_rate import lr_rampup
@@ -36,17 +30,11 @@ from training.losses.flow import flow_loss
 from training.method import Average, Batch, LossOut, Method, Phase
 from training.methods import common
 from training.methods.curvature_options import CurvatureOptions
-from training.methods.prior import measure_prior, with_prior
 from training.performance import prepare
-from training.pictures.plane import LINES, draw_planes, look
-from training.pictures.preview import example_conditions
+from training.pictures.velocity import Shown
 from training.runs import phema
 
 __all__ = ["CurvatureOptions", "build", "ema_factor", "optimizer_of", "warmup_lr"]
-
-PRIOR_SAMPLES = 8192  # data encoded to measure the start distribution, once a snapshot
-PICTURES = 16  # samples in a preview
-POINTS = 8192  # the same of points in the plane
 
 
 def warmup_lr(step: int, lr: float, warmup: int) -> float:
@@ -100,7 +88,7 @@ def build(options: CurvatureOptions, dataset: ImageDataset, device: torch.device
     averages = {"ema": Average("net", beta)}
     if encoder is not None:
         averages["encoder"] = Average("encoder", beta)
-    shown = _Shown(dataset, options, device)
+    shown = Shown(dataset, options, device)
     return Method(
         name="curvature",
         modules=modules,
@@ -108,7 +96,7 @@ def build(options: CurvatureOptions, dataset: ImageDataset, device: torch.device
         averages={**averages, **phema.averages(options.phema, "net")},
         save=functools.partial(_save, shown=shown),
         export=shown.with_prior,
-        preview=shown.preview if dataset.num_channels in (1, 3) or is_points(dataset.image_shape) else None,
+        preview=shown.preview,
         figures=shown.figures,
         flops_per_image=3 * cost.flops,
         summary=_summary(net, encoder, cost, options, dataset),
@@ -199,88 +187,7 @@ def _summary(
     )
 
 
-# --- what a tick and a snapshot show ----------------------------------------------------------------------------------
-
-
-class _Shown:
-    """Curvature figures, pictures and the measured start distribution: fixed data, fixed seeds, averaged networks."""
-
-    def __init__(self, dataset: ImageDataset, options: CurvatureOptions, device: torch.device) -> None:
-        self.dataset, self.options, self.device = dataset, options, device
-
-    def data(self, count: int, batch: int = 256) -> Iterator[Tensor]:
-        """`count` samples at equal distances through the data set, in batches on the device."""
-        count = min(count, len(self.dataset))
-        chosen = [i * len(self.dataset) // count for i in range(count)]
-        for start in range(0, count, batch):
-            items = [torch.as_tensor(self.dataset[i][0]) for i in chosen[start : start + batch]]
-            x = torch.stack(items).to(self.device)
-            yield from_uint8(x) if x.dtype == torch.uint8 else x
-
-    def noise(self, count: int, seed: int = 0) -> Tensor:
-        """Unit noise, the same on every device."""
-        shape = [count, *self.dataset.image_shape]
-        return PerSampleRNG(range(seed, seed + count), "cpu").randn(shape).to(self.device)
-
-    @torch.inference_mode()
-    def figures(self, averaged: Mapping[str, nn.Module]) -> dict[str, float]:
-        """Curvature of Euler trajectories from the prior, and from encoded data."""
-        net, count = averaged["ema"], min(self.options.num_samples, len(self.dataset))
-        found = {"Curvature/uncond": self._curvature(net, net.start_noise(self.noise(count), "standard"))}
-        if "encoder" in averaged:
-            x = torch.cat(list(self.data(count)))
-            found["Curvature/reverse"] = self._curvature(net, averaged["encoder"](x, self.noise(count, seed=count)).z)
-        return found
-
-    def _curvature(self, net: nn.Module, start: Tensor) -> float:
-        times = uniform_times(self.options.N)
-        states: list[Tensor] = []
-        end = self._sample(net, start, times, trace=lambda step: states.append(step.x))
-        return float(trajectory_curvature([*states, end], times))
-
-    def _sample(self, net: nn.Module, start: Tensor, times: Tensor, **more: Any) -> Tensor:
-        return sample_native(net, start, times, class_labels=self._labels(net, len(start)), **more)
-
-    def _labels(self, net: nn.Module, count: int) -> Tensor | None:
-        """The conditions in turn."""
-        return example_conditions(net, count)
-
-    def with_prior(self, averaged: Mapping[str, nn.Module]) -> nn.Module:
-        """The averaged network with the moments of the noise that the averaged encoder makes."""
-        net = averaged["ema"]
-        if "encoder" not in averaged:
-            return net
-        rank = min(self.options.prior_rank, net.img_channels * net.img_resolution**2)
-        return with_prior(net, measure_prior(averaged["encoder"], self.data(PRIOR_SAMPLES), rank))
-
-    def _pairs(self, averaged: Mapping[str, nn.Module]) -> tuple[Tensor, Tensor]:
-        """Data and the noise that training pairs it with, whole batches of at least LINES in all."""
-        batch = self.options.batch
-        x = torch.cat(list(self.data(batch * math.ceil(LINES / batch))))
-        eps = self.noise(len(x), seed=POINTS)
-        if "encoder" in averaged:
-            return x, averaged["encoder"](x, eps).z
-        z, couple = averaged["ema"].start_noise(eps, "standard"), COUPLINGS[self.options.coupling]
-        return x, torch.cat([couple(*ends) for ends in zip(x.split(batch), z.split(batch), strict=True)])
-
-    @torch.inference_mode()
-    def preview(self, path: Path, averaged: Mapping[str, nn.Module]) -> None:
-        """Samples by 4 Euler steps above the same samples by N, in rows of eight; of points, lines and densities."""
-        net = self.with_prior(averaged)
-        if is_points(self.dataset.image_shape):
-            name, points = f"{self.options.N} Euler steps", torch.cat(list(self.data(POINTS)))
-            plane = look(
-                name, net, self._pairs(averaged), points, self.noise(POINTS), self.options.N, self._labels(net, POINTS)
-            )
-            draw_planes([plane], path)
-            return
-        start = net.start_noise(self.noise(PICTURES))
-        rows = [to_uint8(self._sample(net, start, uniform_times(n))).cpu().split(8) for n in (4, self.options.N)]
-        grid = make_grid(torch.cat([row for pair in zip(*rows, strict=True) for row in pair]), columns=8)
-        save_image(enlarged(grid), path)
-
-
-def _save(path: Path, averaged: Mapping[str, nn.Module], info: Mapping[str, Any], *, shown: _Shown) -> None:
+def _save(path: Path, averaged: Mapping[str, nn.Module], info: Mapping[str, Any], *, shown: Shown) -> None:
     """The averaged network as the main one, with its start distribution; the averaged encoder beside it."""
     if "encoder" not in averaged:
         common.save(path, averaged, info)

@@ -35,7 +35,6 @@ from torch_utils import distributed as dist
 from torch_utils.layout import memory_format
 from torch_utils.misc import format_count
 from torch_utils.options import refuse
-from torch_utils.report.scatter import is_points
 from torch_utils.rng import TorchRNG
 from training.data.batches import ImageDataset
 from training.data.toys import ToyDataset
@@ -183,7 +182,7 @@ def build(options: TrajectoryOptions, dataset: ImageDataset, device: torch.devic
         phases=tuple(p for p in phases if wanted[p.name]),
         averages=common.averages(options),
         save=common.save,
-        preview=trajectory_pictures.preview_of(dataset),
+        preview=functools.partial(trajectory_pictures.draw, dataset),
         summary=_summary(net, disc, costs, options, dataset),
     )
 
@@ -287,7 +286,7 @@ OF_IMAGES = ("backbones", "diffaugment", "coef_mult", "coef_downsample", "lpf", 
 
 def _discriminator(options: TrajectoryOptions, dataset: ImageDataset | ToyDataset) -> nn.Module:
     label_dim = dataset.label_dim if options.cond else 0
-    if is_points(dataset.image_shape):
+    if isinstance(dataset, ToyDataset):
         refuse(options, OF_IMAGES, f"is for images, {options.data} holds points")
         return PointDiscriminator(dataset.num_channels, label_dim, std=dataset.std)
     shape = {"img_resolution": dataset.resolution, "img_channels": dataset.num_channels}

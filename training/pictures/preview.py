@@ -19,9 +19,11 @@ from samplers.run import decoded, image_shape
 from samplers.solvers.churn import edm_sampler
 from torch_utils.images import enlarged, make_grid, save_image, to_uint8
 from torch_utils.report.boxes import draw_shapes
-from torch_utils.report.scatter import is_points, scatter
+from torch_utils.report.scatter import scatter
 from torch_utils.rng import PerSampleRNG
 from training.data.series import SeriesDataset
+from training.data.shapes import ShapeDataset
+from training.data.toys import ToyDataset
 from training.pictures.series import draw_continuation
 
 __all__ = [
@@ -34,22 +36,29 @@ POINTS = 2048  # samples in a picture of points in the plane
 
 
 def preview_of(dataset: Any) -> Callable[[Path, Mapping[str, nn.Module]], None]:
-    """What writes the picture of a snapshot: images, points over those of the data, a series going on, or shapes."""
+    """What writes the picture of a snapshot."""
+    return functools.partial(draw, dataset)
 
-    def grid(path: Path, averaged: Mapping[str, nn.Module]) -> None:
-        save_image(sample_grid(averaged["ema"]), path)
 
-    def points(path: Path, averaged: Mapping[str, nn.Module]) -> None:
-        save_image(scatter(sample_points(averaged["ema"]), reference=shown_part(dataset.images())), path)
+@functools.singledispatch
+def draw(dataset: Any, path: Path, averaged: Mapping[str, nn.Module]) -> None:
+    """Images: a grid of samples. Each other kind of data registers its own picture below."""
+    save_image(sample_grid(averaged["ema"]), path)
 
-    def shapes(path: Path, averaged: Mapping[str, nn.Module]) -> None:
-        save_image(draw_shapes(sample_shapes(averaged["ema"], repeat=8)), path)
 
-    if isinstance(dataset, SeriesDataset):
-        return functools.partial(draw_continuation, dataset=dataset)
-    if len(dataset.image_shape) == 2:
-        return shapes
-    return points if is_points(dataset.image_shape) else grid
+@draw.register
+def _(dataset: ToyDataset, path: Path, averaged: Mapping[str, nn.Module]) -> None:
+    save_image(scatter(sample_points(averaged["ema"]), reference=shown_part(dataset.images())), path)
+
+
+@draw.register
+def _(dataset: ShapeDataset, path: Path, averaged: Mapping[str, nn.Module]) -> None:
+    save_image(draw_shapes(sample_shapes(averaged["ema"], repeat=8)), path)
+
+
+@draw.register
+def _(dataset: SeriesDataset, path: Path, averaged: Mapping[str, nn.Module]) -> None:
+    draw_continuation(path, averaged, dataset=dataset)
 
 
 @torch.inference_mode()

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,23 +25,20 @@ from networks.models.mac import MACNetwork
 from samplers.solvers.elementwise import sample_mac
 from torch_utils.images import enlarged, make_grid, save_image, to_uint8
 from torch_utils.report.plot import colour, figure
-from torch_utils.report.scatter import is_points, scatter
+from torch_utils.report.scatter import scatter
+from training.data.toys import ToyDataset
 from training.pictures.preview import POINTS, fixed_starts, shown_part
 
-__all__ = ["draw_trajectories", "level_picture", "preview_of", "states", "write", "write_points"]
+__all__ = ["draw", "draw_trajectories", "level_picture", "states"]
 
 COLUMNS, MAX_ROWS = 6, 10
 TRAJECTORIES = 24  # shown
 
 
-def preview_of(dataset: Any) -> Callable[[Path, Mapping[str, nn.Module]], None]:
-    """What writes the pictures of a snapshot: those of images, or of points over the data."""
-    return functools.partial(write_points, data=dataset.images()) if is_points(dataset.image_shape) else write
-
-
+@functools.singledispatch
 @torch.inference_mode()
-def write(path: Path, averaged: Mapping[str, nn.Module]) -> None:
-    """All pictures of the averaged network; `path` is that of the grid, samples-NNNNNN.png."""
+def draw(dataset: Any, path: Path, averaged: Mapping[str, nn.Module]) -> None:
+    """Images: all pictures of the averaged network; `path` is that of the grid, samples-NNNNNN.png."""
     net: MACNetwork = averaged["ema"]
     number = path.stem.removeprefix("samples-")
     rows = min(net.label_dim or COLUMNS, MAX_ROWS)
@@ -57,17 +54,11 @@ def write(path: Path, averaged: Mapping[str, nn.Module]) -> None:
         save_image(level_picture(net.family.gamma(level, c[:1])[0]).cpu(), path.parent / "paths" / number / f"{j}.png")
 
 
-def level_picture(gamma: Tensor, low: float = 0.002, high: float = 80.0) -> Tensor:
-    """Noise levels `[C, H, W]` as uint8: black at `low` and below, white at `high`, even in logarithms."""
-    share = (gamma.clamp(min=low).log() - math.log(low)) / math.log(high / low)
-    image = to_uint8(2 * share - 1)
-    return image if image.shape[0] in (1, 3, 4) else image[:1]
-
-
+@draw.register
 @torch.inference_mode()
-def write_points(path: Path, averaged: Mapping[str, nn.Module], *, data: Tensor) -> None:
-    """All pictures of the averaged network of points; `path` is that of the samples, `data` `[N, 2, 1, 1]`."""
-    net: MACNetwork = averaged["ema"]
+def _(dataset: ToyDataset, path: Path, averaged: Mapping[str, nn.Module]) -> None:
+    """Points: all pictures; `path` is that of the samples."""
+    net, data = averaged["ema"], dataset.images()
     number = path.stem.removeprefix("samples-")
     noise, labels = fixed_starts(net, POINTS)
     learned = net.coefficients(noise, labels)
@@ -77,6 +68,13 @@ def write_points(path: Path, averaged: Mapping[str, nn.Module], *, data: Tensor)
     for name, way in zip(choices, ways, strict=True):
         save_image(scatter(way[-1], reference=shown_part(data)), path.parent / name)
     draw_trajectories(net, ways, learned, data, path.parent / f"trajectories-{number}.png")
+
+
+def level_picture(gamma: Tensor, low: float = 0.002, high: float = 80.0) -> Tensor:
+    """Noise levels `[C, H, W]` as uint8: black at `low` and below, white at `high`, even in logarithms."""
+    share = (gamma.clamp(min=low).log() - math.log(low)) / math.log(high / low)
+    image = to_uint8(2 * share - 1)
+    return image if image.shape[0] in (1, 3, 4) else image[:1]
 
 
 def states(net: MACNetwork, noise: Tensor, labels: Tensor | None, c: Tensor, spread: float) -> Tensor:
