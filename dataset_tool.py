@@ -97,7 +97,7 @@ class Ends(click.ParamType):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
+class SourceAndDest:
     group: ClassVar = OptionGroup("Source and data set", "What is read, and the file that is written.", rank=0)
 
     source: str = opt(
@@ -115,7 +115,7 @@ class Source:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Images:
+class Pictured:
     group: ClassVar = OptionGroup("Images", "Sources of images: which of them, and how they become squares.", rank=1)
 
     resolution: tuple[int, int] | None = opt(None, "Width and height of the images to write, in pixels", type=Size())
@@ -187,11 +187,11 @@ class Angles:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DatasetOptions(Angles, Maps, Latents, Images, Source):
+class DatasetOptions(Angles, Maps, Latents, Pictured, SourceAndDest):
     """All options of `dataset_tool.py`."""
 
 
-OWNERS = {Images: "images", Latents: "images", Maps: "--layout=box", Angles: "--layout=angles"}
+OWNERS = {Pictured: "images", Latents: "images", Maps: "--layout=box", Angles: "--layout=angles"}
 
 
 @click.command(cls=Command, epilog=EPILOG, context_settings={"show_default": True})

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import click
 from tqdm import tqdm
 
-from analyses.shared import DeviceOptions, make_folder, write
+from analyses.shared import AnalysisDevice, make_folder, write
 from networks.features.table import FeatureExtractor, load_features
 from samplers.analysis import figures
 from samplers.analysis.compare import HELD_OUT, Measure, compare, tables
@@ -70,7 +70,7 @@ class Distance:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompareOptions(DeviceOptions, Distance, Errors, Contest):
+class CompareOptions(AnalysisDevice, Distance, Errors, Contest):
     """All options of `compare`."""
 
     batch: int = opt(256, "Most images at once on one process", metavar="INT", at_least=1)

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import click
 from tqdm import tqdm
 
-from analyses.shared import DeviceOptions, make_folder, write
+from analyses.shared import AnalysisDevice, make_folder, write
 from samplers.analysis import figures
 from samplers.analysis.compare import HELD_OUT
 from samplers.analysis.straightness import curvature_table, measure_curvature
@@ -21,7 +21,7 @@ from training.trained import open_network
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measured:
+class Straightness:
     group: ClassVar = OptionGroup("What is measured", "Trajectories of each network, from the same seeds.", rank=0)
 
     outdir: str = opt(None, "Folder of curvature.json and curvature.png", metavar="DIR", required=True)
@@ -42,14 +42,14 @@ class Steps:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CurvatureOptions(DeviceOptions, Steps, Measured):
+class StraightnessOptions(AnalysisDevice, Steps, Straightness):
     """All options of `curvature`."""
 
 
 @click.command("curvature", cls=Command)
 @click.argument("networks_", nargs=-1, required=True, metavar="NETWORK...")
-@options_of(CurvatureOptions)
-def command(options: CurvatureOptions, networks_: tuple[str, ...]) -> None:
+@options_of(StraightnessOptions)
+def command(options: StraightnessOptions, networks_: tuple[str, ...]) -> None:
     """How straight the trajectories of networks are; of several trained with different beta, a sweep."""
     with dist.process_group(options.device) as device:
         if options.label and len(options.label) != len(networks_):

@@ -12,7 +12,7 @@ import click
 import numpy as np
 from tqdm import tqdm
 
-from analyses.shared import DeviceOptions, make_folder
+from analyses.shared import AnalysisDevice, make_folder
 from samplers.planning.base import count_of
 from samplers.planning.plan import SamplerOptions
 from samplers.run import prepare
@@ -63,7 +63,7 @@ class Scores:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ForecastOptions(DeviceOptions, SamplerOptions, Scores, Forecasts):
+class ForecastOptions(AnalysisDevice, SamplerOptions, Scores, Forecasts):
     """All options of `forecast`."""
 
     batch: int = opt(1024, "Most members at once", metavar="INT", at_least=1)

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import click
 
-from analyses.shared import DeviceOptions, make_folder
+from analyses.shared import AnalysisDevice, make_folder
 from samplers.run import prepare
 from torch_utils import distributed as dist
 from torch_utils.cli import Command
@@ -19,7 +19,7 @@ from training.trained import open_network
 
 
 @dataclass(frozen=True, kw_only=True)
-class Images:
+class Rated:
     group: ClassVar = OptionGroup("Images and model", "Which images, under which model.", rank=0)
 
     network: str = opt(None, "Network: a file, an address, or a name", metavar="FILE|URL|NAME", required=True)
@@ -44,7 +44,7 @@ class Flow:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LikelihoodOptions(DeviceOptions, Flow, Images):
+class LikelihoodOptions(AnalysisDevice, Flow, Rated):
     """All options of `likelihood`."""
 
 

@@ -12,13 +12,13 @@ import click
 from torch_utils.files import write_json
 from torch_utils.options import OptionGroup, opt
 
-__all__ = ["OUTDIR", "DeviceOptions", "make_folder", "write"]
+__all__ = ["OUTDIR", "AnalysisDevice", "make_folder", "write"]
 
 OUTDIR = click.option("--outdir", required=True, metavar="DIR", help="Folder of the pictures and numbers")
 
 
 @dataclass(frozen=True, kw_only=True)
-class DeviceOptions:
+class AnalysisDevice:
     """Options of the analyses that run a network."""
 
     group: ClassVar = OptionGroup("Device", "Where and how fast.", rank=8)
