@@ -204,8 +204,8 @@ class Pointwise(nn.Module):
 
     def __init__(self, cin: int, cout: int, init: Init, axes: int = 1) -> None:
         super().__init__()
-        self.weight = nn.Parameter(init.draw((cout, cin, *[1] * axes), cin, cout) * init.weight)
-        self.bias = nn.Parameter(init.draw((cout,), cin, cout) * init.bias)
+        self.weight = nn.Parameter(init.draw((cout, cin, *[1] * axes), cin, cout, init.weight))
+        self.bias = nn.Parameter(init.draw((cout,), cin, cout, init.bias))
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight.flatten(1).to(x.dtype), self.bias.to(x.dtype))

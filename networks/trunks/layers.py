@@ -9,6 +9,7 @@ N batch, C channels, H x W pixels, L = H * W positions, c channels of one attent
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -50,13 +51,18 @@ class Init:
         if self.mode not in _INIT_MODES:
             raise ValueError(f"unknown initialisation '{self.mode}': choose one of {', '.join(_INIT_MODES)}")
 
-    def draw(self, shape: Sequence[int], fan_in: int, fan_out: int) -> Tensor:
-        """Float32 values of unit gain from torch's global generator."""
+    def draw(self, shape: Sequence[int], fan_in: int, fan_out: int, gain: float = 1.0) -> Tensor:
+        """Float32 values from torch's global generator."""
         uniform, numerator, both = _INIT_MODES[self.mode]
         scale = math.sqrt(numerator / (fan_in + fan_out if both else fan_in))
         shape = tuple(shape)
-        unit = torch.rand(shape) * 2 - 1 if uniform else torch.randn(shape)
-        return scale * unit
+        unit = torch.rand(shape) if uniform else torch.randn(shape)
+        return times(unit * 2 - 1 if uniform and not unit.is_meta else unit, scale, gain)
+
+
+def times(x: Tensor, *factors: float) -> Tensor:
+    """The product; `x` itself on the meta device, where arithmetic imports torch's compiler: a second of each start."""
+    return x if x.is_meta else functools.reduce(torch.mul, factors, x)
 
 
 _DEFAULT_INIT = Init()
@@ -65,8 +71,8 @@ _DEFAULT_INIT = Init()
 def _parameters(shape: Sequence[int], fan_in: int, bias: bool, init: Init) -> tuple[nn.Parameter, nn.Parameter | None]:
     """Weight of `shape` [out, in, ...] and bias [out], drawn in this order."""
     fan_out = shape[0] * math.prod(shape[2:])
-    weight = nn.Parameter(init.draw(shape, fan_in, fan_out) * init.weight)
-    return weight, nn.Parameter(init.draw(shape[:1], fan_in, fan_out) * init.bias) if bias else None
+    weight = nn.Parameter(init.draw(shape, fan_in, fan_out, init.weight))
+    return weight, nn.Parameter(init.draw(shape[:1], fan_in, fan_out, init.bias)) if bias else None
 
 
 def _like(parameter: Tensor | None, x: Tensor) -> Tensor | None:
@@ -121,8 +127,9 @@ class Conv2d(nn.Module):
         if kernel > 0:
             shape = (out_channels, in_channels, kernel, kernel)
             self.weight, self.bias = _parameters(shape, in_channels * kernel**2, bias, init)
-        r = torch.tensor(resample_filter, dtype=torch.float32)
-        self.register_buffer("resample_filter", (r.outer(r) / r.sum().square())[None, None] if up or down else None)
+        area, r = sum(resample_filter) ** 2, resample_filter
+        f = torch.tensor([[[[a * b / area for b in r] for a in r]]], dtype=torch.float32) if up or down else None
+        self.register_buffer("resample_filter", f)
 
         w_pad, f_pad = kernel // 2, (len(resample_filter) - 1) // 2
         self.weight_pad, self.filter_pad = w_pad, f_pad
@@ -195,7 +202,7 @@ class FourierEmbedding(nn.Module):
         if num_channels % 2:
             raise ValueError(f"a Fourier embedding needs an even number of channels, not {num_channels}")
         super().__init__()
-        self.register_buffer("freqs", torch.randn(num_channels // 2) * scale)
+        self.register_buffer("freqs", times(torch.randn(num_channels // 2), scale))
 
     def forward(self, x: Tensor) -> Tensor:
         phase = x[:, None] * (2 * math.pi * self.freqs).to(x.dtype)

@@ -1,6 +1,9 @@
 """Networks from files: published pickles, our snapshots, .safetensors, and files that ask for too much."""
 
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import hostile
 import pytest
@@ -268,3 +271,17 @@ def test_hostile_source_text_is_ignored(tmp_path, monkeypatch):
     with hostile.watched():
         assert to_network_spec(read_edm_pickle("x.pkl")["ema"]) == ("EDMPrecond", {}, {})
     assert not (tmp_path / hostile.MARKER).exists()
+
+
+def test_rebuilding_a_network_does_not_import_the_compiler():
+    code = """
+import sys, torch, networks
+small = {"class_name": "EDMPrecond", "img_resolution": 8, "img_channels": 1, "model_channels": 16, "num_blocks": 1}
+with torch.device("meta"):
+    networks.build(**small, channel_mult=[1, 2])
+    networks.build(**small, channel_mult=[1, 2], embedding_type="fourier", resample_filter=[1, 3, 3, 1])
+    networks.build(**small, channel_mult=[1, 2], model_type="DhariwalUNet")
+print("torch._dynamo" in sys.modules)
+"""
+    root = Path(__file__).parents[2]
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, cwd=root).stdout == b"False\n"
