@@ -276,11 +276,11 @@ def test_hostile_source_text_is_ignored(tmp_path, monkeypatch):
 def test_rebuilding_a_network_does_not_import_the_compiler():
     code = """
 import sys, torch, networks
-small = {"class_name": "EDMPrecond", "img_resolution": 8, "img_channels": 1, "model_channels": 16, "num_blocks": 1}
+small = {"img_resolution": 8, "img_channels": 1, "model_channels": 64, "num_blocks": 1, "channel_mult": [1, 2]}
 with torch.device("meta"):
-    networks.build(**small, channel_mult=[1, 2])
-    networks.build(**small, channel_mult=[1, 2], embedding_type="fourier", resample_filter=[1, 3, 3, 1])
-    networks.build(**small, channel_mult=[1, 2], model_type="DhariwalUNet")
+    networks.build("EDMPrecond", **small)
+    networks.build("VEPrecond", **small, embedding_type="fourier", resample_filter=[1, 3, 3, 1])
+    networks.build("EDMPrecond", **small, model_type="DhariwalUNet")
 print("torch._dynamo" in sys.modules)
 """
     root = Path(__file__).parents[2]
