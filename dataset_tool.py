@@ -159,7 +159,7 @@ class Latents:
         "a latent model (a file or a name of docs/models.md), or diffusers:DIR", metavar="NETWORK",
     )  # fmt: skip
     encode_config: str | None = opt(
-        None, "What the tensors of NETWORK do not show: a JSON or YAML file", metavar="FILE"
+        None, "Settings of NETWORK that its tensors do not show: a JSON or YAML file", metavar="FILE"
     )
     encode_flips: bool = opt(False, "Latents of mirrored images too", flag=True)
     encode_dtype: str = opt("float32", "Number format of the latents", choices=["float16", "float32"])

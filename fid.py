@@ -142,7 +142,10 @@ def main() -> None:
 @main.command(epilog=EXAMPLES)
 @options_of(CalcOptions)
 def calc(options: CalcOptions) -> None:
-    """Print what separates images (or a network's samples) from a reference; one figure alone as a bare number."""
+    """Measure images, or a network's samples, against a reference.
+
+    One figure alone is printed as a bare number.
+    """
     with dist.process_group(options.device) as device:
         wanted = wanted_of(_extractors(options, device), options)
         source = _source(options, "images", options.images, options.num or NUM, device)
@@ -164,7 +167,10 @@ def calc(options: CalcOptions) -> None:
 @main.command(epilog=EXAMPLES)
 @options_of(RefOptions)
 def ref(options: RefOptions) -> None:
-    """Write mean and covariance of the features of a data set (or of a network's samples)."""
+    """Describe images, or a network's samples, for later use as a reference.
+
+    Writes mean and covariance of their features, and with --keep-features the features themselves.
+    """
     with dist.process_group(options.device) as device:
         extractors = _extractors(options, device)
         source = _source(options, "data", options.data, options.num, device)

@@ -9,7 +9,7 @@ if __name__ == "__main__":
 
 import click
 
-from torch_utils.cli import Group
+from torch_utils.cli import Group, examples_of
 from torch_utils.options import options_of
 from training.launch import launch
 from training.methods.table import METHODS
@@ -27,8 +27,29 @@ Examples:
 \b
   # What would that do, and what would it cost?
   python train.py --outdir=runs --data=datasets/cifar10-32x32.zip --cond=1 --dry-run
-
-The same command again continues an unfinished run."""
+\b
+  # Straight flows: digits in minutes on a CPU, a published recipe
+  python train.py curvature --outdir=runs --data=datasets/digits.zip --preset=digits
+  torchrun --standalone --nproc_per_node=2 train.py curvature --outdir=runs --data=datasets/cifar10-32x32.zip \\
+      --preset=cifar10
+\b
+  # Data and score on a bridge: points in the plane, a series
+  python train.py idff --outdir=runs --data=toy:8gaussians
+  python train.py idff --outdir=runs --data=series:elnino
+\b
+  # Diffusion transformers: shapes on a CPU, latents of images
+  python train.py combostoc --outdir=runs --data=shapes:boxes --cond=1 --width=64 --depth=3 --num-heads=4 \\
+      --batch=32 --lr=2e-3 --ema=0.002 --duration=0.04
+  torchrun --standalone --nproc_per_node=4 train.py combostoc --outdir=runs --data=datasets/imagenet-256-latents.zip \\
+      --cond=1 --model=ComboStoc-XL/2
+\b
+  # Diffusion transformers of latents
+  torchrun --standalone --nproc_per_node=4 train.py sit --outdir=runs --data=datasets/imagenet-256-latents.zip \\
+      --cond=1 --model=SiT-XL/2
+\b
+  # A flow in one step, from images that it made (docs/distillation.md)
+  python train.py distill --outdir=runs --data=pairs --network=FLOW.pkl
+"""
 
 
 @click.group(cls=Group, default="edm", epilog=EXAMPLES)
@@ -42,7 +63,9 @@ def main() -> None:
 def _add(name: str) -> None:
     method = METHODS[name]
 
-    @main.command(name, help=method.help, epilog=EXAMPLES)
+    said = f"{method.help}\n\nThe same command again continues an unfinished run."
+
+    @main.command(name, help=said, epilog=examples_of(name, EXAMPLES, name == main.default))
     @options_of(method.options)
     def command(options) -> None:  # noqa: ANN001
         launch(name, options)

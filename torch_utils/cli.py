@@ -26,7 +26,9 @@ import cloup
 from torch_utils.misc import parse_int_list
 from torch_utils.signals import SignalExit, ending_as_exit
 
-__all__ = ["Choice", "Command", "CountList", "Group", "IntList", "LazyGroup", "NumberList", "Option", "sentence"]
+__all__ = ["Choice", "Command", "CountList", "Group", "IntList", "LazyGroup", "NumberList", "Option", "examples_of",
+    "sentence",
+]  # fmt: skip
 
 
 def sentence(error: BaseException) -> str:
@@ -161,10 +163,12 @@ class Group(cloup.Group):
         return super().parse_args(ctx, args)
 
 
-def _examples_of(name: str, epilog: str | None) -> str | None:
-    """The blocks of a script's examples, each after a line `\\b`, that have the sub-command `name`."""
+def examples_of(name: str, epilog: str | None, default: bool = False) -> str | None:
+    """The blocks of a script's examples, each after a line `\\b`, that have the sub-command `name`; of the default
+    sub-command also those that have none."""
     head, *blocks = (epilog or "").split("\b\n")
-    own = [block for block in blocks if re.search(rf"\.py {name}\b", block)]
+    command = re.compile(rf"\.py (?:{name}\b{'|--' * default})")
+    own = [block for block in blocks if command.search(block)]
     title = "" if not own or own[0].startswith("Examples:") else "Examples:\n"
     return head + "".join(f"\b\n{title * (i == 0)}{block}" for i, block in enumerate(own)) or None
 
@@ -187,7 +191,7 @@ class LazyGroup(Group):
         if super().get_command(ctx, name) is None:
             return None
         command = importlib.import_module(f"{self.package}.{name}").command
-        command.epilog = _examples_of(name, self.epilog)
+        command.epilog = examples_of(name, self.epilog)
         return command
 
 

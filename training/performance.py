@@ -29,7 +29,7 @@ class PerformanceOptions:
             Alias("--fp16", "Same as --precision=fp16", lambda on: "fp16" if on else None, bool, metavar="BOOL"),
         ),
     )  # fmt: skip
-    compile: bool = opt(False, "Compile the network with torch.compile; did not pay on a CPU", flag=True)
+    compile: bool = opt(False, "Compile the network with torch.compile; no gain was seen on a CPU", flag=True)
     bench: bool = opt(True, "Let cuDNN choose its algorithms by timing them", metavar="BOOL")
     tf32: bool = opt(False, "Allow TF32 in fp32 matrix products and convolutions", metavar="BOOL")
 

@@ -60,8 +60,8 @@ class NetworkOptions:
         flag=True,
     )  # fmt: skip
     config_de: str | None = opt(
-        None, "For a file that holds tensors alone (.pt, .pth, .ckpt): what they do not show, as a JSON file, the "
-        "original's YAML file, or the name of a preset of train.py curvature [default: known by their shapes]",
+        None, "For a file that holds tensors alone (.pt, .pth, .ckpt): the network's settings, as a JSON file, the "
+        "original's YAML file, or the name of a preset of train.py curvature [default: told by the tensors' shapes]",
         metavar="FILE|NAME", names=("--config",),
     )  # fmt: skip
     classifier: str | None = opt(

@@ -20,7 +20,7 @@ __all__ = ["DataOptions", "open_dataset"]
 class DataOptions:
     """Options of the data set and of how it is read."""
 
-    group: ClassVar = OptionGroup("Data", "What is learned.", rank=1)
+    group: ClassVar = OptionGroup("Data", "The data set, and how it is read.", rank=1)
     takes_shapes: ClassVar = False  # the method learns sets of parts
 
     data: str = opt(
@@ -35,8 +35,8 @@ class DataOptions:
     )
     workers: int = opt(1, "Threads that read and decode images", metavar="INT", at_least=1, may_change=True)
     decoder: str | None = opt(
-        None, "Data sets of latents: the autoencoder that made them, for pictures and FID [default: where its name "
-        "then leads to a file that is at hand]", metavar="FILE|NAME", may_change=True,
+        None, "Data sets of latents: the autoencoder that made them, for pictures and FID [default: the one that the "
+        "data set names, where its file is at hand]", metavar="FILE|NAME", may_change=True,
     )  # fmt: skip
 
 

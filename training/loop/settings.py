@@ -14,12 +14,16 @@ __all__ = ["LoopOptions"]
 class LoopOptions:
     """Options of the training loop. A loop that runs has a seed."""
 
-    group: ClassVar = OptionGroup("Length and batches", "How much is trained, and how much at once.", rank=2)
+    group: ClassVar = OptionGroup("Length and batches", "How long it trains, and how much at once.", rank=2)
 
     duration: float = opt(200.0, "Training duration in million images", metavar="MIMG", above=0)
     batch: int = opt(512, "Total batch size over all processes", metavar="INT", at_least=1)
     batch_gpu: int | None = opt(
-        None, "Limit per process and pass; smaller means accumulation", metavar="INT", at_least=1, may_change=True
+        None,
+        "Most samples per process and pass; gradients of several passes are summed",
+        metavar="INT",
+        at_least=1,
+        may_change=True,
     )
     seed: int | None = opt(None, "Random seed; default: drawn and recorded", metavar="INT", at_least=0)
     grad_clip: float | None = opt(None, "Clip the gradient to this L2 norm", metavar="NORM", above=0)

@@ -119,7 +119,7 @@ class CoefficientOptions:
     """The coefficient family on the command line; None = not given, see `coefficient_settings`."""
 
     group: ClassVar = OptionGroup(
-        "Coefficients", "A level for every element: --precond=edm_gamma, train_trajectory.py.", 3.5
+        "Coefficients", "With --precond=edm_gamma, and in train_trajectory.py: a level for every element.", 3.5
     )
 
     scale: float | None = opt(None, "MAC: bound of the coefficients [default: 0.05]", metavar="FLOAT", above=0)

@@ -30,7 +30,7 @@ _SPLIT = Alias(
 class InterpolantOptions(CommonOptions):
     """Options of both commands."""
 
-    group: ClassVar = OptionGroup("Network and loss", "What is trained.", rank=3)
+    group: ClassVar = OptionGroup("Network and loss", "Which network is trained, and what it learns.", rank=3)
 
     takes_shapes: ClassVar = True
 

@@ -86,7 +86,8 @@ class _Coupling:
     group: ClassVar = OptionGroup("Coupling and path", "Which noise goes with which data, and the way between.", 3)
 
     weight_prior: float | None = opt(
-        None, "beta, weight of the KL term: less is straighter, and further from the prior" + _default("weight_prior"),
+        None, "beta, weight of the KL term: a smaller one makes trajectories straighter and takes the noise further "
+        "from the prior" + _default("weight_prior"),
         metavar="BETA", names=("--beta",), aliases=(
             Alias("--weight-cur", "Accepted where it is 0: no effect in the original program", _no_effect, float, "0"),
         ),
@@ -102,8 +103,8 @@ class _Coupling:
         None, "Deviations of the prior per channel, e.g. 6,1 [default: the preset's, else 1]", metavar="LIST"
     )
     prior_rank: int = opt(
-        0, "Directions of the matched start distribution beyond its deviations per element; as many as dimensions: the "
-        "full covariance", metavar="INT", at_least=0,
+        0, "Rank of the matched start distribution beyond its deviations per element: 0 keeps these alone, the number "
+        "of dimensions the full covariance", metavar="INT", at_least=0,
     )  # fmt: skip
 
 

@@ -78,7 +78,7 @@ EMA_RAMPUP = 0.05
 
 @dataclass(frozen=True, kw_only=True)
 class EDMOptions(CoefficientOptions, CommonOptions):
-    group: ClassVar = OptionGroup("Network and loss", "What is trained.", rank=3)
+    group: ClassVar = OptionGroup("Network and loss", "Which network is trained, and what it learns.", rank=3)
 
     preset: str | None = opt(None, "A published recipe: values of options that are not given", presets=PRESETS)
     arch: str | None = opt(

@@ -62,8 +62,10 @@ OF_UNETS = ("cres", "num_blocks", "attn_resolutions", "head_channels", "dropout"
 _RATES = ("iterations", "warm_up", "decay")  # which other options say in images
 
 
-def _default(name: str) -> str:
-    return f" [default: the preset's, else {_IMAGES[name]}]".replace("(", "").replace(")", "")
+def _default(name: str, of_points: str = "") -> str:
+    value = _IMAGES[name]
+    text = ",".join(map(str, value)) if isinstance(value, tuple) else value
+    return f" [default: the preset's, else {text}{of_points}]"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +78,7 @@ class _Network:
         choices=list(PRESETS),
     )  # fmt: skip
     cbase: int | None = opt(
-        None, "Base channels; of points the width" + _default("cbase") + ", of points 64", metavar="INT", at_least=1
+        None, "Base channels; with points the width" + _default("cbase", ", of points 64"), metavar="INT", at_least=1
     )
     cres: tuple[int, ...] | None = opt(None, "Channel multiplier per resolution" + _default("cres"), metavar="LIST")
     num_blocks: int | None = opt(
@@ -111,7 +113,7 @@ class _Path:
         + _default("score_target"), choices=list(SCORE_TARGETS),
     )  # fmt: skip
     flow_weight: float | None = opt(
-        None, "Weight of the first head's error" + _default("flow_weight") + ", of points 5", metavar="FLOAT", above=0
+        None, "Weight of the first head's error" + _default("flow_weight", ", of points 5"), metavar="FLOAT", above=0
     )
     time_weight: str | None = opt(
         None, "Where the first head's error counts more: near the noise (early), near the data (late)"
@@ -127,7 +129,7 @@ class _Pairs:
 
     coupling: str | None = opt(
         None, "As drawn, by optimal transport, or by that among samples of one label; of a series: previous, frames "
-        "are reached from those before instead of from noise" + _default("coupling") + ", of series previous",
+        "are reached from those before instead of from noise" + _default("coupling", ", of series previous"),
         choices=list(COUPLING_KINDS),
     )  # fmt: skip
     memorise: bool = opt(
@@ -154,7 +156,7 @@ class IDFFOptions(_Pairs, _Path, _Network, CommonOptions):
     group: ClassVar = LearningOptions.group
 
     batch: int | None = opt(
-        None, "Total batch size over all processes" + _default("batch") + ", of points 256", metavar="INT", at_least=1
+        None, "Total batch size over all processes" + _default("batch", ", of points 256"), metavar="INT", at_least=1
     )
     duration: float | None = opt(
         None, "Training duration in million images [default: the preset's]", metavar="MIMG", above=0
@@ -165,7 +167,7 @@ class IDFFOptions(_Pairs, _Path, _Network, CommonOptions):
     grad_clip: float | None = opt(
         None, "Clip the gradient to this L2 norm [default: 1, of points never]", metavar="NORM", above=0
     )
-    lr: float | None = opt(None, "Learning rate" + _default("lr") + ", of points 1e-3", metavar="FLOAT", above=0)
+    lr: float | None = opt(None, "Learning rate" + _default("lr", ", of points 1e-3"), metavar="FLOAT", above=0)
     lr_rampup: float | None = opt(
         None, "Linear learning-rate ramp-up in million images [default: 5000 steps, of points 0]", metavar="MIMG",
         at_least=0,
@@ -178,7 +180,7 @@ class IDFFOptions(_Pairs, _Path, _Network, CommonOptions):
         0.0, "EMA half-life is at most this share of the images seen; 0 = no ramp-up", metavar="RATIO", at_least=0
     )
     optimizer: str | None = opt(
-        None, "AdamW has a weight decay of 0.01" + _default("optimizer") + ", of points adam",
+        None, "AdamW has a weight decay of 0.01" + _default("optimizer", ", of points adam"),
         choices=["adamw", "adam"],
     )  # fmt: skip
 

@@ -48,14 +48,14 @@ METHODS: dict[str, MethodEntry] = {
         latents=True,
     ),
     "idff": MethodEntry(
-        "Clean data and score from one network, on a bridge.",
+        "Clean data and score from one network, on a bridge from noise.",
         idff.IDFFOptions,
         idff.build,
         series=True,
         latents=True,
     ),
     "distill": MethodEntry(
-        "A flow model in one step, from pairs of noise and image that it made.",
+        "One-step copies of flow models, learned from images they made.",
         distill.DistillOptions,
         distill.build,
         distill.open_pairs,

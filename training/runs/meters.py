@@ -84,7 +84,7 @@ class FidOptions(MetricOptions):
         metavar="INT", at_least=2, may_change=True,
     )  # fmt: skip
     fid_steps: int | None = opt(
-        None, "Steps of EDM's sampler for FID, of a denoiser [default: 18]", metavar="INT", at_least=2, may_change=True
+        None, "Denoisers: steps of EDM's sampler for FID [default: 18]", metavar="INT", at_least=2, may_change=True
     )
     patience: int | None = opt(
         None, "End the run after this many measurements without a better first figure; default: never", metavar="INT",
