@@ -125,7 +125,7 @@ def main(options: Options) -> None:
 
 
 def steps_of(plan: Plan) -> str:
-    """The number of steps, for who compares with figures that were published as evaluations."""
+    """The number of steps, for comparison with figures that count each step as one evaluation."""
     if plan.steps is None:
         raise ValueError(
             f"--nfe-convention=steps counts steps, and {plan.solver} chooses them as it goes: leave it out"
@@ -134,7 +134,7 @@ def steps_of(plan: Plan) -> str:
 
 
 def plan_with_progress(model: Field, options: Options, device: torch.device, prompts: Prompts | None = None) -> Plan:
-    """The sampler; a schedule search shows how far it is."""
+    """Build the plan; a schedule search shows its progress."""
     if prompts is not None and (options.dp or options.calibrate is not None):
         model = model.bind(prompts.warm_up(options.num_warmup or Teacher.num_warmup))
     with tqdm(desc="Schedule search", unit="sample", disable=dist.get_rank() > 0 or not options.dp, delay=1) as bar:
@@ -152,7 +152,7 @@ def _advance(bar: tqdm, n: int) -> None:
 
 
 def record_of(net: torch.nn.Module, plan: Plan, options: Options, device: torch.device) -> dict[str, Any]:
-    """Everything that decides an image beside its seed."""
+    """Everything that decides an image besides its seed."""
     return {
         "network": network_record(net),
         "sampler": plan.record(),

@@ -3,7 +3,7 @@
     python -m bench.gits --num-warmup=256 --shape=3,32,32
 
 Prints one JSON line per metric and grid: the seconds that all warm-up samples take, the CPU time in them (which a busy
-machine changes less), and the most memory a chunk of `--batch` samples needs beside its trajectory (on a CPU, the
+machine changes less), and the most memory a chunk of `--batch` samples needs besides its trajectory (on a CPU, the
 growth of the process's peak). Neither that memory nor the trajectory depends on `--num-warmup`.
 """
 

@@ -38,7 +38,7 @@ from torch_utils.reference_file import load_moments
 
 __all__ = ["PEERS", "main", "peer_cells", "verdict"]
 
-# label -> (class of diffusers, what it is told beside the noise levels)
+# label -> (class of diffusers, what it is told besides the noise levels)
 PEERS: dict[str, tuple[str, dict[str, Any]]] = {
     "Euler": ("EulerDiscreteScheduler", {"use_karras_sigmas": True}),
     "Heun": ("HeunDiscreteScheduler", {"use_karras_sigmas": True}),

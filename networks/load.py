@@ -60,7 +60,7 @@ def save_network(
         path: a name that ends in .safetensors gives that format.
         net: a bare network made by `networks.build` (no DDP or compile wrapper: their prefix must not enter the keys).
         info: JSON-able facts to keep: method, data set, training options, images seen.
-        extra: further parts of the payload beside "ema", for example {"encoder": state_dict}.
+        extra: further parts of the payload besides "ema", for example {"encoder": state_dict}.
 
     Raises:
         ValueError: a network without `config`, or values that are not data.
@@ -141,7 +141,7 @@ def load_network(
 
 
 def latents_of(info: Mapping[str, Any]) -> LatentFacts | None:
-    """What a snapshot says of the latents that its network was trained on; None of other networks."""
+    """What a snapshot says of the latents that its network was trained on; None for other networks."""
     data = info.get("dataset")
     record = data.get("latents") if isinstance(data, dict) else None
     return None if record is None else LatentFacts.of(record)
@@ -177,7 +177,7 @@ def load_autoencoder(source: str | Path, verbose: bool = False, config: Config |
 
 
 def autoencoder_of(latents: LatentFacts, given: str | Path | None = None) -> Autoencoder | None:
-    """The autoencoder that made these latents: the one given, else where its name then leads to a file at hand.
+    """The autoencoder that made these latents: the one given, else the one named, where its file is at hand.
 
     Raises:
         ValueError: the one given cannot be read, or is another.
@@ -216,7 +216,7 @@ def at_hand(source: str) -> bool:
 
 
 def unfinished_note(net: nn.Module) -> str | None:
-    """One line about a network that `load_network` read from the middle of a training run; None of other networks."""
+    """One line about a network that `load_network` read from the middle of a training run; None for other networks."""
     seen, total = (getattr(net, "info", {}).get(key) for key in ("nimg", "total_nimg"))
     if not (isinstance(seen, int) and isinstance(total, int | float) and seen < total):
         return None

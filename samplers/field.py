@@ -110,7 +110,7 @@ class Facts:
 
     @classmethod
     def of(cls, net: Any) -> Facts:
-        """Read a network's attributes; where it has a property `facts`, as a field has, that says all."""
+        """Read a network's attributes; where it has a property `facts`, as a field has, that is taken as it is."""
         if isinstance(own := getattr(net, "facts", None), cls):
             return own
 
@@ -218,7 +218,7 @@ class Field:
         return self if own is None else own.bind(self.class_labels, **self.cond)
 
     def weights_hash(self) -> str | None:
-        """SHA-256 of the network's tensors; None of a plain callable."""
+        """SHA-256 of the network's tensors; None for a plain callable."""
         model = self.facts.model
         return tensor_hash(model.state_dict()) if hasattr(model, "state_dict") else None
 

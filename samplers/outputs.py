@@ -92,7 +92,7 @@ class Targets:
         return [*([] if self.outdir is None else [self.outdir]), *self._arrays]
 
     def prepare(self, seeds: Sequence[int], overwrite: bool = False) -> None:
-        """Make the folders, so that a wrong path fails before the work, and see to it that they hold nothing else.
+        """Make the folders, so that a wrong path fails before the work, and refuse those that hold something else.
 
         Args:
             seeds: of the images that are wanted.

@@ -195,7 +195,7 @@ class BrownianBridge(Path):
 
 @dataclass(frozen=True)
 class _Floor(Path):
-    """Noise of deviation `floor` all along the way, also at the data, beside that of the path it is mixed with."""
+    """Noise of deviation `floor` all along the way, also at the data, besides that of the path it is mixed with."""
 
     floor: float = 0.2
 

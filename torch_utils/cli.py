@@ -95,7 +95,7 @@ class Choice(click.Choice):
 
 
 def _check_numbers(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
-    """The value of any option or argument, refused where a number in it is none to calculate with."""
+    """The value of any option or argument, refused where it holds a number that nothing can be computed with."""
     for number in value if isinstance(value, list | tuple) else [value]:
         if isinstance(number, int) and not -(2**63) <= number < 2**63:
             raise click.BadParameter("this is beyond any sensible size: give a number below 2^63", ctx, param)

@@ -56,7 +56,7 @@ def make_grid(images: Tensor, columns: int | None = None) -> Tensor:
 
 
 def enlarged(picture: Tensor, width: int = MIN_WIDTH) -> Tensor:
-    """`[C, H, W]` with every pixel a block of k x k, k just so large that the picture is at least `width` wide.
+    """`[C, H, W]` with every pixel a block of k x k, the smallest k that makes the picture at least `width` wide.
 
     Small images are shown as blocks rather than blurred by a viewer.
     """

@@ -1,4 +1,4 @@
-"""Experiment trackers beside stats.jsonl: Weights & Biases, trackio, TensorBoard; none needs a network.
+"""Experiment trackers besides stats.jsonl: Weights & Biases, trackio, TensorBoard; none needs a network.
 
 A tracker is opened for a run directory and an id, continues the run of that id, and takes figures and pictures by step
 (images seen). `TRACKERS` is the table.

@@ -13,7 +13,7 @@ __all__ = ["check_donor", "check_latents", "tell_latents"]
 
 
 def check_latents(name: str, able: bool, options: Any, dataset: Any) -> Autoencoder | None:
-    """The autoencoder of a data set of latents, where it is at hand; None of other data sets.
+    """The autoencoder of a data set of latents, where it is at hand; None for other data sets.
 
     Args:
         name: of the method; able: it trains on latents.

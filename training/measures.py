@@ -190,7 +190,7 @@ def measure(
 
 
 def _on(side: Moments | None, device: torch.device) -> Moments | None:
-    """The features where they can be computed with."""
+    """The same with its features moved to `device`."""
     if side is None or side.rows is None:
         return side
     return Moments(side.mu, side.sigma, side.num, side.features, side.rows.to(device), side.protocol)

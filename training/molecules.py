@@ -1,4 +1,4 @@
-"""What is measured of generated angles of molecules beside errors: where they dwell, how they move, against a record.
+"""What is measured of generated angles of molecules besides errors: where they dwell, how they move, against a record.
 
 Angles are in degrees, `(phi, psi)` of one residue after the other. All of it is over differences modulo 360; a KL of
 kernel densities or a discrepancy over raw degrees, as published, sees nothing (`torch_utils/scores.py`).

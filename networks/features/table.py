@@ -207,7 +207,7 @@ def _find_inception(weights: str | Path | None) -> Path:
 
 
 def _check_hash(path: Path, sha256: str | None = None) -> None:
-    """Compare with `sha256`, or with what the name `x-6726825d.pth` promises to begin it (torch.hub's convention)."""
+    """Compare with `sha256`, or with its beginning in a name like `x-6726825d.pth` (torch.hub's convention)."""
     promised = sha256 or next(iter(re.findall(r"-([0-9a-f]{8,64})\.\w+$", path.name)), None)
     if promised is None:
         return

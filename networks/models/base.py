@@ -1,4 +1,4 @@
-"""Model: what every model has beside its trunk, and `make_trunk`, which makes one by name."""
+"""Model: what every model has besides its trunk, and `make_trunk`, which makes one by name."""
 
 from __future__ import annotations
 

@@ -111,7 +111,7 @@ class Autoencoder:
 
 
 def give_decoder(net: nn.Module, autoencoder: Autoencoder | None) -> None:
-    """Let samplers know that samples of `net` are latents, and how they become images; None: nobody knows how."""
+    """Let samplers know that samples of `net` are latents, and how they become images; None: they cannot be decoded."""
     net.latent = True
     if autoencoder is not None:
         stage, side = autoencoder.stage, net.img_resolution * autoencoder.stage.factor

@@ -95,7 +95,7 @@ class LatentDenoiser(NoisePrecond):
 
     @property
     def encode_text(self) -> Callable[[Sequence[str]], Tensor] | None:
-        """Texts -> conditions `[B, T, C]`; None of a network without text."""
+        """Texts -> conditions `[B, T, C]`; None for a network without text."""
         return None if self.text_encoder is None else self._encode_text
 
     @property

@@ -26,7 +26,7 @@ class MACNetwork(nn.Module):
 
     Args:
         network: V; in `net.config`, and for `networks.build`, its class name and arguments.
-        coefficients: arguments of `CoefficientNet`, of points `CoefficientMLP`, beside resolution, channels, labels, M.
+        coefficients: arguments of `CoefficientNet` or `CoefficientMLP` (points): all but size, channels, labels, M.
         schedule: nominal noise levels, noisy to clean, without the final 0; of a flow family they begin at infinity.
         M, rho, k, t_max: the family, see `CoefficientFamily`; t_max of "edm" alone.
         family: key of `networks.models.coefficient_families.FAMILIES`.
@@ -76,7 +76,7 @@ class MACNetwork(nn.Module):
 
     @property
     def takes_gamma(self) -> bool:
-        """V is told the element-wise levels beside the nominal one."""
+        """V is told the element-wise levels besides the nominal one."""
         return getattr(self.V, "takes_gamma", False)
 
     @property

@@ -158,7 +158,7 @@ class NoisePrecond(OnLevels, Model):
         img_resolution, img_channels: of what is denoised.
         network: further arguments of `ADMUNet`; its own label_dim where it was trained with classes.
         label_dim: classes of the network or the classifier, 0: none; the condition is one-hot rows or indices.
-        classifier: arguments of `ADMClassifier` beside the resolution and channels; None: no classifier.
+        classifier: arguments of `ADMClassifier` besides the resolution and channels; None: no classifier.
         time_convention: "vp-continuous" (what the published tables of few-step samplers were measured with) or "table"
             (what the network was trained on: differs by up to 3.4 of 1000 steps).
         num_levels: entries of the table.
@@ -274,7 +274,7 @@ class NoisePrecond(OnLevels, Model):
         )  # fmt: skip
 
     def condition(self, labels: Tensor | None, x: Tensor) -> dict[str, Tensor]:
-        """What the trunk is given beside the image and the time."""
+        """What the trunk is given besides the image and the time."""
         return {"class_labels": self._index(labels, x)} if self.sees_classes else {}
 
     def _index(self, labels: Tensor | None, x: Tensor) -> Tensor:

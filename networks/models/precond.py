@@ -158,7 +158,7 @@ class EDMPrecond(Precond):
 class EDMGammaPrecond(EDMPrecond):
     """EDM with a noise level for every element, which the network also sees (Lee et al. 2024, arXiv 2404.14161).
 
-    c_skip, c_out and c_in of EDM are maps of gamma; the network is given c_in * x beside ln(gamma) / 4, 2 img_channels
+    c_skip, c_out and c_in of EDM are maps of gamma; the network is given c_in * x besides ln(gamma) / 4, 2 img_channels
     in all, and its embedding ln(sigma) / 4 of the nominal level sigma. Keys as EDMPrecond.
     """
 

@@ -17,7 +17,7 @@ __all__ = ["CALLS", "Call", "Condition", "call_of"]
 
 @dataclass(frozen=True)
 class Condition:
-    """What a network is told beside samples and times.
+    """What a network is told besides samples and times.
 
     Attributes:
         classes: `[B]`; of models of classes.

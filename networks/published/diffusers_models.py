@@ -120,7 +120,7 @@ class FolderModel(nn.Module):
 
     @property
     def decode(self) -> Callable[[Tensor], Tensor] | None:
-        """Latents -> images in about [-1, 1]; None of a model of pixels."""
+        """Latents -> images in about [-1, 1]; None for a model of pixels."""
         return None if self.first_stage is None else self._decode
 
     def _decode(self, latent: Tensor) -> Tensor:
@@ -135,12 +135,12 @@ class FolderModel(nn.Module):
 
     @property
     def encode_text(self) -> Callable[[Sequence[str]], Tensor] | None:
-        """Texts -> conditions `[B, T, width]`; None of a network without text."""
+        """Texts -> conditions `[B, T, width]`; None for a network without text."""
         return None if self.text is None else self.text.encode
 
     @property
     def empty_condition(self) -> Callable[[], Tensor] | None:
-        """() -> the condition of the empty text; None of a network without text."""
+        """() -> the condition of the empty text; None for a network without text."""
         return None if self.text is None else self._empty_text
 
     def _empty_text(self) -> Tensor:

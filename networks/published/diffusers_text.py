@@ -25,7 +25,7 @@ _CLIP, _PROJECTED, _T5 = "CLIPTextModel", "CLIPTextModelWithProjection", "T5Enco
 
 _MOST_PARAMETERS = 20_000
 
-Outputs = list[Any]  # what every encoder returned, with its hidden states; None of one that the folder leaves out
+Outputs = list[Any]  # what every encoder returned, with its hidden states; None for one that the folder leaves out
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ class TextParts(nn.Module):
         folder, index: the pipeline and its `model_index.json`.
         recipe: how its texts become a condition.
         width: of the tokens that the network takes.
-        pooled: length of the vector that it takes beside them, 0: none.
+        pooled: length of the vector that it takes besides them, 0: none.
 
     Raises:
         ValueError: transformers is missing, a part is missing or of another class, sizes that do not fit the network.

@@ -83,7 +83,7 @@ def _mostly_tensors(value: Any) -> bool:
 
 
 def bare_autoencoder(path: str | Path) -> dict[str, Tensor] | None:
-    """Tensors of an autoencoder that lies in a file alone; None of other files."""
+    """Tensors of an autoencoder that lies in a file alone; None for other files."""
     if is_safetensors(map_file(path)):
         contents = load_safetensors(path)
         value = None if contents.info else contents.payload

@@ -25,7 +25,7 @@ __all__ = ["CATALOGUE", "is_latent_diffusion", "to_checkpoint"]
 UNET, EMA, STAGE, COND = "model.diffusion_model.", "model_ema.", "first_stage_model.", "cond_stage_model."
 _TEXT = f"{COND}transformer.text_model."
 
-# What only training needs: the schedule in every form, losses, counters, the weights beside their average.
+# What only training needs: the schedule in every form, losses, counters, the weights besides their average.
 _OF_TRAINING = re.compile(
     r"betas|alphas_cumprod(_prev)?|(sqrt|log)_\w+|posterior_\w+|lvlb_weights|logvar|scale_factor|loss\..+"
     r"|model_ema\..+|model\.diffusion_model\..+|first_stage_model\.loss\..+|cond_stage_model\..*position_ids"

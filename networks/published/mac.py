@@ -164,7 +164,7 @@ def _smoothness(calculator: Record, M: int) -> float:
 
 
 def _coefficients(c: Record, state: Mapping[str, Tensor], M: int, v_kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of `CoefficientNet` beside those it shares with the denoiser."""
+    """Arguments of `CoefficientNet` besides those it shares with the denoiser."""
     if c.class_name != "CoefficientGenerator":
         raise ValueError(f"its coefficient network is a {shown(c.class_name)}, not MAC's CoefficientGenerator")
     for name, ours in (("resolution", v_kwargs.get("img_resolution")), ("label_dim", v_kwargs.get("label_dim", 0))):

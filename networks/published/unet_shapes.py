@@ -117,7 +117,7 @@ def need(config: Mapping[str, Any], names: Sequence[str], what: str) -> None:
 
 
 def unet_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of `ADMUNet` beside the resolution, in_channels and label_dim.
+    """Arguments of `ADMUNet` besides the resolution, in_channels and label_dim.
 
     Raises:
         ValueError: unknown fields or values.
@@ -131,7 +131,7 @@ def unet_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def classifier_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of `ADMClassifier` beside the resolution and in_channels."""
+    """Arguments of `ADMClassifier` besides the resolution and in_channels."""
     arguments = {name: config[name] for name in (*_SHARED, "pool") if config.get(name) is not None}
     return arguments | {k: v for k, v in _heads(config).items() if k != "num_heads_upsample"}
 

@@ -109,7 +109,7 @@ def time_mlp(model_channels: int) -> nn.Sequential:
 
 
 def widths_of(img_resolution: int, model_channels: int, channel_mult: Sequence[float]) -> list[int]:
-    """Channels per level; ValueError where the resolution cannot be halved so often."""
+    """Channels per level; ValueError where the resolution cannot be halved that often."""
     halvings = len(channel_mult) - 1
     if halvings < 0 or img_resolution % 2**halvings:
         raise ValueError(

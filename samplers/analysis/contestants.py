@@ -108,7 +108,7 @@ class Contestant:
 
 
 def parse_contestant(text: str) -> Contestant:
-    """The contestant that is written so; options of a schedule file hold where the text does not say otherwise.
+    """The contestant that a text describes; options of a schedule file hold where the text does not say otherwise.
 
     Raises:
         ValueError: unknown solver, option or schedule, a file that cannot be read.

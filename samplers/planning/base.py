@@ -77,11 +77,11 @@ class Plan:
         solver: its name, for file names.
         sigmas: the noise levels (native: times), noisy to clean, float64 on the CPU.
         sampler: `sampler(field, noise, trace=..., **options)`, with `rng` where `stochastic`.
-        options: everything that the sampler is told beside the levels; plain values.
+        options: everything that the sampler is told besides the levels; plain values.
         title, schedule: the solver, and where the levels come from, in words.
         steps: None where the solver chooses them.
         each: evaluations of the model per step.
-        extra: evaluations beside those of the steps, negative where steps are cheaper.
+        extra: evaluations besides those of the steps, negative where steps are cheaper.
         calls: network evaluations behind an evaluation of the model.
         notes: further things to say, as (name, text).
         stochastic: the sampler adds noise.
@@ -155,7 +155,7 @@ class Plan:
         return snapped(guided) if self.snap else guided
 
     def record(self) -> dict[str, Any]:
-        """Everything that decides an image beside network, seed and class, as plain JSON."""
+        """Everything that decides an image besides network, seed and class, as plain JSON."""
         return {
             "kind": self.kind,
             "solver": self.solver,

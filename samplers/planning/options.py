@@ -209,7 +209,7 @@ class SamplerOptions(
     """What can be asked of a sampler; None = not asked. Options that do not go together are refused by `build_plan`."""
 
     def given(self) -> dict[str, Any]:
-        """The options that were asked for; a switch that is off because someone said so counts as not asked."""
+        """The options that were asked for; a switch that is set to off counts as not asked."""
         values = {name: getattr(self, name) for name in FAMILY if name != "form"}
         off = ("denoise_to_zero", "dp") if self.calibrate is not None else ("afs", "denoise_to_zero", "dp")
         return {k: v for k, v in values.items() if v is not None and not (k in off and v is False)}

@@ -50,7 +50,7 @@ class _Elements:
         self.high, self.low = time_interval(self.field.path, self.field.predicts)
 
     def __call__(self, x: Tensor, t: Tensor, class_labels: Tensor | None = None, **cond: Any) -> Tensor:
-        """`t` broadcasts to x; where noise or score leave an end undefined it is seen from beside."""
+        """`t` broadcasts to x; where noise or score leave an end undefined, a time close by is taken."""
         t = expand_to(t, x).to(x.dtype)
         field = replace(self.field, class_labels=class_labels, cond=cond)
         velocity = field.velocity(x, t.clamp(self.low, self.high))

@@ -63,7 +63,7 @@ class Foreign:
 
 @dataclass(frozen=True)
 class Words:
-    """The names that one project's files use beside those of PyTorch and numpy.
+    """The names that one project's files use besides those of PyTorch and numpy.
 
     Attributes:
         calls: name -> function(arguments) that builds an inert value.

@@ -97,7 +97,7 @@ def _weights(n: int, m: int) -> _Weights:
 
 @functools.lru_cache(256)
 def _trusted(n: int, m: int) -> bool:
-    """Whether this Pillow gives the same."""
+    """Whether this version of Pillow gives the same pixels."""
     pixels = np.random.RandomState(0).randint(0, 256, (16, n, 3)).astype(np.uint8)
     pixels[:4] = pixels[:4] // 128 * 255  # beyond both ends of the range
     image = Image.fromarray(pixels)

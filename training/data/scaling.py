@@ -33,7 +33,7 @@ class Scaling:
 
     Attributes:
         kind: key of SCALINGS.
-        offset, factor: `[P, C, H, W]` or what broadcasts to it, P phases (1 without); None of angles.
+        offset, factor: `[P, C, H, W]` or what broadcasts to it, P phases (1 without); None for angles.
     """
 
     kind: str

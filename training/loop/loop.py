@@ -34,7 +34,7 @@ from training.method import Batch, Method, Phase
 
 __all__ = ["Loop", "NonFiniteError"]
 
-_DROPOUT, _DRAWS = 1 << 16, 1 << 17  # streams of dropout masks and of data that is drawn, beside those of the phases
+_DROPOUT, _DRAWS = 1 << 16, 1 << 17  # streams of dropout masks and of data that is drawn, besides those of the phases
 
 
 class NonFiniteError(ValueError):

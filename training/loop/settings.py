@@ -12,7 +12,7 @@ __all__ = ["LoopOptions"]
 
 @dataclass(frozen=True, kw_only=True)
 class LoopOptions:
-    """Options of the training loop. A loop that runs has a seed."""
+    """Options of the training loop. Once a run has begun, `seed` is set."""
 
     group: ClassVar = OptionGroup("Length and batches", "How long it trains, and how much at once.", rank=2)
 

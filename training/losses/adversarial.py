@@ -17,15 +17,15 @@ __all__ = ["fake_loss", "generator_loss", "real_loss"]
 
 
 def generator_loss(logits: Sequence[Tensor]) -> Tensor:
-    """`[B]`."""
+    """Loss of the generator, `[B]`: minus the logits of what it made, summed over heads."""
     return sum(-x.mean(1) for x in logits)
 
 
 def fake_loss(logits: Sequence[Tensor]) -> Tensor:
-    """`[B]`."""
+    """Loss of the discriminator on generated images, `[B]`."""
     return sum((1 + x).relu().mean(1) for x in logits)
 
 
 def real_loss(logits: Sequence[Tensor]) -> Tensor:
-    """`[B]`."""
+    """Loss of the discriminator on real images, `[B]`."""
     return sum((1 - x).relu().mean(1) for x in logits)

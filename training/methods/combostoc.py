@@ -84,7 +84,7 @@ def _check_data(options: InterpolantOptions, dataset: Any) -> None:
 
 
 def _compensates(options: InterpolantOptions) -> bool:
-    """Whether some elements are told to hurry."""
+    """Whether velocity targets hurry elements that lag behind."""
     loss = InterpolantLoss(PATHS[PATH_TYPES[options.path_type]](), options.predicts, None, options.compensation)
     return options.split not in (None, "UNSYNC_NONE") and loss.compensates
 

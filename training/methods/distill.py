@@ -87,7 +87,7 @@ def open_pairs(options: DistillOptions) -> PairDataset:
 
 
 def _check_teacher(net: nn.Module, options: DistillOptions) -> None:
-    """Refuse pairs of which a record beside them says that another network made them."""
+    """Refuse pairs that another network made, as the record beside them says."""
     weights = Field(net).weights_hash()
     folders = find_folders(options.data, options.z_dir)
     if options.test_data is not None:

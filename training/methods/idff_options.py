@@ -1,4 +1,4 @@
-"""Options of `train.py idff`, and what each preset gives to those that are left out.
+"""Options of `train.py idff`, and the values that each preset gives to those left out.
 
 Presets are the published recipes of IDFF (arXiv 2409.14599), in images instead of steps: AdamW, 5000 steps of warm-up,
 gradients clipped to 1, averages with the factor 0.9999 per step. Published programs drew their pairs with replacement

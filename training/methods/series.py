@@ -38,7 +38,7 @@ def context_trunk(dataset: SeriesDataset, trunk: Mapping[str, Any], pad: int = 0
 
 
 def refuse_labels_alone(dataset: SeriesDataset) -> None:
-    """Raise a ValueError where a network shall know no frames and there is nothing else to tell it."""
+    """Raise a ValueError where a network sees no frames and has no label to go by either."""
     if not dataset.period:
         raise ValueError("--memorise=1 tells the network the number of the frame alone: add :label=index to --data")
 
