@@ -33,7 +33,7 @@ from training.shape_metrics import compare_shapes
 SPLITS = ("none", "part", "att", "att_part", "vec", "all")
 TRAIN = (
     "combostoc --data=shapes:boxes --cond=1 --split={split} --seed={seed} --width=64 --depth=3 --num-heads=4 "
-    "--batch=32 --lr=2e-3 --ema=0.002 --duration={duration} --tick=10 --snap=100 --dump=0 --device=cpu"
+    "--batch=32 --lr=2e-3 --ema={ema:g} --duration={duration} --tick=10 --snap=100 --dump=0 --device=cpu"
 )
 UNSEEN = "shapes:boxes:size={num}:seed=1000"
 COLUMNS = ("valid_wide", "count", "contact", "place", "fidelity", "fpd", "mmd", "coverage")
@@ -62,7 +62,7 @@ def main(splits: str, seeds: Sequence[int], duration: float, num: int, steps: in
     names, rows, runs = splits.split(","), [], []
     for seed in seeds:
         for split in names:
-            options = TRAIN.format(split=split, seed=seed, duration=duration)
+            options = TRAIN.format(split=split, seed=seed, duration=duration, ema=duration / 15)
             snapshot = commands.trained(Path(outdir, f"{split}-{seed}"), "train.py", options)
             figures, parts = measure(snapshot, num, steps)
             runs.append({"split": split, "seed": seed, **figures})

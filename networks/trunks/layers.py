@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from networks.trunks.convolution import convolve
+from torch_utils.products import linear
 
 __all__ = ["Conv2d", "FourierEmbedding", "GroupNorm", "Init", "Linear", "PositionalEmbedding", "attention"]
 
@@ -87,7 +88,7 @@ class Linear(nn.Module):
         self.weight, self.bias = _parameters((out_features, in_features), in_features, bias, init)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight.to(x.dtype), _like(self.bias, x))
+        return linear(x, self.weight.to(x.dtype), _like(self.bias, x))
 
 
 class Conv2d(nn.Module):

@@ -116,7 +116,7 @@ class _Modulation(nn.Sequential):
         if len(c) == 1:
             return super().forward(c[0]).to(h.dtype).chunk(self.parts, dim=-1)
         # in one product, so that its weights have one gradient
-        rows = super().forward(torch.cat([part.flatten(0, 1) for part in c]))
+        rows = super().forward(torch.cat([part.flatten(0, 1) for part in c])[None])[0]
         parts = rows.to(h.dtype).split([part.shape[0] * part.shape[1] for part in c])
         values = [v.unflatten(0, part.shape[:2]).expand(-1, h.shape[1], -1) for v, part in zip(parts, c, strict=True)]
         return torch.cat(values).chunk(self.parts, dim=-1)
