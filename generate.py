@@ -142,7 +142,7 @@ def plan_with_progress(model: Field, options: Options, device: torch.device, pro
         maps = functools.partial(load_map, device=device)
         return build_plan(
             model, options, batch=options.batch, class_idx=options.class_idx, progress=progress, maps=maps
-        )  # fmt: skip
+        )
 
 
 def _advance(bar: tqdm, n: int) -> None:

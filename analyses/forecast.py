@@ -38,7 +38,7 @@ class Forecasts:
 
     network: str = opt(
         None, "Network that was trained on a series (train.py idff or edm)", metavar="FILE|URL", required=True
-    )  # fmt: skip
+    )
     data: str = opt(None, "Series: series:NAME or series:FILE, see docs/series.md", metavar="SERIES", required=True)
     outdir: str = opt(None, "Folder of forecast.json and the pictures", metavar="DIR", required=True)
     leads: int | None = opt(None, "Frames ahead [default: those of a sample in training]", metavar="INT", at_least=1)

@@ -35,12 +35,8 @@ class Flow:
 
     solver: str = opt("dopri5", "Adaptive, or euler and others with --steps", metavar="NAME")
     steps: int | None = opt(None, "Equal steps, of solvers that choose none", metavar="INT", at_least=1)
-    rtol: float | None = opt(
-        None, "Adaptive solvers: relative tolerance [default: 1e-5]", metavar="FLOAT", above=0
-    )  # fmt: skip
-    atol: float | None = opt(
-        None, "Adaptive solvers: absolute tolerance [default: 1e-5]", metavar="FLOAT", above=0
-    )  # fmt: skip
+    rtol: float | None = opt(None, "Adaptive solvers: relative tolerance [default: 1e-5]", metavar="FLOAT", above=0)
+    atol: float | None = opt(None, "Adaptive solvers: absolute tolerance [default: 1e-5]", metavar="FLOAT", above=0)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -36,9 +36,7 @@ class Distances:
     features: str = opt(
         "random", "Features of the Fréchet distance: fixed random ones, or weights", metavar="random|FILE"
     )
-    tolerance: float = opt(
-        TOLERANCE, "How far from the rules of shapes:boxes a shape may be", metavar="FLOAT", above=0
-    )  # fmt: skip
+    tolerance: float = opt(TOLERANCE, "How far from the rules of shapes:boxes a shape may be", metavar="FLOAT", above=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,9 +65,7 @@ def command(options: ShapeOptions, generated: str) -> None:
 
 
 def _first(shapes: Shapes, num: int) -> Shapes:
-    return shapes._replace(
-        parts=shapes.parts[:num], labels=None if shapes.labels is None else shapes.labels[:num]
-    )  # fmt: skip
+    return shapes._replace(parts=shapes.parts[:num], labels=None if shapes.labels is None else shapes.labels[:num])
 
 
 def _slots(parts: torch.Tensor, count: int) -> torch.Tensor:

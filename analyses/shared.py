@@ -12,8 +12,6 @@ import click
 from torch_utils.files import write_json
 from torch_utils.options import OptionGroup, opt
 
-__all__ = ["OUTDIR", "AnalysisDevice", "make_folder", "write"]
-
 OUTDIR = click.option("--outdir", required=True, metavar="DIR", help="Folder of the pictures and numbers")
 
 

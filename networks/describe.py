@@ -27,8 +27,6 @@ from torch_utils.pickles.foreign import Foreign, module_classes, named_tensors, 
 from torch_utils.pickles.machine import Record, shown
 from torch_utils.pickles.placeholders import ANYTHING
 
-__all__ = ["describe", "main"]
-
 _HIDDEN = ("_init_args", "_init_kwargs")
 
 

@@ -39,11 +39,6 @@ from torch_utils.pickles.foreign import naming
 from torch_utils.pickles.machine import Record
 from torch_utils.pickles.torch_files import is_legacy
 
-__all__ = [
-    "autoencoder_of", "latents_of", "load_autoencoder", "load_encoder", "load_network", "save_network",
-    "unfinished_note",
-]  # fmt: skip
-
 TENSORS_ONLY = (".pth", ".pt", ".ckpt", ".bin", ".zip")  # files of others around torch.save
 # Attributes that samplers read and that the arguments do not determine to the last digit, or that a user may have set.
 _FACTS: dict[str, Any] = {
@@ -266,7 +261,7 @@ def load_encoder(source: str | Path, device: str | torch.device = "cpu", config:
 
 def _read(
     path: Path, config: Config | None = None, classifier: Path | None = None, vae: Path | str | None = None
-) -> Parts:  # fmt: skip
+) -> Parts:
     """Class and arguments, facts, and state dict, from any of the formats."""
     view = map_file(path)
     if checkpoint.is_safetensors(view):

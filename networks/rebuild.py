@@ -17,8 +17,6 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from networks.table import NETWORKS, build
 from torch_utils.pickles.machine import shown
 
-__all__ = ["limited", "rebuild"]
-
 MOST_DIFFERENCES = 5  # named, of a file that does not fit its network
 MAX_NUMBER = 1 << 20  # largest integer in a constructor argument
 MAX_LIST = 256

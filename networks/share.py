@@ -27,8 +27,6 @@ from torch_utils.downloads import offline
 from torch_utils.files import atomic_write, write_json
 from torch_utils.hub import MISSING, WEIGHTS, hub_file, parse_hub
 
-__all__ = ["bundle", "export", "load_unsafe", "push"]
-
 _TAGS = ("model_hub_mixin", "pytorch_model_hub_mixin", "fewstep")
 
 

@@ -27,8 +27,6 @@ from networks.models.noise_precond import NoisePrecond
 from networks.models.precond import MODELS, EDMGammaPrecond, EDMPrecond
 from networks.models.velocity import VelocityNetwork
 
-__all__ = ["NETWORKS", "build"]
-
 NETWORKS: dict[str, type[nn.Module]] = {
     "EDMPrecond": EDMPrecond,
     "VPPrecond": VPPrecond,

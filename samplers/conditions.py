@@ -12,8 +12,6 @@ from torch import Tensor
 from samplers.field import Facts
 from torch_utils.rng import PerSampleRNG
 
-__all__ = ["check_class", "draw_conditions"]
-
 
 def check_class(facts: Facts, class_idx: int | None) -> None:
     """Refuse a class that the model does not have, and a model whose conditions cannot be drawn; ValueError."""

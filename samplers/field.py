@@ -29,8 +29,6 @@ from torch_utils.checkpoint import tensor_hash
 from torch_utils.misc import expand_to
 from torch_utils.parts import PartLayout
 
-__all__ = ["Facts", "Field", "as_field"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:

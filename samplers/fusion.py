@@ -31,8 +31,6 @@ from samplers.field import Field
 from samplers.path import BrownianBridge, Linear
 from torch_utils.misc import expand_to
 
-__all__ = ["SCORE_SOURCES", "Fusion", "Fusion2024", "Fusion2025", "Heads", "fused"]
-
 Heads = Callable[[Tensor, Tensor], tuple[Tensor, Tensor | None]]
 
 SCORE_SOURCES = ("head", "tweedie", "jacobian")

@@ -28,8 +28,6 @@ from samplers.field import Field, as_field
 from samplers.path import VE, Path
 from torch_utils.misc import expand_to
 
-__all__ = ["CHANNELS", "GUIDANCE", "autoguidance", "cfg", "classifier_guidance", "guide", "unconditional"]
-
 BATCHES = ("joint", "split")
 CHANNELS: dict[str, int | None] = {"all": None, "3": 3}  # which are guided -> how many
 
@@ -61,7 +59,7 @@ class _Guided:
 
     def _guide(
         self, x: Tensor, level: Tensor, class_labels: Tensor | None, rate: float, cond: dict[str, Any]
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         if rate == 1:
             return self.net(x, level, class_labels, **cond)
         if rate == 0 and self.channels is None:
@@ -190,9 +188,7 @@ class _Inside:
         return (sigma >= self.low * alpha) & (sigma <= self.high * alpha)
 
 
-def autoguidance(
-    field: Field | Callable[..., Tensor], weak: Field | Callable[..., Tensor], rate: float
-) -> Field:  # fmt: skip
+def autoguidance(field: Field | Callable[..., Tensor], weak: Field | Callable[..., Tensor], rate: float) -> Field:
     """`field` guided away from a weaker model of the same data: weak + rate * (strong - weak).
 
     Both see the same condition. Rate 1 is the model itself, and costs no evaluation of the weaker one.

@@ -26,8 +26,6 @@ from torch_utils.images import ImageWriter, enlarged, image_format, make_grid, s
 from torch_utils.provenance import differences, read_record, write_record
 from torch_utils.report.kinds import kind_of
 
-__all__ = ["Targets", "network_record"]
-
 
 def network_record(net: Field | Callable[..., Tensor]) -> dict[str, Any]:
     """Everything about a network that decides its images, as plain JSON."""

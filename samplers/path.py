@@ -20,8 +20,6 @@ from torch import Tensor
 
 from torch_utils.misc import expand_to
 
-__all__ = ["PATHS", "VE", "VP", "BrownianBridge", "Kind", "Linear", "Noisy", "NoisyEnd", "NoisyTrig", "Path", "Trig"]
-
 Kind = Literal["data", "noise", "velocity", "score"]
 
 

@@ -17,8 +17,6 @@ from torch import Tensor
 
 from samplers.field import Field
 
-__all__ = ["Prompts", "read_prompts"]
-
 COLUMN = "text"
 MAX_ROWS = 10_000_000
 
@@ -61,9 +59,7 @@ class Prompts:
     encode: Callable[[Sequence[str]], Tensor]
 
     @classmethod
-    def of(
-        cls, field: Field, prompt: str | None, table: str | Path | None, conditional: bool = True
-    ) -> Prompts | None:  # fmt: skip
+    def of(cls, field: Field, prompt: str | None, table: str | Path | None, conditional: bool = True) -> Prompts | None:
         """The texts that were asked for; None for a model without text, or where the condition is left empty.
 
         Raises:

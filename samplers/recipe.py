@@ -24,8 +24,6 @@ from samplers.schedules.explicit import validate_t_steps
 from samplers.solvers.table import SOLVERS, solver_named
 from torch_utils.files import read_json, write_json
 
-__all__ = ["Entry", "ScheduleFile", "path_name"]
-
 FORMAT, VERSION = "fewstep-schedule", 1
 
 

@@ -24,11 +24,6 @@ from torch_utils.layout import memory_format
 from torch_utils.misc import split_evenly
 from torch_utils.rng import PerSampleRNG
 
-__all__ = [
-    "PRECISIONS", "Recorder", "Samples", "decoded", "decoded_shape", "generate", "image_shape", "prepare",
-    "seed_batches",
-]  # fmt: skip
-
 PRECISIONS = {"auto": None, "fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 

@@ -15,8 +15,6 @@ from torch import Tensor
 from samplers.field import Field
 from samplers.solvers.interpolant import time_interval
 
-__all__ = ["snapped"]
-
 
 class _Snapped:
     def __init__(self, field: Field) -> None:

@@ -22,10 +22,6 @@ from samplers.field import Field
 from samplers.path import BrownianBridge, Linear, Trig
 from torch_utils.misc import expand_to
 
-__all__ = [
-    "STARTS", "Chunk", "exact_start", "refuse_guess", "refuse_score", "start_noise", "start_state", "starts_exactly",
-]  # fmt: skip
-
 STARTS = ("exact", "scaled")
 
 

@@ -18,8 +18,6 @@ from torch_utils.options import OptionGroup, opt
 from torch_utils.provenance import digest
 from torch_utils.report.kinds import kind_of
 
-__all__ = ["OutputOptions", "check_latents", "choose_targets", "save_schedule"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class OutputOptions:

@@ -30,11 +30,6 @@ from torch_utils.pickles.machine import MAX_OPERATIONS, MAX_TEXT, plain_key, sho
 from torch_utils.pickles.torch_files import DTYPES, TorchReader, check_aliasing
 from torch_utils.pickles.tree import check_tree
 
-__all__ = [
-    "Contents", "from_value", "is_safetensors", "load", "load_safetensors", "named", "newest", "save",
-    "save_safetensors", "tensor_hash", "unwrapped",
-]  # fmt: skip
-
 FORMAT = "fewstep"
 VERSION = 1
 KINDS = ("snapshot", "state")

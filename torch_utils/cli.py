@@ -26,10 +26,6 @@ import cloup
 from torch_utils.misc import parse_int_list
 from torch_utils.signals import SignalExit, ending_as_exit
 
-__all__ = ["Choice", "Command", "CountList", "Group", "IntList", "LazyGroup", "NumberList", "Option", "examples_of",
-    "sentence",
-]  # fmt: skip
-
 
 def sentence(error: BaseException) -> str:
     """The error as one line for a person."""

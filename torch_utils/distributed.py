@@ -20,12 +20,6 @@ import torch.distributed as dist
 
 from torch_utils.signals import SignalExit
 
-__all__ = [
-    "all_gather_object", "all_reduce_sum", "barrier", "broadcast_object", "fresh_store", "from_rank0", "gather_rows",
-    "get_rank", "get_world_size", "print0", "process_group", "rank0_first", "shutdown",
-]  # fmt: skip
-
-
 JOIN_TIMEOUT = timedelta(minutes=10)
 THREADS_END = 0.2  # seconds; what they have left to do takes microseconds
 

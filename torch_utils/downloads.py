@@ -28,8 +28,6 @@ try:
 except ImportError:  # not on Windows: two processes may fetch the same file there, each whole
     fcntl = None
 
-__all__ = ["cached", "download", "download_first", "offline"]
-
 _BLOCK = 1 << 20
 _TRIES = 4  # in one call, as long as each brings the transfer further
 

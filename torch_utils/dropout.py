@@ -22,8 +22,6 @@ from torch import Tensor, nn
 
 from torch_utils.rng import TorchRNG
 
-__all__ = ["Dropout", "dropout", "keyed", "rand_rows", "reordered"]
-
 PLACES = 128  # drawn at once; part of the definition of the masks
 
 

@@ -20,8 +20,6 @@ from torch_utils import distributed as dist
 from torch_utils.frechet import Extractor, FeatureStats, Moments
 from torch_utils.metrics import Figure, ScoreSums
 
-__all__ = ["Described", "Needs", "Pictures", "describe", "dim_of"]
-
 
 class Pictures(NamedTuple):
     """Images of all processes, and this one's share of them.

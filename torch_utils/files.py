@@ -20,8 +20,6 @@ from typing import IO, Any
 
 from torch_utils.temporaries import temporary_beside
 
-__all__ = ["atomic_write", "cache_directory", "map_file", "numbered", "read_json", "retain", "write_json"]
-
 
 @contextmanager
 def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:

@@ -23,10 +23,6 @@ from torch import Tensor
 
 from torch_utils.distributed import all_reduce_sum, broadcast_object
 
-__all__ = [
-    "Extractor", "FeatureStats", "Moments", "factor", "feature_stats", "frechet_distance", "frechet_influence",
-]  # fmt: skip
-
 EPS = torch.finfo(torch.float64).eps
 
 

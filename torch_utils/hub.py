@@ -7,8 +7,6 @@ from pathlib import Path
 
 from torch_utils.downloads import offline
 
-__all__ = ["MISSING", "WEIGHTS", "hub_file", "parse_hub"]
-
 WEIGHTS = "model.safetensors"
 MISSING = "the hub needs the package huggingface_hub: pip install 'fewstep[hub]'"
 _HUB = re.compile(r"hf:(?P<repo>[\w.-]+/[\w.-]+)(?:/(?P<file>[\w./-]+))?(?:@(?P<revision>[\w./-]+))?")

@@ -19,8 +19,6 @@ from torch import Tensor
 
 from torch_utils.files import atomic_write
 
-__all__ = ["ImageWriter", "enlarged", "from_uint8", "image_format", "make_grid", "save_image", "to_pil", "to_uint8"]
-
 MIN_WIDTH = 512  # pixels of a picture of several images
 
 

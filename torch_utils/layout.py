@@ -7,8 +7,6 @@ from torch import nn
 
 from torch_utils.winograd import CHANNELS
 
-__all__ = ["memory_format"]
-
 
 def memory_format(net: nn.Module, device: torch.device) -> torch.memory_format:
     """The faster layout of a convolutional network on a device, for `net.to(memory_format=...)`.

@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["expand_to", "format_count", "format_time", "parse_int_list", "split_evenly"]
-
 MOST_INTS = 10_000_000  # in a list
 
 

@@ -14,8 +14,6 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-__all__ = ["BETAS", "NoiseTable", "alphas_cumprod", "betas_of", "scaled_linear_alphas"]
-
 
 def _linear(start: float, end: float, num: int) -> Tensor:
     return torch.linspace(start, end, num, dtype=torch.float64)

@@ -29,8 +29,6 @@ import cloup
 
 from torch_utils.cli import Choice, IntList, NumberList, Option
 
-__all__ = ["Alias", "OptionGroup", "may_change", "opt", "options_of", "refuse"]
-
 
 class OptionGroup(cloup.OptionGroup):
     """A title of `--help` and a line saying when its options apply; groups of lower rank come first."""

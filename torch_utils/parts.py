@@ -13,8 +13,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["BOX", "PartLayout"]
-
 BOX = 6  # numbers of a box: centre and size
 
 

@@ -15,8 +15,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["chamfer", "set_distances", "surface_points"]
-
 CHUNK = 1 << 24  # distances between points at a time
 
 

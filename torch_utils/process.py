@@ -19,8 +19,6 @@ import os
 import sys
 from pathlib import Path
 
-__all__ = ["cores", "tune"]
-
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # glibc's malloc.h
 _SPINS = "1000"
 

@@ -17,8 +17,6 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-__all__ = ["Cost", "cpu_memory_gib", "forward_cost", "measured_peak", "peak_flops", "time_it"]
-
 # Dense tensor-core peaks in TFLOP/s (vendor data sheets, no sparsity): name fragment -> (fp32/tf32-off, 16 bit)
 _PEAKS = {
     "H200": (67, 989), "H100 PCIe": (51, 756), "H100": (67, 989), "A100": (19.5, 312), "V100": (15.7, 125),

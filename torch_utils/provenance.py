@@ -14,8 +14,6 @@ from typing import Any
 
 from torch_utils.files import write_json
 
-__all__ = ["MADE_BY", "differences", "digest", "read_record", "write_record"]
-
 MADE_BY = "made-by.json"
 
 

@@ -22,8 +22,6 @@ from torch_utils.downloads import download
 from torch_utils.files import atomic_write
 from torch_utils.frechet import Extractor, Moments
 
-__all__ = ["check_fits", "holds", "load_moments", "load_reference", "local_file", "save_moments"]
-
 # What is said of files that do not say it themselves, beside their figures.
 _BARE = (
     "it holds mu and sigma alone, and not how they were made: EDM's files are made as here, pytorch-fid and clean-fid "

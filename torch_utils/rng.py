@@ -17,8 +17,6 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-__all__ = ["BLOCK", "BatchRNG", "PerSampleRNG", "TorchRNG", "fold_seed", "seed_global"]
-
 _SHARED = 1 << 32  # in the place of a block: what all positions of a step share
 BLOCK = 64  # positions per generator of BatchRNG; part of the definition of the stream, never change it
 

@@ -14,11 +14,6 @@ from typing import Any
 
 import numpy as np
 
-__all__ = [
-    "crps", "ensemble_scores", "kl_of_kernel_densities", "mmd", "mmd_multiscale", "regression_scores",
-    "trajectory_scores", "wrapped",
-]  # fmt: skip
-
 Array = np.ndarray[Any, Any]
 
 

@@ -19,8 +19,6 @@ import torch
 
 from torch_utils import distributed as dist
 
-__all__ = ["Collector", "StatsFile", "Tee"]
-
 
 class Collector:
     """Running moments of named quantities since the last `collect`."""

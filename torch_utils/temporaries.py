@@ -25,8 +25,6 @@ try:
 except ImportError:  # not on Windows: nothing is locked there, and nothing removed
     fcntl = None
 
-__all__ = ["TEMPORARY", "remove_abandoned", "temporary_beside"]
-
 TEMPORARY = re.compile(r"\..+\.[0-9a-f]{12}\.tmp")
 _OF_HOST = re.compile(r"\..+\.([0-9a-f]{6})([0-9a-f]{6})\.[0-9a-f]{12}\.tmp")
 _SHARE = 20  # looking into a folder takes at most 1 / _SHARE of the time spent writing there

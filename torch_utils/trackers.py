@@ -18,8 +18,6 @@ import click
 import numpy as np
 from PIL import Image
 
-__all__ = ["TRACKERS", "Tracker", "TrackerList"]
-
 
 class Tracker(Protocol):
     """What takes the figures of a run; `run_id` continues it later."""

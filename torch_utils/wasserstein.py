@@ -9,8 +9,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["wasserstein"]
-
 MAX_PIVOTS = 10_000_000
 
 

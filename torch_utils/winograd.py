@@ -22,8 +22,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["CHANNELS", "convolve", "matrices", "pays"]
-
 TILE = 4  # pixels of the output per axis and tile
 POINTS = (0.0, 0.625, -0.625, 1.5, -1.5)
 CHANNELS, _SIZE = 128, 16  # fewer channels or pixels do not repay the transforms

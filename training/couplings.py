@@ -23,9 +23,6 @@ from torch import Tensor
 
 from torch_utils.rng import TorchRNG
 
-__all__ = ["COUPLINGS", "PLANS", "Coupling", "draw_pairs", "independent", "minibatch_ot", "same_label_ot",
-           "squared_distances", "transport_plan"]  # fmt: skip
-
 Array = np.ndarray[Any, Any]
 
 

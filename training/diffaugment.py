@@ -19,8 +19,6 @@ from torch import Tensor
 
 from torch_utils.rng import TorchRNG
 
-__all__ = ["POLICY", "diff_augment", "parse_policy"]
-
 POLICY = "color,translation,cutout"
 
 

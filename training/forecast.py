@@ -20,8 +20,6 @@ from torch_utils.rng import BatchRNG
 from torch_utils.scores import ensemble_scores
 from training.data.series import SeriesDataset
 
-__all__ = ["BASELINES", "Ensemble", "baseline", "dataset_of", "plan_of", "roll_out", "score"]
-
 Array = np.ndarray[Any, Any]
 
 BRIDGE = {"field": "bridge_sde", "N": 10, "time_power": 2.0}

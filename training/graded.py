@@ -28,8 +28,6 @@ from training.data.image_dataset import ImageDataset
 from training.keep_parts import WORDS as PART_WORDS
 from training.keep_parts import checked_strengths, read_part_keep, read_part_references
 
-__all__ = ["Graded", "GradedOptions", "read_keep", "read_references"]
-
 HALVES = {
     "left": lambda h, w: (slice(None), slice(0, w // 2)), "right": lambda h, w: (slice(None), slice(w // 2, None)),
     "top": lambda h, w: (slice(0, h // 2), slice(None)), "bottom": lambda h, w: (slice(h // 2, None), slice(None)),

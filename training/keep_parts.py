@@ -14,8 +14,6 @@ from torch_utils.misc import parse_int_list
 from torch_utils.parts import PartLayout
 from training.data.shapes import read_shapes
 
-__all__ = ["WORDS", "checked_strengths", "read_part_keep", "read_part_references"]
-
 STRENGTH = 0.9  # of the paper's completion and assembly
 WORDS = (
     "0.7, parts:0,2-4 (completion) or parts:0,2-4=0.9, assembly, attributes:size=0.9,code=0.5 (existence, centre, "

@@ -26,8 +26,6 @@ from training.runs.meters import Meter, check_fid
 from training.runs.placement import Place, find_place
 from training.runs.session import Session
 
-__all__ = ["launch"]
-
 
 def launch(method_name: str, options: CommonOptions) -> None:
     """Train, or with `--dry-run` say what would be done.

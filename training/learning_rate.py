@@ -6,8 +6,6 @@ al. 2022 (arXiv 2206.00364, appendix F): it makes the first step's rate 0.
 
 from __future__ import annotations
 
-__all__ = ["lr_rampup"]
-
 
 def lr_rampup(nimg: int, lr: float, rampup: float) -> float:
     """`lr` after a linear ramp over the first `rampup` images, 0 at image 0."""

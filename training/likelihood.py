@@ -14,8 +14,6 @@ from torch_utils import distributed as dist
 from torch_utils.rng import PerSampleRNG
 from training.data.image_dataset import ImageDataset
 
-__all__ = ["image_likelihood"]
-
 
 def image_likelihood(
     net: Any,

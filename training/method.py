@@ -18,8 +18,6 @@ from torch.optim import Optimizer
 from samplers.planning.options import SamplerOptions
 from torch_utils.rng import TorchRNG
 
-__all__ = ["Average", "Batch", "LossOut", "Method", "Phase"]
-
 
 class Batch(NamedTuple):
     """Consecutive rows of one global batch.

@@ -13,8 +13,6 @@ import numpy as np
 from torch_utils.scores import trajectory_scores, wrapped
 from training.data.series_sources import RESIDUE_WELLS
 
-__all__ = ["autocorrelation", "compare", "lifted", "occupancy", "one_step", "ramachandran_kl", "transition_rate"]
-
 Array = np.ndarray[Any, Any]
 
 REACH = 60.0  # degrees from a well in both angles that count as being in it

@@ -19,8 +19,6 @@ from training.runs.meters import FidOptions
 from training.runs.placement import PlaceOptions
 from training.runs.session import ReportOptions
 
-__all__ = ["CommonOptions"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class CommonOptions(

@@ -11,8 +11,6 @@ from torch import nn
 from torch_utils.layout import memory_format
 from torch_utils.options import Alias, OptionGroup, opt
 
-__all__ = ["DTYPES", "PerformanceOptions", "prepare", "set_backends"]
-
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -24,11 +22,11 @@ class PerformanceOptions:
 
     device: str = opt("auto", "cpu, cuda or auto (a GPU when there is one)", metavar="DEVICE", may_change=True)
     precision: str = opt(
-        "fp32", "Precision of the network's trunk", choices=list(DTYPES),
-        aliases=(
-            Alias("--fp16", "Same as --precision=fp16", lambda on: "fp16" if on else None, bool, metavar="BOOL"),
-        ),
-    )  # fmt: skip
+        "fp32",
+        "Precision of the network's trunk",
+        choices=list(DTYPES),
+        aliases=(Alias("--fp16", "Same as --precision=fp16", lambda on: "fp16" if on else None, bool, metavar="BOOL"),),
+    )
     compile: bool = opt(False, "Compile the network with torch.compile; no gain was seen on a CPU", flag=True)
     bench: bool = opt(True, "Let cuDNN choose its algorithms by timing them", metavar="BOOL")
     tf32: bool = opt(False, "Allow TF32 in fp32 matrix products and convolutions", metavar="BOOL")

@@ -25,8 +25,6 @@ from torch_utils import distributed as dist
 from torch_utils.misc import format_count
 from torch_utils.options import OptionGroup, opt
 
-__all__ = ["NetworkOptions", "away_from", "describe", "open_chosen", "open_network", "with_settings"]
-
 Ready = Callable[[nn.Module], nn.Module]  # what `samplers.run.prepare` does with a network
 
 # What published settings decide, and the options that say it instead.

@@ -23,8 +23,6 @@ from torch.nn import functional as F
 
 from torch_utils import checkpoint
 
-__all__ = ["BACKBONES", "Backbone", "Pyramid", "TransformerTaps", "ViTReadout", "build_backbone"]
-
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 HALF = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
 INPUT_SIZE = 224  # pixels; every published backbone was trained at this size

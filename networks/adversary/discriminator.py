@@ -21,8 +21,6 @@ from torch.nn import functional as F
 from networks.adversary.backbones import Backbone, build_backbone
 from torch_utils.rng import TorchRNG
 
-__all__ = ["MultiScaleHeads", "ProjectedDiscriminator", "Projector", "SpectralConv2d"]
-
 EMBEDDING_DIM = 320  # the reference starts from pooled features of tf_efficientnet_lite0
 PROJECTED_LABEL_DIM = 64
 PROJECTIONS = (0, 1, 2)

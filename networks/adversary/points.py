@@ -12,8 +12,6 @@ from torch import Tensor, nn
 from networks.trunks.mlp import DENSE_INIT, dense, with_labels
 from torch_utils.rng import TorchRNG
 
-__all__ = ["PointDiscriminator"]
-
 
 class PointDiscriminator(nn.Module):
     """Logits of points, with the interface of `ProjectedDiscriminator`; sees coordinates in units of `std`."""

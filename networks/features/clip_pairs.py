@@ -20,8 +20,6 @@ from networks.features.table import weights_hash
 from networks.features.vision_transformers import CLIP_MEAN, CLIP_STD, from_folder
 from networks.models.clip_text import load_tokenizer
 
-__all__ = ["OPEN_CLIP", "ClipPairs", "load_clip_pairs", "prepare_image"]
-
 OPEN_CLIP = "open_clip:"
 
 

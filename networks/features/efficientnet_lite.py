@@ -21,8 +21,6 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from networks.features.resize import centre_crop
 
-__all__ = ["CLASSES", "FEATURES", "VARIANTS", "EfficientNetLite", "preprocess"]
-
 FEATURES, CLASSES = 1280, 1000
 STAGES = ((3, 1, 16, 1), (3, 2, 24, 2), (5, 2, 40, 2), (3, 2, 80, 3), (5, 1, 112, 3), (5, 2, 192, 4), (3, 1, 320, 1))
 

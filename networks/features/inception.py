@@ -17,8 +17,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-__all__ = ["Inception2015", "resize_bilinear_tf1"]
-
 FEATURES = 2048
 CLASSES = 1008
 RESOLUTION = 299

@@ -18,8 +18,6 @@ from torch.nn import functional as F
 from networks.features.efficientnet_lite import VARIANTS, preprocess
 from networks.features.table import load_efficientnet, load_features
 
-__all__ = ["MAPS", "load_map"]
-
 SMALLEST = 48  # pixels of the shorter side that an EfficientNet is shown at least
 GRIDS = {1: 12, 2: 6, 4: 3}  # stage -> positions a side that are kept of its maps; what 48 pixels give
 

@@ -17,8 +17,6 @@ from torch import Tensor, nn
 from networks.trunks.layers import Linear
 from torch_utils.checkpoint import load_safetensors
 
-__all__ = ["PointNet", "load_point_features"]
-
 WIDTHS = (64, 128, 256)
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["centre_crop", "stretch"]
-
 
 def stretch(images: Tensor, height: int, width: int) -> Tensor:
     """Bicubic with antialiasing: 0..255 `[B, C, H, W]` of any type to float32 0..255 `[B, C, height, width]`."""

@@ -35,10 +35,6 @@ from torch_utils.downloads import download
 from torch_utils.files import cache_directory
 from torch_utils.images import from_uint8
 
-__all__ = [
-    "FEATURES", "INCEPTION_URL", "FeatureExtractor", "inception_extractor", "load_efficientnet", "load_features",
-]  # fmt: skip
-
 INCEPTION_URL = (
     "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth"
 )

@@ -16,8 +16,6 @@ from torch import Tensor, nn
 
 from networks.features.resize import centre_crop, stretch
 
-__all__ = ["CLIP_MEAN", "CLIP_STD", "from_folder", "load"]
-
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 DINO_RESOLUTION = 224  # of the published figures, whatever the network was trained with
 

@@ -18,8 +18,6 @@ from torch import Tensor, nn
 from networks.trunks.layers import Conv2d, GroupNorm, Init
 from torch_utils.dropout import Dropout
 
-__all__ = ["AUTOENCODERS", "KLAutoencoder", "VQAutoencoder", "build_autoencoder"]
-
 _INIT = Init("kaiming_uniform", weight=math.sqrt(1 / 3), bias=math.sqrt(1 / 3))  # PyTorch's own
 
 

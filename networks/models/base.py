@@ -9,8 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Model", "make_trunk"]
-
 
 def make_trunk(trunks: Mapping[str, type[nn.Module]], model_type: str, *args: Any, **kwargs: Any) -> nn.Module:
     """A trunk of the table; ValueError for a name that is not in it."""

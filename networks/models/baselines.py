@@ -13,8 +13,6 @@ from torch import Tensor
 
 from networks.models.precond import TINY, Precond
 
-__all__ = ["VEPrecond", "VPPrecond", "iDDPMPrecond", "iddpm_levels", "vp_sigma", "vp_time"]
-
 
 class VPPrecond(Precond):
     """Variance preserving: c_skip 1, c_out -sigma, c_in 1/sqrt(sigma^2 + 1), c_noise (M - 1) t(sigma)."""

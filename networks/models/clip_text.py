@@ -15,8 +15,6 @@ from torch import Tensor, nn
 
 from torch_utils.downloads import offline
 
-__all__ = ["TOKENIZER", "CLIPText", "load_tokenizer"]
-
 TOKENIZER = "openai/clip-vit-large-patch14"
 _MISSING = "text conditions need the package transformers: pip install 'fewstep[text]'"
 

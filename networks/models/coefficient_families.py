@@ -24,8 +24,6 @@ from torch import Tensor
 
 from networks.models.coefficients import CoefficientFamily
 
-__all__ = ["FAMILIES", "FAMILY_OF_PATH", "LinearFamily", "TrigonometricFamily", "interpolant_schedule"]
-
 
 @dataclass(frozen=True)
 class LinearFamily(CoefficientFamily):

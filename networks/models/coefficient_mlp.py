@@ -13,8 +13,6 @@ from networks.models.coefficients import parse_flags
 from networks.trunks.layers import Init
 from networks.trunks.mlp import dense, with_labels
 
-__all__ = ["CoefficientMLP"]
-
 _INIT_SMALL = Init("kaiming_normal", weight=0.1)  # c begins small, not zero: gamma depends on its squares
 
 

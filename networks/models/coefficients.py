@@ -27,11 +27,6 @@ from torch import Tensor, nn
 from networks.trunks.song_unet import SongUNet
 from networks.trunks.unet_block import condition_labels
 
-__all__ = [
-    "CoefficientFamily", "CoefficientNet", "CoefficientUNet", "crop", "filter_sigma", "filter_size", "gaussian_kernel",
-    "low_pass", "parse_flags", "rescale_like",
-]  # fmt: skip
-
 _EPS = 1e-8  # keeps a constant map finite when it is stretched
 
 

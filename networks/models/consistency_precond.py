@@ -14,8 +14,6 @@ from networks.models.base import Model
 from networks.models.precond import EDMPrecond
 from networks.trunks.adm_unet import ADMUNet
 
-__all__ = ["CMPrecond"]
-
 
 class CMPrecond(EDMPrecond):
     """EDM's denoiser with an `ADMUNet`. Distilled consistency models have other scalings and are no denoisers.

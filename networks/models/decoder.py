@@ -17,8 +17,6 @@ from torch import Tensor, nn
 from networks.models.autoencoder import mean_and_std
 from torch_utils.checkpoint import tensor_hash
 
-__all__ = ["Autoencoder", "LatentFacts", "give_decoder"]
-
 KINDS = ("moments", "latents")
 
 

@@ -11,8 +11,6 @@ from torch import Tensor, nn
 from networks.models.noise_precond import NoisePrecond
 from networks.trunks.transformer import Transformer
 
-__all__ = ["DiTPrecond"]
-
 
 class DiTPrecond(NoisePrecond):
     """D(x; sigma) of a `Transformer` that was trained on the indices of a table of noise levels.

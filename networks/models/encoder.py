@@ -16,8 +16,6 @@ from networks.models.base import make_trunk
 from networks.models.precond import per_sample_level
 from networks.models.velocity import TRUNKS
 
-__all__ = ["CouplingEncoder", "Encoded"]
-
 
 class Encoded(NamedTuple):
     """Noise z = mu + eps * exp(logvar / 2) and the moments it was drawn with, each `[N, C, H, W]` float32."""

@@ -21,8 +21,6 @@ from networks.trunks.adm_unet import ADMUNet
 from networks.trunks.context import ContextTrunk
 from networks.trunks.mlp import SELUMLP
 
-__all__ = ["BEGINS", "BRIDGES", "SCORE_TARGETS", "TRUNKS", "FusionNetwork"]
-
 # what a second head may be: sigma^2 / 2 times the score, a share of the noise at the end of the path, the score itself,
 # or a log density, which programs of 2025 took for it
 SCORE_TARGETS = ("eps", "noise", "score", "log_density", "none")

@@ -20,8 +20,6 @@ from networks.trunks.transformer import SIZES, Transformer
 from torch_utils.misc import expand_to
 from torch_utils.parts import PartLayout
 
-__all__ = ["TRUNKS", "InterpolantNetwork", "PartNetwork", "part_config", "transformer_config"]
-
 TRUNKS: dict[str, type[nn.Module]] = {"Transformer": Transformer}
 
 

@@ -18,8 +18,6 @@ from networks.models.autoencoder import KLAutoencoder, build_autoencoder
 from networks.models.clip_text import TOKENIZER, CLIPText, load_tokenizer
 from networks.models.noise_precond import NoisePrecond
 
-__all__ = ["LatentDenoiser"]
-
 
 class LatentDenoiser(NoisePrecond):
     """D(x; sigma) of latents `[B, img_channels, img_resolution, img_resolution]`, and `decode`.

@@ -10,8 +10,6 @@ from torch import Tensor, nn
 
 from networks.models.autoencoder import build_autoencoder
 
-__all__ = ["LatentModel"]
-
 
 class LatentModel(nn.Module):
     """Called as its network is; attributes are the network's but for what belongs to images.

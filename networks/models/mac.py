@@ -18,8 +18,6 @@ from networks.models.coefficient_families import FAMILIES
 from networks.models.coefficient_mlp import CoefficientMLP
 from networks.models.coefficients import CoefficientNet
 
-__all__ = ["MACNetwork"]
-
 
 class MACNetwork(nn.Module):
     """V and C. State-dict keys: `V.*` of the denoiser, `C.UNet.*` of the coefficient network (of points: `C.MLP.*`).

@@ -27,8 +27,6 @@ from networks.trunks.adm_unet import ADMUNet
 from torch_utils.misc import expand_to
 from torch_utils.noise_table import NoiseTable
 
-__all__ = ["NoiseLevels", "NoisePrecond", "OnLevels", "VPLevels", "denoise"]
-
 CONVENTIONS = ("vp-continuous", "table")
 
 
@@ -269,9 +267,7 @@ class NoisePrecond(OnLevels, Model):
         def predict(x_in: Tensor, time: Tensor) -> Tensor:
             return self.evaluate(x_in.to(dtype), time, condition).to(torch.float32)
 
-        return denoise(
-            predict, self.levels, x, sigma, clamp=self.clip_denoised, slope=slope, rate=guidance_rate
-        )  # fmt: skip
+        return denoise(predict, self.levels, x, sigma, clamp=self.clip_denoised, slope=slope, rate=guidance_rate)
 
     def condition(self, labels: Tensor | None, x: Tensor) -> dict[str, Tensor]:
         """What the trunk is given besides the image and the time."""

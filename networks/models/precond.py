@@ -21,8 +21,6 @@ from networks.trunks.mlp import FourierMLP
 from networks.trunks.song_unet import SongUNet
 from torch_utils.misc import expand_to
 
-__all__ = ["MODELS", "TINY", "EDMGammaPrecond", "EDMPrecond", "Precond", "per_sample_level"]
-
 MODELS: dict[str, type[nn.Module]] = {
     "SongUNet": SongUNet, "DhariwalUNet": DhariwalUNet, "FourierMLP": FourierMLP, "ContextTrunk": ContextTrunk,
 }  # fmt: skip

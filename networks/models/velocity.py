@@ -23,8 +23,6 @@ from networks.trunks.adm_unet import ADMUNet
 from networks.trunks.mlp import MLP, FourierMLP
 from networks.trunks.song_unet import SongUNet
 
-__all__ = ["TRUNKS", "NoisePrior", "VelocityNetwork"]
-
 TRUNKS: dict[str, type[nn.Module]] = {"SongUNet": SongUNet, "ADMUNet": ADMUNet, "MLP": MLP, "FourierMLP": FourierMLP}
 
 

@@ -21,8 +21,6 @@ from networks.trunks.layers import Conv2d, GroupNorm, Init, Linear
 from networks.trunks.spatial_transformer import SpatialTransformer
 from torch_utils.dropout import Dropout
 
-__all__ = ["DEFAULT", "ZERO", "Blocks", "Pointwise", "Stage", "attend", "norm", "spatial_mean", "time_mlp", "widths_of"]
-
 DEFAULT = Init("kaiming_uniform", weight=math.sqrt(1 / 3), bias=math.sqrt(1 / 3))  # PyTorch's own
 ZERO = Init("kaiming_uniform", weight=0, bias=0)
 _GROUPS = 32

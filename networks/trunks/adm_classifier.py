@@ -14,8 +14,6 @@ from torch import Tensor, nn
 from networks.trunks.adm_blocks import DEFAULT, ZERO, Blocks, Pointwise, attend, norm, spatial_mean, time_mlp, widths_of
 from networks.trunks.layers import Conv2d, Init, Linear, PositionalEmbedding
 
-__all__ = ["POOLS", "ADMClassifier"]
-
 POOLS = ("attention", "adaptive", "spatial", "spatial_v2")
 _HIDDEN = 2048  # features inside the heads "spatial" and "spatial_v2"
 

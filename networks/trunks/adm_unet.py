@@ -17,8 +17,6 @@ from torch import Tensor, nn
 from networks.trunks.adm_blocks import ZERO, Blocks, Stage, norm, time_mlp, widths_of
 from networks.trunks.layers import Conv2d, PositionalEmbedding
 
-__all__ = ["ADMUNet"]
-
 
 class ADMUNet(nn.Module):
     """U-Net with 32-group norms and multi-head attention on flattened pixels.

@@ -18,8 +18,6 @@ from networks.trunks.dhariwal_unet import DhariwalUNet
 from networks.trunks.mlp import SELUMLP, FourierMLP
 from networks.trunks.song_unet import SongUNet
 
-__all__ = ["ContextTrunk"]
-
 _INSIDE: dict[str, type[nn.Module]] = {
     "SongUNet": SongUNet, "DhariwalUNet": DhariwalUNet, "FourierMLP": FourierMLP, "ADMUNet": ADMUNet,
     "SELUMLP": SELUMLP,

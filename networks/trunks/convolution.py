@@ -12,8 +12,6 @@ from torch import Tensor
 
 from torch_utils import winograd
 
-__all__ = ["convolve"]
-
 _ONEDNN_BATCH = 16  # from here on PyTorch itself takes oneDNN for a 1x1 convolution on one thread
 
 

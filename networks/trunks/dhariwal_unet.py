@@ -20,8 +20,6 @@ from torch import Tensor, nn
 from networks.trunks.layers import Conv2d, GroupNorm, Init, Linear, PositionalEmbedding
 from networks.trunks.unet_block import UNetBlock, condition_labels, level_resolutions
 
-__all__ = ["DhariwalUNet"]
-
 _INIT = Init("kaiming_uniform", weight=math.sqrt(1 / 3), bias=math.sqrt(1 / 3))
 _INIT_ZERO = Init("kaiming_uniform", weight=0, bias=0)
 

@@ -21,8 +21,6 @@ from torch import Tensor, nn
 from networks.trunks.convolution import convolve
 from torch_utils.products import linear
 
-__all__ = ["Conv2d", "FourierEmbedding", "GroupNorm", "Init", "Linear", "PositionalEmbedding", "attention"]
-
 # mode -> (uniform or normal, numerator, whether fan_out counts): scale = sqrt(numerator / fans).
 _INIT_MODES = {
     "xavier_uniform": (True, 6, True),

@@ -23,8 +23,6 @@ from torch import Tensor, nn
 from networks.trunks.layers import Init, Linear
 from networks.trunks.unet_block import condition_labels
 
-__all__ = ["DENSE_INIT", "MLP", "SELUMLP", "FourierMLP", "dense", "with_labels"]
-
 _INIT = Init("kaiming_uniform", weight=math.sqrt(1 / 3), bias=math.sqrt(1 / 3))  # PyTorch's own
 DENSE_INIT = Init("kaiming_normal")
 

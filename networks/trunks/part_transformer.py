@@ -18,8 +18,6 @@ from torch import Tensor, nn
 from networks.trunks.layers import Linear
 from networks.trunks.tokens import CODE, XAVIER, ElementCode, TimeEmbedder, TokenTransformer
 
-__all__ = ["PartTimeEmbedder", "PartTransformer"]
-
 
 class PartTimeEmbedder(nn.Module):
     """A time for every number of every part -> one vector a token. Keys: mlp.{0, 2}, groups.G.{weight, bias}."""

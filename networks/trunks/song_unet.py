@@ -19,8 +19,6 @@ from torch import Tensor, nn
 from networks.trunks.layers import Conv2d, FourierEmbedding, GroupNorm, Init, Linear, PositionalEmbedding
 from networks.trunks.unet_block import UNetBlock, condition_labels, level_resolutions
 
-__all__ = ["SongUNet"]
-
 _INIT = Init("xavier_uniform")
 _INIT_ZERO = Init("xavier_uniform", weight=1e-5)  # nearly zero, not zero
 _INIT_ATTN = Init("xavier_uniform", weight=math.sqrt(0.2))

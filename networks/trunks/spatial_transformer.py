@@ -15,8 +15,6 @@ from torch import Tensor, nn
 
 from networks.trunks.layers import Conv2d, GroupNorm, Init, Linear
 
-__all__ = ["SpatialTransformer"]
-
 _INIT = Init("kaiming_uniform", weight=math.sqrt(1 / 3), bias=math.sqrt(1 / 3))  # PyTorch's own
 _ZERO = Init("kaiming_uniform", weight=0, bias=0)
 

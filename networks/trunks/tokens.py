@@ -21,8 +21,6 @@ from torch.utils.checkpoint import checkpoint
 from networks.trunks.layers import Init, Linear
 from networks.trunks.unet_block import condition_labels
 
-__all__ = ["CODE", "XAVIER", "ElementCode", "LabelEmbedder", "TimeEmbedder", "TokenTransformer", "time_features"]
-
 XAVIER = Init("xavier_uniform")
 _ZERO = Init(weight=0)
 _FREQUENCIES = 256

@@ -20,8 +20,6 @@ from torch import Tensor, nn
 from networks.trunks.layers import Conv2d, GroupNorm, Init, Linear, attention
 from torch_utils.dropout import dropout, rand_rows
 
-__all__ = ["UNetBlock", "condition_labels", "level_resolutions"]
-
 _INIT = Init()
 _INIT_ZERO = Init(weight=0.0)
 

@@ -11,8 +11,6 @@ from typing import Any
 from samplers.analysis.figures import LEVEL, solver_styles
 from torch_utils.report.chart import Chart, Line
 
-__all__ = ["CHARTS", "charts_of"]
-
 DASHES = ((), (8, 5), (2, 4), (8, 4, 2, 4))
 
 

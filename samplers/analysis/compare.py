@@ -32,8 +32,6 @@ from torch_utils.images import to_uint8
 from torch_utils.misc import split_evenly
 from torch_utils.report.page import Table
 
-__all__ = ["HELD_OUT", "Cell", "Measure", "compare", "tables"]
-
 HELD_OUT = 2_000_000_000  # first seed of held-out noise
 
 

@@ -31,8 +31,6 @@ from samplers.solvers.base import Solver
 from samplers.solvers.table import SOLVERS
 from samplers.start import starts_exactly
 
-__all__ = ["Contestant", "parse_contestant", "plan_cells"]
-
 EDM = "edm"
 NATIVE = "native"  # in place of a schedule
 

@@ -20,11 +20,6 @@ from torch_utils.images import to_uint8
 from torch_utils.misc import expand_to
 from torch_utils.report.plot import COLOURS, colour, figure, marker
 
-__all__ = [
-    "draw_compare", "draw_cost", "draw_curvature", "draw_curve", "draw_projection", "draw_schedules", "draw_strip",
-    "draw_trajectory", "solver_styles",
-]  # fmt: skip
-
 LEVEL = "noise level σ (data in [-1, 1])"
 LINES = ("-", "--", ":", "-.")
 DATA_STD = 0.5  # of images in [-1, 1], about: states are shown with this spread at every level

@@ -14,10 +14,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = [
-    "Bend", "bend", "chord_deviation", "cosine_to_end", "distance_to_end", "explained_variance", "norms", "project3",
-]  # fmt: skip
-
 
 def _flat(x: Tensor) -> Tensor:
     """`[T, B, ...]` -> `[T, B, D]` in float64."""

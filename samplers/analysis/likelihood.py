@@ -25,8 +25,6 @@ from samplers.planning.interpolant import on_a_path, reached_times
 from samplers.solvers.table import SOLVERS, solver_named
 from torch_utils.rng import PerSampleRNG
 
-__all__ = ["LEVELS", "Likelihood", "bits_per_dimension", "dequantised", "likelihood", "signs"]
-
 LEVELS = 127.5  # grey values of a pixel per unit
 
 

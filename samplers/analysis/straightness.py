@@ -29,8 +29,6 @@ from samplers.solvers.table import sample
 from torch_utils import distributed as dist
 from torch_utils.report.page import Table
 
-__all__ = ["curvature_table", "measure_curvature", "step_deviations", "trajectory", "trajectory_curvature"]
-
 SIGMA_MAX = 80.0  # where trajectories of a model without an end of its own begin
 SOLVERS = ("euler", "heun")  # the estimate needs the states of a solver that goes straight within a step
 

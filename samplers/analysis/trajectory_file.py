@@ -19,8 +19,6 @@ from torch import Tensor
 from samplers.analysis import geometry
 from torch_utils.misc import expand_to
 
-__all__ = ["BEND_WINDOW", "Trajectory", "load_trajectory", "summarise"]
-
 KEYS = ("x", "drift", "sigmas", "seeds")
 BEND_WINDOW = 5  # neighbouring states in a fit of curvature and torsion
 BEND_STATES = 11  # fewer states say nothing about torsion

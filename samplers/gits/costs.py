@@ -18,8 +18,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["METRICS", "cost_matrix", "cost_sums", "path_cost", "path_table", "read_coefficients", "shortest_path"]
-
 _WORKSPACE = {"cpu": 4 << 20, "cuda": 512 << 20}  # bytes one chunk of samples may take; on a CPU, about its cache
 
 

@@ -26,8 +26,6 @@ from torch_utils import distributed as dist
 from torch_utils.misc import split_evenly
 from torch_utils.rng import PerSampleRNG, fold_seed
 
-__all__ = ["TEACHERS", "Teacher", "TeacherRun", "run_teacher", "warmup_chunks"]
-
 # Solvers that evaluate the network at every state they pass through; unipc does so at its predictions only.
 TEACHERS = ("euler", "heun", "dpm", "ipndm", "ipndm_v", "ab", "deis", "dpmpp")
 _STREAM = 0x6717  # keeps warm-up seeds apart from every other use of a user's seed

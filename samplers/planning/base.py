@@ -16,8 +16,6 @@ from samplers.guidance import guide
 from samplers.snapping import snapped
 from torch_utils.rng import TorchRNG
 
-__all__ = ["ChosenLevels", "Plan", "Request", "count_of", "said", "shown_levels"]
-
 
 @dataclass(frozen=True, eq=False)
 class ChosenLevels:

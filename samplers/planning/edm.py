@@ -10,8 +10,6 @@ from samplers.planning.options import ChurnOptions, EDMSamplerOptions, flag
 from samplers.schedules.edm import general_levels
 from samplers.solvers.churn import ablation_sampler, edm_sampler
 
-__all__ = ["plan_edm"]
-
 GENERAL = ("solver", "disc", "form", "scaling")  # any of these: the general form
 NAMES = {"steps": "num_steps", "disc": "discretization", "form": "schedule"}  # of options -> of arguments
 

@@ -19,8 +19,6 @@ from samplers.solvers.elementwise import ONE_STEP, coefficient_cost, sample_mac
 from samplers.solvers.table import SOLVERS
 from samplers.start import refuse_guess
 
-__all__ = ["check_elementwise", "plan_elementwise"]
-
 
 def check_elementwise(solver: str, options: dict[str, object], S_churn: float | None) -> None:
     """Refuse what cannot be, before any levels are searched for it.

@@ -18,8 +18,6 @@ from samplers.planning.options import flag
 from samplers.solvers.bridge import srid2
 from torch_utils.rng import TorchRNG
 
-__all__ = ["drift_of", "fused_field", "has_noise", "plan_bridge"]
-
 Drift = Fusion | Fusion2024 | Fusion2025
 
 DEFAULT_STEPS = 10

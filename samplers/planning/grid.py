@@ -13,8 +13,6 @@ from samplers.schedules.formulas import get_schedule
 from samplers.solvers.table import SOLVERS, sample
 from samplers.start import refuse_guess
 
-__all__ = ["plan_adaptive", "plan_grid"]
-
 
 def plan_grid(request: Request) -> Plan:
     """Any solver of fixed steps over `request.chosen`.

@@ -23,8 +23,6 @@ from samplers.solvers.interpolant import interpolant_sde, time_interval
 from samplers.start import refuse_score
 from torch_utils.rng import TorchRNG
 
-__all__ = ["on_a_path", "plan_interpolant", "reached_times", "sample_interpolant"]
-
 DEFAULT_NUM_STEPS = 250
 LAST_STEP_SIZE = 0.04  # ten steps of the published 250
 NEAREST = 1e-3  # to the data, without a last step: there is no score at 0

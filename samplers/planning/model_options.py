@@ -17,11 +17,6 @@ from samplers.start import STARTS
 from torch_utils.cli import Choice
 from torch_utils.options import OptionGroup, opt
 
-__all__ = [
-    "DIFFUSION_FORMS", "FIELDS", "BridgeOptions", "DiffusionOptions", "FusionOptions", "GuidanceOptions",
-    "NativeOptions", "PartOptions", "PriorOptions", "StartOptions",
-]  # fmt: skip
-
 COORDINATES = ("native", "sigma")
 PRIORS = ("matched", "standard")
 FIELDS = ("x1", "pf", "bridge_sde", "langevin", "legacy_2024", "legacy_2025")  # of models of two heads

@@ -10,8 +10,6 @@ from samplers.solvers.interpolant import time_interval
 from samplers.solvers.native import DRIFT_SOLVERS, last_step_cost, sample_native, uniform_times
 from samplers.solvers.table import SOLVERS
 
-__all__ = ["plan_native"]
-
 DEFAULT_EVALUATIONS = 20
 
 

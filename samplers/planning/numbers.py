@@ -6,8 +6,6 @@ from typing import Any
 
 from torch_utils.options import opt
 
-__all__ = ["EXPONENT", "MOST", "count", "number", "switch"]
-
 MOST = 1_000_000  # of any number: beyond it arithmetic overflows, or sampling does not end
 EXPONENT = {"at_least": 0.1, "at_most": 1000}  # of levels; beyond, they all lie at one end
 

@@ -28,11 +28,6 @@ from samplers.solvers.table import SOLVERS
 from torch_utils.cli import CountList
 from torch_utils.options import OptionGroup, opt
 
-__all__ = [
-    "FAMILY", "CalibrationOptions", "ChurnOptions", "CountOptions", "EDMSamplerOptions", "EndOptions", "LevelOptions",
-    "MethodOptions", "RangeOptions", "SamplerOptions", "SearchOptions", "SolverOptions", "flag",
-]  # fmt: skip
-
 EDM = OptionGroup(
     "EDM sampler",
     "The default, in N noise levels and a last step to 0. With the solvers euler and heun; --S_* also with heun_churn.",

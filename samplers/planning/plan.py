@@ -55,8 +55,6 @@ from samplers.snapping import snapped
 from samplers.solvers.table import SOLVERS, solver_named
 from samplers.start import refuse_score, starts_exactly
 
-__all__ = ["KINDS", "Plan", "SamplerOptions", "build_plan"]
-
 
 class Kind(NamedTuple):
     """A kind of sampler: the families of options it reads, the builder of its plans, and why others do not belong."""

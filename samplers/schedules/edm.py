@@ -17,10 +17,6 @@ from samplers.field import Facts, Field
 from samplers.path import VP
 from samplers.schedules.formulas import polynomial
 
-__all__ = [
-    "DISCRETIZATIONS", "SCALINGS", "SCHEDULE_FORMS", "Coordinates", "check_choice", "general_levels", "general_range",
-]  # fmt: skip
-
 DISCRETIZATIONS = ("vp", "ve", "iddpm", "edm")
 SCHEDULE_FORMS = ("vp", "ve", "linear")
 SCALINGS = ("vp", "none")

@@ -9,8 +9,6 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-__all__ = ["validate_t_steps"]
-
 
 def validate_t_steps(t_steps: Tensor | Sequence[float], zero_end: bool = False) -> Tensor:
     """Explicit noise levels as `[N+1]` float64 on the CPU.

@@ -27,8 +27,6 @@ from samplers.field import Facts
 from samplers.path import VE, VP
 from samplers.schedules.published import PUBLISHED
 
-__all__ = ["FORMULAS", "SCHEDULES", "get_schedule", "polynomial"]
-
 VP_EPS = 1e-3  # the VP time of sigma_min; sigma_max is at time 1
 
 

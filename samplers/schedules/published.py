@@ -24,8 +24,6 @@ from torch import Tensor
 
 from torch_utils.noise_table import NoiseTable, scaled_linear_alphas
 
-__all__ = ["PUBLISHED", "PublishedSchedule"]
-
 
 @dataclass(frozen=True)
 class PublishedSchedule:

@@ -51,7 +51,7 @@ LIVE = {
         ),
         "functools.partial",
     ),
-}  # fmt: skip
+}
 
 
 def generators():

@@ -98,9 +98,8 @@ def test_ended_by_any_signal_with_everything_on(tmp_path, data, world):
     drive(tmp_path, data, tmp_path / "straight", 1, [{}], world, options=options)
     rng = random.Random(5)
     actions = [
-        {"signal": s, "event": rng.randint(1, 40), "rank": rng.randrange(world)}
-        for s in rng.sample([*STATUS] * 2, 8)
-    ]  # fmt: skip
+        {"signal": s, "event": rng.randint(1, 40), "rank": rng.randrange(world)} for s in rng.sample([*STATUS] * 2, 8)
+    ]
     results, _ = drive(tmp_path, data, tmp_path / "ended", 1, [*actions, {}], world, options=options)
     for action, processes in zip(actions, results, strict=False):
         assert processes[action["rank"]][0] in STATUS[action["signal"]], (action, processes)

@@ -20,9 +20,8 @@ from training.methods.table import METHODS
 
 PAGE = (Path(__file__).parents[2] / "docs" / "reproduce.md").read_text()
 COMMANDS = [
-    shlex.split(text)
-    for text in re.findall(r"^torchrun .*?train\.py (.*)$", PAGE.replace("\\\n", ""), re.MULTILINE)
-]  # fmt: skip
+    shlex.split(text) for text in re.findall(r"^torchrun .*?train\.py (.*)$", PAGE.replace("\\\n", ""), re.MULTILINE)
+]
 SETS = {"cifar10": "cifar10", "ffhq": "ffhq64", "afhqv2": "afhqv2-64", "imagenet": "imagenet64"}  # in published names
 
 

@@ -98,7 +98,7 @@ def test_completion_and_assembly(net, keep, tmp_path):
         (analyze.main, "shapes {o}/x.npz --data=shapes:boxes --outdir={o}", "compare shapes of one kind"),
         (analyze.main, "shapes {o}/x.npz --data={o}/x.npz --outdir={o} --features=none.pt", "none.pt"),
     ],
-)  # fmt: skip
+)
 def test_one_sentence(net, command, text, words, tmp_path):
     np.savez(tmp_path / "x.npz", parts=np.ones((3, 2, 7)))
     result = run(command, text.format(o=tmp_path, n=net))

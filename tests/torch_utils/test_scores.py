@@ -15,7 +15,7 @@ from torch_utils.scores import (
     regression_scores,
     trajectory_scores,
     wrapped,
-)  # fmt: skip
+)
 
 
 @pytest.mark.parametrize("case", cases("idff", "ensemble_scores"))

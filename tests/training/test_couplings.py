@@ -20,7 +20,7 @@ from training.couplings import (
     same_label_ot,
     squared_distances,
     transport_plan,
-)  # fmt: skip
+)
 from training.losses.flow import flow_loss
 
 

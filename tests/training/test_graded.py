@@ -141,7 +141,7 @@ def test_a_search_is_of_the_progress(tmp_path):
         ({}, None, {}, "give --keep"),
         ({"shape": (3,)}, None, {"keep": "0.5"}, "needs a network of images"),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be(tmp_path, facts, given, options, message):
     with pytest.raises(ValueError, match=message):
         sampler(tmp_path, model(**facts), given, **options)

@@ -12,7 +12,7 @@ from training.molecules import (
     ramachandran_kl,
     residues,
     transition_rate,
-)  # fmt: skip
+)
 
 ALPHA, BETA = (-63.0, -42.0), (-130.0, 150.0)
 

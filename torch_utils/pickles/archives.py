@@ -18,8 +18,6 @@ from torch_utils.files import cache_directory, map_file
 from torch_utils.pickles.foreign import Words, naming, read_foreign
 from torch_utils.temporaries import temporary_beside
 
-__all__ = ["TRAINING", "is_distribution", "opened", "read_archive"]
-
 # Modules whose classes are read past, by how their names begin, and single names.
 _PACKAGES = (
     "pytorch_lightning.", "lightning.", "lightning_fabric.", "lightning_utilities.", "omegaconf.", "ldm.", "taming.",

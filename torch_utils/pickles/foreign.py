@@ -21,8 +21,6 @@ from torch_utils.files import map_file
 from torch_utils.pickles.machine import Record, plain_key, shown
 from torch_utils.pickles.torch_files import DTYPES, TorchReader, check_aliasing, is_legacy
 
-__all__ = ["MAX_NAME", "Foreign", "Words", "module_classes", "named_tensors", "naming", "read_foreign"]
-
 MAX_MODULES = 20_000
 MAX_NAME = 512
 

@@ -18,8 +18,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["Budget", "Name", "Record", "Vocabulary", "plain_key", "run", "shown"]
-
 MAX_OPERATIONS = 1_000_000
 MAX_TEXT = 16 << 20
 MAX_NAME = 200

@@ -12,8 +12,6 @@ import sys
 from torch_utils.pickles.foreign import Words
 from torch_utils.pickles.machine import Record
 
-__all__ = ["ANYTHING"]
-
 _BUILTIN = {
     "bool", "bytearray", "bytes", "complex", "dict", "float", "frozenset", "int", "list", "object", "range", "set",
     "slice", "str", "tuple", "type", "Ellipsis", "long", "unicode", "xrange",

@@ -24,8 +24,6 @@ from torch_utils.pickles.machine import Budget, Record, Vocabulary, plain_key, r
 from torch_utils.pickles.tree import check_tree
 from torch_utils.pickles.zip_directory import check_crc, read_directory
 
-__all__ = ["LEGACY_MAGIC", "Storage", "TorchReader", "check_aliasing", "is_legacy"]
-
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 MAX_PICKLE = 64 << 20
 MAX_TENSORS = 100_000

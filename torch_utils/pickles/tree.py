@@ -6,8 +6,6 @@ from typing import Any
 
 from torch_utils.pickles.machine import Record
 
-__all__ = ["check_tree"]
-
 MAX_DEPTH = 100
 MAX_ITEMS = 2_000_000
 

@@ -13,8 +13,6 @@ import zlib
 from itertools import pairwise
 from typing import NamedTuple
 
-__all__ = ["Member", "check_crc", "read_directory"]
-
 MAX_MEMBERS = 100_000
 
 _END = struct.Struct("<4s4H2LH")

@@ -10,8 +10,6 @@ from dataclasses import dataclass
 
 from torch_utils.report.plot import colour
 
-__all__ = ["Chart", "Line"]
-
 MANY = 40  # values of a line whose points are not marked any more
 
 

@@ -10,8 +10,6 @@ from torch import Tensor
 from torch_utils.report.boxes import draw_shapes
 from torch_utils.report.scatter import is_points, scatter
 
-__all__ = ["SampleKind", "kind_of"]
-
 
 class SampleKind(NamedTuple):
     """name: of the samples, their files and arrays. array: its name in the file. draw: samples -> picture."""

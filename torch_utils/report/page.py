@@ -21,8 +21,6 @@ from PIL import Image, UnidentifiedImageError
 from torch_utils.files import atomic_write
 from torch_utils.report.chart import Chart
 
-__all__ = ["Table", "write_page"]
-
 WEB = Path(__file__).parent / "web"
 SMALL = 480  # pixels; narrower pictures are enlarged by a whole factor, so that single pixels can be seen
 WIDE = 900  # pixels; wider pictures take a row of their own

@@ -20,8 +20,6 @@ from torch_utils.files import atomic_write
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["COLOURS", "colour", "figure", "marker"]
-
 # Dark enough on white, apart from each other for colour-blind readers too when markers differ.
 COLOURS = (
     "#1f6fb4", "#d9541e", "#2a9134", "#8e44ad", "#b8860b", "#c2255c", "#0b8a8f", "#5c4b3c", "#6a7f10", "#495057",

@@ -8,8 +8,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["is_points", "scatter"]
-
 MAX_POINTS = 20_000
 
 

@@ -20,8 +20,6 @@ from typing import Any
 
 from training.data.decode import is_image_name
 
-__all__ = ["MAX_FILE_BYTES", "ImageArchive"]
-
 MAX_FILE_BYTES = 1 << 28  # of one file, unpacked; 8192 x 8192 RGB pixels fit
 # Resource forks, thumbnails, copies and settings that macOS, Windows, network drives and notebooks leave behind.
 _LITTER = {

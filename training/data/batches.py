@@ -26,8 +26,6 @@ from torch_utils.distributed import print0
 from torch_utils.misc import format_count
 from training.data.image_dataset import ImageDataset
 
-__all__ = ["Batches", "ImageDataset", "InfiniteSampler"]
-
 SHARE_OF_GPU = 0.25  # of its free memory that images may take; network, gradients and activations come later
 SHARE_OF_HOST = 0.5
 BATCHES_AHEAD = 3

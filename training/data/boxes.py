@@ -18,8 +18,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["CODE", "FAMILIES", "PARTS", "RULES", "TOLERANCE", "draw_boxes", "rules"]
-
 PARTS, CODE = 12, 8
 NOISE = 0.05  # of codes
 TOLERANCE = 0.03  # of lengths; furniture is about 1 wide

@@ -13,8 +13,6 @@ import numpy as np
 
 from torch_utils.pickles.machine import Budget, Vocabulary, run
 
-__all__ = ["read_batch"]
-
 _BYTES = object()  # stands for the element type of pixels
 _CLASS = object()  # stands for numpy.ndarray
 

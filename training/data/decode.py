@@ -15,8 +15,6 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-__all__ = ["MAX_PIXELS", "TURNS", "decode_image", "is_image_name"]
-
 MAX_PIXELS = 1 << 26  # of one image
 _RUNS_PROGRAMS = {"EPS", "WMF"}  # PIL hands these to Ghostscript or to the Windows renderer
 

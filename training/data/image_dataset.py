@@ -25,8 +25,6 @@ from training.data.decode import decode_image
 from training.data.labels import check_labels, find_labels, read_labels
 from training.data.transforms import to_gray_or_rgb
 
-__all__ = ["ImageDataset", "decoded", "subset_indices"]
-
 WORKERS = 3  # threads of `decoded`
 
 

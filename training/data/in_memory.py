@@ -8,8 +8,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["InMemoryDataset"]
-
 
 class InMemoryDataset:
     """A data set that is small enough to be kept.

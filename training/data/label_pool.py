@@ -15,8 +15,6 @@ from samplers.field import Facts
 from training.data.image_dataset import ImageDataset
 from training.data.labels import LabelFile, check_labels
 
-__all__ = ["give_labels", "read_pool", "refuse_labels"]
-
 ARRAYS, TEXT = (".npy", ".npz"), ".json"
 
 

@@ -18,8 +18,6 @@ import numpy as np
 
 from training.data.archive import ImageArchive
 
-__all__ = ["FILE", "KINDS", "LabelFile", "check_labels", "find_labels", "read_labels"]
-
 FILE = "dataset.json"
 KINDS = ("classes", "multi-hot", "vector")
 MAX_CLASSES = 1 << 20  # one-hot labels beyond this are a mistake

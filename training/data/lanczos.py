@@ -16,8 +16,6 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-__all__ = ["resize"]
-
 LEAST_SHRINK, LEAST_WIDTH = 3, 192  # below, Pillow is as fast
 GROUP = 8  # outputs computed by one product from the pixels that any of them reads
 DOUBT = 2e-3  # a float32 sum of weights times 0..255 errs by far less: 255 * 2**-24 * the number of weights

@@ -17,8 +17,6 @@ from training.data.archive import ImageArchive
 from training.data.image_dataset import ImageDataset
 from training.data.labels import FILE
 
-__all__ = ["LatentDataset", "holds_latents"]
-
 SUFFIX, MIRRORED = ".npy", "-flip.npy"
 _DTYPES = {"float16": torch.float16, "float32": torch.float32}
 _ENOUGH = 4096  # images whose latents tell the deviation

@@ -27,8 +27,6 @@ from torch_utils.images import from_uint8
 from training.data.image_dataset import ImageDataset, decoded
 from training.data.stored_zip import StoredZip
 
-__all__ = ["DTYPES", "encode_dataset"]
-
 DTYPES = {"float16": torch.float16, "float32": torch.float32}
 
 

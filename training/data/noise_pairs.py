@@ -18,8 +18,6 @@ from torch import Tensor
 
 from training.data.image_dataset import ImageDataset
 
-__all__ = ["PairDataset", "find_folders"]
-
 SAMPLES, LATENTS = "samples", "zs"
 
 

@@ -13,8 +13,6 @@ from training.data.series import SeriesDataset, is_series
 from training.data.shapes import ShapeDataset, is_shapes
 from training.data.toys import ToyDataset, is_toy
 
-__all__ = ["DataOptions", "open_dataset"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class DataOptions:

@@ -22,8 +22,6 @@ import numpy as np
 
 from training.data.cifar_pickle import read_batch
 
-__all__ = ["Source", "array_source", "open_cifar10", "open_digits", "open_lmdb", "open_lsun", "open_mnist"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Source:

@@ -14,8 +14,6 @@ from PIL import Image
 
 from training.data.originals import Source, array_source
 
-__all__ = ["open_photos"]
-
 SIZE, STRIDE, SHRINK, TRAIN = 32, 4, (2, 4), 0.75
 
 

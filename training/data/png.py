@@ -7,8 +7,6 @@ import zlib
 
 import numpy as np
 
-__all__ = ["encode_png"]
-
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _GRAY, _RGB = 0, 2  # colour types
 

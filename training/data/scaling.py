@@ -15,8 +15,6 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["SCALINGS", "Scaling"]
-
 Array = np.ndarray[Any, Any]
 
 _ANGLES = ("circle", "turns")

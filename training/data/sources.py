@@ -18,8 +18,6 @@ from training.data.labels import FILE, LabelFile, check_labels, read_labels
 from training.data.originals import Source, open_cifar10, open_digits, open_lmdb, open_lsun, open_mnist
 from training.data.photos import open_photos
 
-__all__ = ["LAYOUTS", "Layout", "detect_layout", "open_source"]
-
 
 @dataclass(frozen=True)
 class Layout:

@@ -10,8 +10,6 @@ import struct
 import zlib
 from typing import IO
 
-__all__ = ["StoredZip"]
-
 _DATE = 0x21  # 1 January 1980, the first of the format
 _MODE = 0o644 << 16  # as on Unix, which is system 3
 _MOST_FILES, _MOST_BYTES = 0xFFFF, 0x7FFFFFFF  # zipfile uses zip64 beyond the same limits

@@ -24,8 +24,6 @@ from training.data.decode import decode_image
 from training.data.in_memory import InMemoryDataset
 from training.data.transforms import to_gray_or_rgb
 
-__all__ = ["TOYS", "ToyDataset", "draw", "is_toy", "sized"]
-
 PREFIX = "toy:"
 SIZE = 100_000
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".gif")

@@ -16,8 +16,6 @@ from PIL import Image
 
 from training.data.lanczos import resize
 
-__all__ = ["FILTERS", "TRANSFORMS", "keep", "make_transform", "to_gray_or_rgb"]
-
 Transform = Callable[[Image.Image], "Image.Image | None"]
 
 FILTERS = {

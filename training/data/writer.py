@@ -36,8 +36,6 @@ from training.data.png import encode_png
 from training.data.stored_zip import StoredZip
 from training.data.transforms import Transform, keep, to_gray_or_rgb
 
-__all__ = ["Summary", "check_destination", "convert"]
-
 Put = Callable[[str, bytes], None]
 
 MOST_PER_CHUNK, CHUNK_BYTES = 64, 1 << 20  # images that a thread makes before it hands them over

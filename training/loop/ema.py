@@ -18,11 +18,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-__all__ = [
-    "gamma_to_sigma_rel", "halflife_beta", "posthoc_error", "power_beta", "reconstruct", "sigma_rel_to_gamma",
-    "solve_posthoc_weights", "update_ema",
-]  # fmt: skip
-
 
 def halflife_beta(nimg: int, batch_size: int, halflife: float, rampup_ratio: float | None = None) -> float:
     """Factor with which a weight's share in the average halves every `halflife` images.

@@ -32,8 +32,6 @@ from training.loop.sync_timer import SyncTimer
 from training.loop.watch import Watch
 from training.method import Batch, Method, Phase
 
-__all__ = ["Loop", "NonFiniteError"]
-
 _DROPOUT, _DRAWS = 1 << 16, 1 << 17  # streams of dropout masks and of data that is drawn, besides those of the phases
 
 

@@ -7,8 +7,6 @@ from typing import ClassVar
 
 from torch_utils.options import OptionGroup, opt
 
-__all__ = ["LoopOptions"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class LoopOptions:

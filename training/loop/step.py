@@ -11,8 +11,6 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-__all__ = ["nonfinite_count", "sanitize_gradients", "set_lr"]
-
 _CHUNK = 1 << 25  # elements copied at a time by sanitize_gradients: 128 MiB of float32
 
 

@@ -14,8 +14,6 @@ import torch
 from torch import distributed
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
-__all__ = ["StepTimes", "SyncTimer"]
-
 _MAX_STEPS = 256  # timed per tick; the rest of a long tick is taken to be alike
 
 Mark = float | torch.cuda.Event

@@ -7,8 +7,6 @@ from torch import Tensor
 
 from torch_utils import distributed as dist
 
-__all__ = ["Watch"]
-
 
 class Watch:
     """The flags 'a gradient is not finite' and 'asked to stop', agreed by all processes.

@@ -13,8 +13,6 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-__all__ = ["fake_loss", "generator_loss", "real_loss"]
-
 
 def generator_loss(logits: Sequence[Tensor]) -> Tensor:
     """Loss of the generator, `[B]`: minus the logits of what it made, summed over heads."""

@@ -21,8 +21,6 @@ from networks.models.baselines import vp_sigma
 from torch_utils.rng import TorchRNG
 from training.augment import AugmentPipe
 
-__all__ = ["LOSSES", "DenoisingLoss", "EDMLoss", "VELoss", "VPLoss", "loss_for"]
-
 
 @dataclass(frozen=True)
 class DenoisingLoss:

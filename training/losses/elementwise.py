@@ -31,8 +31,6 @@ from torch_utils.rng import TorchRNG
 from training.augment import AugmentPipe
 from training.losses.denoising import EDMLoss
 
-__all__ = ["COEFFICIENT_SAMPLERS", "CoefficientOptions", "EDMGammaLoss", "RandomCoefficients", "gamma_loss"]
-
 COEFFICIENT_SAMPLERS = ("defined", "published")
 
 

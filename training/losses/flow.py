@@ -21,8 +21,6 @@ from torch_utils.misc import expand_to
 from torch_utils.rng import TorchRNG
 from training.couplings import independent
 
-__all__ = ["T_EPS", "FlowLoss", "flow_loss", "gaussian_kl"]
-
 T_EPS = 1e-5  # times are drawn from [T_EPS, 1)
 
 

@@ -20,8 +20,6 @@ from torch import Tensor
 
 from torch_utils.misc import expand_to
 
-__all__ = ["BRIDGES", "SCORE_TARGETS", "TIME_WEIGHTS", "Bridge", "FusionLoss", "State", "order1_target"]
-
 _TINY = 1e-8  # in denominators that published code guards so
 
 

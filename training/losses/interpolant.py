@@ -28,11 +28,6 @@ from samplers.path import Linear, Path
 from torch_utils.misc import expand_to
 from torch_utils.rng import TorchRNG
 
-__all__ = [
-    "BY_GROUP", "COMPENSATION", "PART_SPLITS", "PREDICTIONS", "SPLITS", "WEIGHTS", "InterpolantLoss", "Target", "Times",
-    "compensated", "draw_times", "make_times", "split_shape",
-]  # fmt: skip
-
 PREDICTIONS = ("velocity", "noise", "score", "data")
 COMPENSATION = ("linear-only", "reference", "off")
 

@@ -13,8 +13,6 @@ from training.losses.interpolant import COMPENSATION, PART_SPLITS, PREDICTIONS, 
 from training.method import Batch
 from training.options import CommonOptions
 
-__all__ = ["PATH_TYPES", "ComboStocOptions", "InterpolantOptions", "SiTOptions"]
-
 # the published names of paths, in the direction of this project
 PATH_TYPES = {"Linear": "linear", "GVP": "trig", "VP": "vp"}
 _ALL_SPLITS = list(SPLITS | PART_SPLITS)

@@ -25,8 +25,6 @@ from training.loop.settings import LoopOptions
 from training.method import Average, Batch, LossOut, Phase
 from training.runs import phema
 
-__all__ = ["LearningOptions", "adam_phase", "averages", "data", "example", "save", "size", "steps", "training_cost"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class LearningOptions:

@@ -34,8 +34,6 @@ from training.performance import prepare
 from training.pictures.velocity import Shown
 from training.runs import phema
 
-__all__ = ["CurvatureOptions", "build", "ema_factor", "optimizer_of", "warmup_lr"]
-
 
 def warmup_lr(step: int, lr: float, warmup: int) -> float:
     """`lr * step / warmup` in the first `warmup` steps, then constant at the last of these values, as published."""

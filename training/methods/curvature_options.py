@@ -16,8 +16,6 @@ from torch_utils.options import Alias, OptionGroup, opt, refuse
 from training.couplings import COUPLINGS
 from training.options import CommonOptions
 
-__all__ = ["HYPER", "ORIGINAL", "CurvatureOptions"]
-
 # Defaults of the original command.
 ORIGINAL: dict[str, Any] = {
     "weight_prior": 10.0, "lr": 3e-5, "warmup_steps": 0, "optimizer": "adamw", "batch": 4, "iterations": 1_000_000,

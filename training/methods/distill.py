@@ -34,8 +34,6 @@ from training.methods import common
 from training.options import CommonOptions
 from training.performance import prepare
 
-__all__ = ["DistillOptions", "build", "one_step", "open_pairs", "reconstruction_loss"]
-
 COLUMNS = 8  # pairs in the picture that goes with a snapshot
 TEST_BATCH = 64
 

@@ -34,8 +34,6 @@ from training.options import CommonOptions
 from training.performance import prepare
 from training.pictures.preview import preview_of
 
-__all__ = ["PRESETS", "EDMOptions", "build"]
-
 # What `--arch` stands for: network arguments by published name; everything else keeps the class's defaults.
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "ddpmpp": {

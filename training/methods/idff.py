@@ -28,8 +28,6 @@ from training.methods.series import context_trunk, padding, previous_pairs, refu
 from training.performance import prepare
 from training.pictures.preview import preview_of
 
-__all__ = ["IDFFOptions", "build"]
-
 _OPTIMIZERS = {"adamw": functools.partial(torch.optim.AdamW, weight_decay=0.01), "adam": torch.optim.Adam}
 _PUBLISHED_SIGMA = 0.2  # in the log density that stood in for a score
 

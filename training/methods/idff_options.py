@@ -19,8 +19,6 @@ from training.losses.idff import BRIDGES, TIME_WEIGHTS
 from training.methods.common import LearningOptions
 from training.options import CommonOptions
 
-__all__ = ["OF_UNETS", "PRESETS", "SCORE_TARGETS", "IDFFOptions"]
-
 # as written -> as stored (`networks.models.fusion.SCORE_TARGETS`)
 SCORE_TARGETS = {"eps": "eps", "x0": "noise", "score": "score", "log-density": "log_density"}
 COUPLING_KINDS = ("independent", "ot", "ot-labels", "previous")

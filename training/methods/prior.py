@@ -15,8 +15,6 @@ from torch import Tensor, nn
 
 import networks
 
-__all__ = ["measure_prior", "with_prior"]
-
 EXACT = 2048  # dimensions up to which all eigenvectors are computed
 MAX_ELEMENTS = 1 << 26  # of mu kept for the directions: 256 MiB
 

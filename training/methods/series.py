@@ -15,8 +15,6 @@ from torch import Tensor
 from training.data.series import SeriesDataset
 from training.method import Batch
 
-__all__ = ["context_trunk", "padding", "previous_pairs", "refuse_labels_alone"]
-
 _MARGIN = 4  # least pixels that maps on a torus are continued by
 
 

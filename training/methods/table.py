@@ -12,8 +12,6 @@ from typing import Any, NamedTuple
 
 from training.methods import combostoc, curvature, distill, edm, idff, trajectory
 
-__all__ = ["METHODS", "STAGES", "MethodEntry", "method_entry"]
-
 
 class MethodEntry(NamedTuple):
     help: str

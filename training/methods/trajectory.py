@@ -48,8 +48,6 @@ from training.pictures import trajectory as trajectory_pictures
 
 ALL_NOISE = 1e9  # the level that stands for infinity, where a path ends in pure noise
 
-__all__ = ["TrajectoryOptions", "build", "draw_levels", "generate", "noised_levels", "single_step"]
-
 
 def generate(
     net: MACNetwork,

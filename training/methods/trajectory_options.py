@@ -17,8 +17,6 @@ from training.diffaugment import POLICY
 from training.losses.elementwise import CoefficientOptions
 from training.options import CommonOptions
 
-__all__ = ["LEVEL_DRAWS", "TrajectoryOptions"]
-
 LEVEL_DRAWS = ("nearest", "log", "uniform")
 
 

@@ -19,8 +19,6 @@ from samplers.path import PATHS
 from samplers.solvers.native import sample_native, uniform_times
 from torch_utils.report.plot import colour, figure
 
-__all__ = ["LINES", "Plane", "draw_planes", "look"]
-
 LINES = 60  # forward lines and trajectories in a panel
 TIMES = 33  # points of a forward line, which is no straight line on the variance-preserving path
 BINS = 48  # of a density, along each axis

@@ -26,11 +26,6 @@ from training.data.shapes import ShapeDataset
 from training.data.toys import ToyDataset
 from training.pictures.series import draw_continuation
 
-__all__ = [
-    "POINTS", "example_conditions", "fixed_starts", "preview_of", "sample_grid", "sample_points", "sample_shapes",
-    "shown_part",
-]  # fmt: skip
-
 MAX_ROWS = 10
 POINTS = 2048  # samples in a picture of points in the plane
 

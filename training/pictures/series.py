@@ -15,8 +15,6 @@ from torch_utils.report.plot import colour, figure, marker
 from training.data.series import SeriesDataset
 from training.forecast import plan_of, roll_out
 
-__all__ = ["draw_continuation", "draw_forecast", "draw_leads", "draw_ramachandran", "draw_trajectories"]
-
 Array = np.ndarray[Any, Any]
 
 FANS = ((5, 95), (25, 75))  # percentiles

@@ -29,8 +29,6 @@ from torch_utils.report.scatter import scatter
 from training.data.toys import ToyDataset
 from training.pictures.preview import POINTS, fixed_starts, shown_part
 
-__all__ = ["draw", "draw_trajectories", "level_picture", "states"]
-
 COLUMNS, MAX_ROWS = 6, 10
 TRAJECTORIES = 24  # shown
 

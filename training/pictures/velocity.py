@@ -23,8 +23,6 @@ from training.methods.prior import measure_prior, with_prior
 from training.pictures.plane import LINES, draw_planes, look
 from training.pictures.preview import example_conditions
 
-__all__ = ["Shown", "draw"]
-
 PRIOR_SAMPLES = 8192  # data encoded to measure the start distribution, once a snapshot
 PICTURES = 16  # samples in a preview
 POINTS = 8192  # the same of points in the plane

@@ -12,8 +12,6 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["read_curve", "read_stats"]
-
 WIDTH = 0.02  # of the whole run: standard deviation of the smoothing
 
 

@@ -49,8 +49,6 @@ from training.measures import (
 )  # fmt: skip
 from training.shape_metrics import has_rules
 
-__all__ = ["METERS", "Best", "FidOptions", "Meter", "check_fid"]
-
 BATCH = 64  # images at once on one process, sampled and described
 # samples, where --fid-num does not say it; optimal transport takes the square of that
 IMAGES, POINTS, SERIES, SHAPES = 10_000, 2_000, 1_000, 500

@@ -22,8 +22,6 @@ from torch_utils.files import numbered
 from training.loop.ema import posthoc_error, power_beta, reconstruct, sigma_rel_to_gamma, solve_posthoc_weights
 from training.method import Average
 
-__all__ = ["Rebuilt", "averages", "rebuild"]
-
 EXAMPLES = """\b
 Examples:
   # The average of relative width 0.07 at the end of the run

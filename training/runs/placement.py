@@ -23,8 +23,6 @@ from torch_utils.options import OptionGroup, may_change, opt
 from training.runs import run_dir as runs
 from training.runs.published_state import is_published
 
-__all__ = ["Place", "PlaceOptions", "find_place"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class PlaceOptions:

@@ -12,8 +12,6 @@ from tqdm import tqdm
 from torch_utils.misc import format_time
 from torch_utils.profile import cpu_memory_gib
 
-__all__ = ["Progress"]
-
 
 class Progress:
     """Speed over a sliding window, ETA, utilisation and memory; speaks on rank 0 only.

@@ -16,8 +16,6 @@ from networks.published.edm import EDM, read_training_state
 from torch_utils.pickles.foreign import named_tensors, naming, read_foreign
 from training.loop.loop import Loop
 
-__all__ = ["is_published", "read_published"]
-
 
 def is_published(path: Path) -> bool:
     """Whether the file is a training state of published EDM code; ValueError if it is no checkpoint at all."""

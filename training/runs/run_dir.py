@@ -20,11 +20,6 @@ from torch_utils.checkpoint import newest
 from torch_utils.files import numbered, write_json
 from torch_utils.temporaries import TEMPORARY
 
-__all__ = [
-    "OPTIONS", "STATES", "claim", "create", "discard_unused", "find_finished", "find_unfinished", "is_blank",
-    "mark_finished", "newest_state", "next_name", "read_options", "same_run", "try_to_make",
-]  # fmt: skip
-
 OPTIONS = "training_options.json"
 STATES = "training-state-*.pt"
 FINISHED = "finished"  # key in the options file, set when the last snapshot is on disk

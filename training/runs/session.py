@@ -32,8 +32,6 @@ from training.runs.progress import Progress
 from training.runs.published_state import is_published, read_published
 from training.runs.stop import StopRequest
 
-__all__ = ["ReportOptions", "Session"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class ReportOptions:

@@ -8,8 +8,6 @@ from contextlib import contextmanager
 
 from torch_utils.signals import ENDING, answering
 
-__all__ = ["StopRequest"]
-
 
 class StopRequest:
     """True once SIGTERM, SIGHUP or SIGINT arrived; a second Ctrl-C interrupts at once.

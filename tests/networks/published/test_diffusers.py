@@ -95,7 +95,7 @@ def test_the_librarys_own_pipeline_of_a_noise_model(name, folders):
     start = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
     theirs = pipeline(
         "ab", latents=start, num_inference_steps=4, guidance_scale=3.0, output_type="latent", height=16, width=16
-    ).images  # fmt: skip
+    ).images
     abar = scheduler.alphas_cumprod[[*scheduler.timesteps.tolist(), 0]].double()
     sigmas = ((1 - abar) / abar).sqrt()
     noise = start.double() / abar[0].sqrt() / sigmas[0]
@@ -317,12 +317,12 @@ HOSTILE = {
     "nested scheduler": lambda f: (f / "scheduler/scheduler_config.json").write_text("[" * 100_000),
     "shards": lambda f: (f / "vae/x.safetensors.index.json").write_text('{"weight_map": {"a": "/etc/passwd"}}'),
     **{
-        f"safetensors {name}": lambda f, content=hostile.SAFETENSORS[name]: (
-            next((f / "unet").glob("*.safetensors")).write_bytes(content)
-        )
+        f"safetensors {name}": lambda f, content=hostile.SAFETENSORS[name]: next(
+            (f / "unet").glob("*.safetensors")
+        ).write_bytes(content)
         for name in ("header 2^63", "offsets overlap", "header not JSON", "data missing")
     },
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", HOSTILE)

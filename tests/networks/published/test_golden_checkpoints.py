@@ -113,9 +113,7 @@ def levels_of(schedule):
 def test_beta_schedule(case):
     schedule = case.spec["params"]["schedule"]
     exact = alphas_cumprod(betas(schedule))
-    expect_all(
-        case, betas=betas(schedule), alphas_cumprod=table_of(schedule), sigma=((1 - exact) / exact).sqrt()
-    )  # fmt: skip
+    expect_all(case, betas=betas(schedule), alphas_cumprod=table_of(schedule), sigma=((1 - exact) / exact).sqrt())
 
 
 @pytest.mark.parametrize("case", cases("checkpoints", "sigma_of_t"))

@@ -262,12 +262,10 @@ BAD = {
     ),
     "no configuration": (lambda f: ({}, "diffusers", config(f, x=1)), "does not say num_train_timesteps"),
     "churn": (
-        lambda f: (
-            {"solver": "heun_churn", "options": {"S_churn": 5}}, "diffusers", config(f, num_train_timesteps=9)
-        ),
+        lambda f: ({"solver": "heun_churn", "options": {"S_churn": 5}}, "diffusers", config(f, num_train_timesteps=9)),
         "adds noise before the first evaluation",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", BAD)

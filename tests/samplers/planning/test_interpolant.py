@@ -111,7 +111,7 @@ def test_both_spellings_are_one_form():
         (Counted(VP()), {"sde_order": 1, "sample_eps": 0.1}, "changes nothing"),
         (Counted(), {"last_step_size": 1.0}, "make it shorter"),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be(net, given, message):
     with pytest.raises(ValueError, match=message):
         build_plan(net, SamplerOptions(**given))

@@ -163,7 +163,7 @@ def test_rate_one_is_the_conditional_network():
     """On guided and other channels, also as the limit of rates that evaluate both halves."""
     net = networks.build(
         "InterpolantNetwork", img_resolution=4, img_channels=4, label_dim=3, width=16, depth=1, num_heads=2
-    )  # fmt: skip
+    )
     fill_weights(net)
     x, t = torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(0)), torch.tensor([0.3, 0.8])
     labels = torch.eye(3)[:2]

@@ -197,9 +197,9 @@ def test_euler_two_ways(case):
     noise = start_state(case, given["noise"])
     in_t = sample_native(net, noise, uniform_times(n))
     sigmas = [(n - i) / i for i in range(1, n + 1)]
-    in_sigma = exact_start(Field(net), noise, 0.0) if n == 1 else sample(
-        net, noise, sigmas, solver="euler", start="exact"
-    )  # fmt: skip
+    in_sigma = (
+        exact_start(Field(net), noise, 0.0) if n == 1 else sample(net, noise, sigmas, solver="euler", start="exact")
+    )
     results(case, in_t=in_t, in_sigma=in_sigma)
     torch.testing.assert_close(in_t, in_sigma, **p["agreement"])
 

@@ -122,7 +122,7 @@ def test_classes_without_images_are_said(tmp_path):
         ([["A.PNG", 0], ["B.PNG", 1], ["c.png", 1]], "2 of 3 images have no label in dataset.json, first {}/a.png"),
         ([["a.png", None], ["b.png", None], ["c.png", None]], "3 of 3 images have no label"),
     ],
-)  # fmt: skip
+)
 def test_unlabelled_images_are_counted_and_named(entries, sentence, tmp_path):
     source = write_dataset(tmp_path / "in.zip", {name: pixels(4) for name in NAMES}, entries)
     output = convert(source, tmp_path / "o.zip").replace("\n", " ")

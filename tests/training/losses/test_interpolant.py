@@ -13,7 +13,7 @@ from training.losses.interpolant import (
     compensated,
     make_times,
     split_shape,
-)  # fmt: skip
+)
 
 
 def path_of(params):

@@ -49,9 +49,7 @@ def test_golden(case):
 
 def flow(**options):
     torch.manual_seed(1)
-    return networks.build(
-        "VelocityNetwork", img_resolution=4, img_channels=1, model_type="MLP", hidden=16, **options
-    )  # fmt: skip
+    return networks.build("VelocityNetwork", img_resolution=4, img_channels=1, model_type="MLP", hidden=16, **options)
 
 
 @pytest.fixture
@@ -164,9 +162,7 @@ def test_pairs_of_generate_are_what_distill_reads_and_fid_measures_one_step(tmp_
     net = networks.load_network(tmp_path / "teacher.pkl")
     own = to_uint8(one_step(net, dataset.targets().reshape(-1, 1, 4, 4)))
     assert (own.int() - dataset.images().int()).abs().max() <= 1  # float32 against float64, rounded
-    distance = run(
-        fid, "calc", network, "--N=1", f"--ref={tmp_path}/samples", "--features=pixels", "--seeds=0-39"
-    )  # fmt: skip
+    distance = run(fid, "calc", network, "--N=1", f"--ref={tmp_path}/samples", "--features=pixels", "--seeds=0-39")
     assert abs(float(distance)) < 1e-3
     args = [network, f"--data={tmp_path}", f"--outdir={tmp_path}/runs", "--nosubdir", "--duration=0.001", "--batch=8"]
     measure = ["--fid-every=1", "--fid-features=pixels", "--fid-num=40", "--tick=1"]
