@@ -26,7 +26,7 @@ import torch
 from networks.features.maps import load_map
 from networks.features.table import FEATURES, FeatureExtractor, load_features
 from samplers.field import Facts
-from samplers.planning.plan import SamplerOptions, build_plan
+from samplers.planning.plan import SamplerOptions, build_plan, check_options
 from samplers.run import prepare
 from torch_utils import distributed as dist
 from torch_utils.cli import Group
@@ -147,8 +147,9 @@ def calc(options: CalcOptions) -> None:
     One figure alone is printed as a bare number.
     """
     with dist.process_group(options.device) as device:
+        _check_source(options, "images", options.images)
         wanted = wanted_of(_extractors(options, device), options)
-        source = _source(options, "images", options.images, options.num or NUM, device)
+        source = _images(options.images, options.num or NUM, options) if options.images else _samples(options, device)
         for one in wanted:
             check_counts(one, options, source.num, options.images or "--num")
         references = _references(options, wanted, source.image_shape)
@@ -172,8 +173,9 @@ def ref(options: RefOptions) -> None:
     Writes mean and covariance of their features, and with --keep-features the features themselves.
     """
     with dist.process_group(options.device) as device:
+        _check_source(options, "data", options.data)
         extractors = _extractors(options, device)
-        source = _source(options, "data", options.data, options.num, device)
+        source = _images(options.data, options.num, options) if options.data else _samples(options, device)
         described = describe(source, [(extractor, Needs(int(options.keep_features))) for extractor in extractors])
         if dist.get_rank() == 0:
             command = {"command": shlex.join(sys.argv)}
@@ -203,56 +205,53 @@ def _weights(names: Sequence[str], text: str) -> dict[str, str | None]:
     return {names[0]: text}
 
 
-def _source(
-    options: CalcOptions | RefOptions, name: str, path: str | None, num: int | None, device: torch.device
-) -> Pictures:
-    """The images that the options name: those at `path` (option `name`), or a network's."""
+def _check_source(options: CalcOptions | RefOptions, name: str, path: str | None) -> None:
+    """Refuse what says no images, those at `path` (option `name`) or a network's, before anything is fetched."""
     if (path is None) == (options.network is None):
         raise ValueError(f"give either --{name} or --network: {'both are given' if path else 'neither is given'}")
     if options.network is not None:
-        return _samples(options, device)
-    of_network = [k for k in ("seeds", "class_idx", "labels", "vae") if getattr(options, k) is not None]
-    of_network += options.given()
-    if of_network:
-        raise ValueError(
-            f"--{of_network[0].replace('_', '-')} says how a network is sampled: it goes with --network only"
-        )
-    return _images(path, num, options.seed, options.batch)
+        seeds = _seeds(options)
+        if options.num not in (None, len(seeds)):
+            raise ValueError(f"--seeds names {len(seeds)} images and --num={options.num}: leave one of them out")
+        if len(seeds) < 2:
+            raise ValueError(f"--seeds names {len(seeds)} images, 2 are needed at least: write --seeds=0-999")
+        refuse_labels(options.labels, options.class_idx, options.guidance_type != "uncond")
+        return check_options(options, options.class_idx)
+    lost = [k for k in ("seeds", "class_idx", "labels", "vae") if getattr(options, k) is not None]
+    if lost := [*lost, *options.given()]:
+        raise ValueError(f"--{lost[0].replace('_', '-')} says how a network is sampled: it goes with --network only")
 
 
-def _images(path: str, num: int | None, seed: int, batch: int) -> Pictures:
+def _seeds(options: CalcOptions | RefOptions) -> Sequence[int]:
+    return range(options.num or NUM) if options.seeds is None else options.seeds
+
+
+def _images(path: str, num: int | None, options: CalcOptions | RefOptions) -> Pictures:
     """`num` of the images at a path, a random subset where there are more; all of them with num=None."""
     opened = NpzImages(path) if Path(path).suffix.lower() == ".npz" else ImageDataset(path)
     found = len(opened)
     if found < (num or 2):
         raise ValueError(f"{path} holds {found} images, {num or 2} are needed: lower --num or add images")
     read = opened.images if isinstance(opened, NpzImages) else partial(decoded, opened)
-    about = {"images": path, "found": found, "seed": seed}
-    return stored(read, subset_indices(found, num, seed).tolist(), opened.image_shape, batch, about)
+    about = {"images": path, "found": found, "seed": options.seed}
+    return stored(read, subset_indices(found, num, options.seed).tolist(), opened.image_shape, options.batch, about)
 
 
 def _samples(options: CalcOptions | RefOptions, device: torch.device) -> Pictures:
-    seeds = range(options.num or NUM) if options.seeds is None else options.seeds
-    if options.num not in (None, len(seeds)):
-        raise ValueError(f"--seeds names {len(seeds)} images and --num={options.num}: leave one of them out")
-    if len(seeds) < 2:
-        raise ValueError(f"--seeds names {len(seeds)} images, 2 are needed at least: write for example --seeds=0-999")
+    seeds = _seeds(options)
     net = open_network(options.network, partial(prepare, device=device), vae=options.vae)
     if Facts.of(net).latent and Facts.of(net).decode is None:
         raise ValueError("this network makes latents, and their autoencoder is not at hand: give it with --vae")
-    conditional = options.guidance_type != "uncond"
-    refuse_labels(options.labels, options.class_idx, conditional)
     give_labels(net, options.labels)
     plan = build_plan(net, options, class_idx=options.class_idx, maps=partial(load_map, device=device))
     dist.print0(plan, file=sys.stderr)
-    first, last = seeds[0], seeds[-1]
-    contiguous = list(seeds) == list(range(first, last + 1))
+    contiguous = list(seeds) == list(range(seeds[0], seeds[-1] + 1))
     about = {
-        "network": options.network, "seeds": f"{first}-{last}" if contiguous else ",".join(map(str, seeds)),
+        "network": options.network, "seeds": f"{seeds[0]}-{seeds[-1]}" if contiguous else ",".join(map(str, seeds)),
         "class": options.class_idx, "labels": options.labels, "sampler": options.given(),
     }  # fmt: skip
-    how = {"batch": options.batch, "device": device, "class_idx": options.class_idx, "conditional": conditional}
-    return sampled(net, seeds, plan, about=about, **how)
+    how = {"batch": options.batch, "device": device, "class_idx": options.class_idx}
+    return sampled(net, seeds, plan, about=about, conditional=options.guidance_type != "uncond", **how)
 
 
 def _references(options: CalcOptions, wanted: Sequence[Wanted], image_shape: Sequence[int]) -> list[Moments | None]:
@@ -277,7 +276,7 @@ def _references(options: CalcOptions, wanted: Sequence[Wanted], image_shape: Seq
         if differs := moments.protocol.get("differs"):
             dist.print0(f"{options.ref}: {differs}", file=sys.stderr)
     if look:
-        source = _images(path, None, options.seed, options.batch)
+        source = _images(path, None, options)
         for one in look:
             dim = dim_of(one.extractor, source.image_shape)
             stands_for = Moments(torch.empty(dim), torch.empty(0), features=one.extractor.name)

@@ -25,7 +25,7 @@ from samplers.conditions import check_class
 from samplers.field import Facts, Field
 from samplers.gits.teacher import Teacher
 from samplers.outputs import Targets, network_record
-from samplers.planning.plan import Plan, SamplerOptions, build_plan
+from samplers.planning.plan import Plan, SamplerOptions, build_plan, check_options
 from samplers.prompts import Prompts
 from samplers.run import PRECISIONS, Recorder, generate, prepare
 from samplers.wanted import OutputOptions, check_latents, choose_targets, save_schedule
@@ -89,10 +89,11 @@ def main(options: Options) -> None:
         ready = functools.partial(
             prepare, device=device, precision=options.precision, tf32=options.tf32, compile=options.compile
         )
-        net, name = open_chosen(options, ready)
-        check_latents(options, net)
         conditional = options.guidance_type != "uncond"
         refuse_labels(options.labels, options.class_idx, conditional)
+        check_options(options, options.class_idx)
+        net, name = open_chosen(options, ready)
+        check_latents(options, net)
         give_labels(net, options.labels)
         if conditional:
             check_class(Facts.of(net), options.class_idx)

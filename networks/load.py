@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from networks.published.diffusers_vae import load_folder_autoencoder
 from networks.published.edm import read_edm_pickle
 from networks.published.families import Config, Parts, bare_autoencoder, is_state, read_parts, read_tensors
 from networks.published.mac import denoiser_spec, mac_spec
-from networks.published.table import DATASETS, PUBLISHED, named
+from networks.published.table import DATASETS, PUBLISHED, Checkpoint, named
 from networks.published.transformers import scale_of
 from networks.published.unet_shapes import autoencoder_config
 from networks.rebuild import rebuild
@@ -39,6 +40,7 @@ from torch_utils.pickles.foreign import naming
 from torch_utils.pickles.machine import Record
 from torch_utils.pickles.torch_files import is_legacy
 
+Find = Callable[[], Path]  # of a file that is fetched only where it is needed
 TENSORS_ONLY = (".pth", ".pt", ".ckpt", ".bin", ".zip")  # files of others around torch.save
 # Attributes that samplers read and that the arguments do not determine to the last digit, or that a user may have set.
 _FACTS: dict[str, Any] = {
@@ -110,14 +112,16 @@ def load_network(
         if classifier is not None or vae is not None:
             raise ValueError(f"{source} says itself what it holds: leave out the classifier and the autoencoder")
         return load_folder(str(source).removeprefix(PREFIX), config).eval().requires_grad_(False).to(device)
-    path = _locate(str(source), verbose, sha256)
     published = None if Path(source).exists() else named(str(source))
-    if classifier is None and published is not None:
-        classifier = published.classifier
-    guide = None if classifier is None else _locate(str(classifier), verbose, None)
+    if published is not None:
+        _check_given(str(source), published, config, classifier, vae)
+        classifier = published.classifier if classifier is None else classifier
+    path = _locate(str(source), verbose, sha256)
     if verbose:
         print(f"Loading network from {path}", flush=True)
-    given = None if vae is None else str(vae) if str(vae).startswith(PREFIX) else _locate(str(vae), verbose, None)
+    guide = None if classifier is None else functools.partial(_locate, str(classifier), verbose, None)
+    folder = vae is not None and str(vae).startswith(PREFIX)
+    given = str(vae) if folder else None if vae is None else functools.partial(_locate, str(vae), verbose, None)
     kwargs, info, state = _read(path, config, guide, given)
     with naming(path):
         net = rebuild(kwargs, state)
@@ -128,9 +132,9 @@ def load_network(
             setattr(net, name, info[name])
     net.info = info
     if latents is not None:
-        give_decoder(net, autoencoder_of(latents, given))
-    elif isinstance(given, str):
-        give_decoder(net, load_autoencoder(given))
+        give_decoder(net, autoencoder_of(latents, vae, verbose))
+    elif folder:
+        give_decoder(net, load_autoencoder(vae, verbose))
     _warn_if_not_finite(path, net)
     return net.eval().requires_grad_(False).to(device)
 
@@ -171,7 +175,7 @@ def load_autoencoder(source: str | Path, verbose: bool = False, config: Config |
     return Autoencoder(stage, scale, str(source))
 
 
-def autoencoder_of(latents: LatentFacts, given: str | Path | None = None) -> Autoencoder | None:
+def autoencoder_of(latents: LatentFacts, given: str | Path | None = None, verbose: bool = False) -> Autoencoder | None:
     """The autoencoder that made these latents: the one given, else the one named, where its file is at hand.
 
     Raises:
@@ -186,7 +190,7 @@ def autoencoder_of(latents: LatentFacts, given: str | Path | None = None) -> Aut
         except ValueError:
             return None
         return _scaled(found, latents) if _made(found, latents) else None
-    found = load_autoencoder(given)
+    found = load_autoencoder(given, verbose)
     if not _made(found, latents):
         raise ValueError(
             f"{given} is not the autoencoder of these latents, which are of "
@@ -259,8 +263,17 @@ def load_encoder(source: str | Path, device: str | torch.device = "cpu", config:
     return net.eval().requires_grad_(False).to(device)
 
 
+def _check_given(source: str, published: Checkpoint, config: Any, classifier: Any, vae: Any) -> None:
+    """Refuse what a published checkpoint has no use for before it is fetched; ValueError."""
+    refused = {"autoencoder": vae}
+    refused |= {} if published.family == "adm" else {"classifier": classifier}
+    refused |= {"configuration": config} if published.family == "edm" else {}
+    if given := [name for name, value in refused.items() if value is not None]:
+        raise ValueError(f"{source} needs no {given[0]}, which its file brings or its family has none of: leave it out")
+
+
 def _read(
-    path: Path, config: Config | None = None, classifier: Path | None = None, vae: Path | str | None = None
+    path: Path, config: Config | None = None, classifier: Find | None = None, vae: Find | str | None = None
 ) -> Parts:
     """Class and arguments, facts, and state dict, from any of the formats."""
     view = map_file(path)

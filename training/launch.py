@@ -9,13 +9,12 @@ from typing import Any
 
 import torch
 
-from networks.models.decoder import Autoencoder
 from torch_utils import distributed as dist
 from torch_utils.stats import Tee
 from training.data.batches import Batches, ImageDataset
 from training.data.opening import open_dataset
 from training.data.series import SeriesDataset, is_series
-from training.latents import check_donor, check_latents, tell_latents
+from training.latents import check_same_latents, find_decoder, tell_latents
 from training.loop.loop import Loop
 from training.method import Method
 from training.methods.table import METHODS, method_entry
@@ -40,7 +39,7 @@ def launch(method_name: str, options: CommonOptions) -> None:
             able = ", ".join(name for name, other in METHODS.items() if other.series)
             raise ValueError(f"{method_name} does not learn from what came before, as a series asks for: use {able}")
         dataset = (entry.open or open_dataset)(options)
-        autoencoder = check_latents(method_name, entry.latents, options, dataset)
+        find_decoder(options, dataset)
         options.rounds(dist.get_world_size())
         check_fid(options)
         world = dist.get_world_size()
@@ -51,7 +50,7 @@ def launch(method_name: str, options: CommonOptions) -> None:
             return
         options = dataclasses.replace(options, seed=place.seed)
         try:
-            _train(method_name, options, dataset, place, device, autoencoder)
+            _train(method_name, options, dataset, place, device)
         except BaseException:
             if dist.get_rank() == 0 and not options.dry_run:
                 runs.discard_unused(place.run_dir)
@@ -59,16 +58,15 @@ def launch(method_name: str, options: CommonOptions) -> None:
 
 
 def _train(
-    method_name: str, options: CommonOptions, dataset: ImageDataset, place: Place, device: torch.device,
-    autoencoder: Autoencoder | None,
+    method_name: str, options: CommonOptions, dataset: ImageDataset, place: Place, device: torch.device
 ) -> None:  # fmt: skip
     """Build everything, restore the state, and only then write into the run directory."""
     torch.manual_seed(options.seed)  # the same initial weights on every process, whatever their number
     method = method_entry(method_name).build(options, dataset, device)
     _tell_conditions(method, dataset)
-    tell_latents(method, dataset, autoencoder)
+    tell_latents(method, dataset)
     said = [_report(method_name, options, method)]
-    if dataset.latents is not None and autoencoder is None:
+    if dataset.latents is not None and dataset.autoencoder is None:
         method = dataclasses.replace(method, preview=None)
         said.append(f"No pictures: the autoencoder {dataset.latents.network or ''} is not at hand, give --decoder")
     if place.state is None and options.transfer:
@@ -160,7 +158,7 @@ def _transfer(method: Method, source: str, dataset: Any) -> list[str]:
 
     said = []
     donor = networks.load_network(source)
-    check_donor(donor, source, dataset)
+    check_same_latents("--transfer", source, donor, dataset)
     kind = getattr(donor, "conditioning", "classes")
     for name, module in method.modules.items():
         wanted = getattr(module, "conditioning", "classes")

@@ -90,9 +90,11 @@ def open_network(source: str, ready: Ready, *, unsafe: bool = False, **how: Any)
         unsafe: a file of dill, whose code is run.
 
     Raises:
-        ValueError: as `networks.load_network`.
+        ValueError: as `networks.load_network`; options that a file of dill has no use for.
     """
     if unsafe:
+        if given := [name for name in ("config", "classifier", "vae") if how.get(name) is not None]:
+            raise ValueError(f"{source} is opened with dill and holds the network itself: leave out --{given[0]}")
         dist.print0(f"Note: {source} is opened with dill, which runs the code that it carries", file=sys.stderr)
     net = dist.rank0_first(lambda: load_unsafe(source) if unsafe else networks.load_network(source, **how))
     if note := unfinished_note(net):
@@ -115,6 +117,7 @@ def open_chosen(options: NetworkOptions, ready: Ready) -> tuple[nn.Module, str]:
             f"no published checkpoint is known for --dataset-name={options.dataset_name}: "
             f"choose from {', '.join(DATASETS)}, or give --network"
         )
+    _check_away(options)
     source = options.network or DATASETS[options.dataset_name]
     net = open_network(
         source, ready, unsafe=options.unsafe_pickle, verbose=dist.get_rank() == 0, config=options.config_de,
@@ -143,18 +146,18 @@ def with_settings(options: Any) -> Any:
     return dataclasses.replace(options, **used)
 
 
-def away_from(net: nn.Module, options: Any, ready: Ready) -> tuple[Field, Any, dict[str, Any]]:
-    """The model, guided away from --guidance-network where there is one, the options that are left, and a record.
-
-    Raises:
-        ValueError: no rate, or a second kind of guidance.
-    """
-    if options.guidance_network is None:
-        return as_field(net), options, {}
-    if options.guidance_type is not None or options.guidance_rate is None:
+def _check_away(options: Any) -> None:
+    """Refuse autoguidance without a rate, or beside another kind of guidance; ValueError."""
+    if options.guidance_network is not None and (options.guidance_type is not None or options.guidance_rate is None):
         raise ValueError(
             "--guidance-network is a guidance of its own: give --guidance-rate with it and no --guidance-type"
         )
+
+
+def away_from(net: nn.Module, options: Any, ready: Ready) -> tuple[Field, Any, dict[str, Any]]:
+    """The model, guided away from --guidance-network where there is one, the options that are left, and a record."""
+    if options.guidance_network is None:
+        return as_field(net), options, {}
     weak = open_network(options.guidance_network, ready, verbose=dist.get_rank() == 0)
     rate = options.guidance_rate
     dist.print0(f"Guidance: away from {options.guidance_network}, rate {rate:g}")

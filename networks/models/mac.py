@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from networks.models.coefficient_families import FAMILIES
 from networks.models.coefficient_mlp import CoefficientMLP
 from networks.models.coefficients import CoefficientNet
+from networks.models.noise_precond import OnLevels
+from networks.models.precond import per_sample_level
 
 
 class MACNetwork(nn.Module):
@@ -48,7 +50,7 @@ class MACNetwork(nn.Module):
     ) -> None:
         super().__init__()
         self.V = network
-        for name in ("img_resolution", "img_channels", "label_dim", "sigma_min", "sigma_max"):
+        for name in ("img_resolution", "img_channels", "label_dim"):
             setattr(self, name, getattr(self.V, name))
         self.path, self.predicts = self.V.path, self.V.predicts
         self.gaussian_noise = getattr(self.V, "gaussian_noise", True)
@@ -72,6 +74,12 @@ class MACNetwork(nn.Module):
         ends = {} if flow else {"t_max": t_max}
         self.family = FAMILIES[family](self.img_channels, M, rho, k, **ends)
 
+    def __getattr__(self, name: str) -> Any:
+        """The range of levels is V's: of one with a table it is known only when that is filled."""
+        if name in ("sigma_min", "sigma_max"):
+            return getattr(super().__getattr__("V"), name)
+        return super().__getattr__(name)
+
     @property
     def takes_gamma(self) -> bool:
         """V is told the element-wise levels besides the nominal one."""
@@ -89,7 +97,12 @@ class MACNetwork(nn.Module):
         return self.V.round_sigma(sigma)
 
     def forward(self, x: Tensor, sigma: Tensor | float, class_labels: Tensor | None = None, **kwargs: Any) -> Tensor:
-        """What V predicts; see `Precond.forward`, and `VelocityNetwork.forward` on another path."""
+        """What V predicts; see `Precond.forward`, and `VelocityNetwork.forward` on another path.
+
+        A V with a table of levels, which knows one a sample, is told the mean over its elements, as others take it.
+        """
+        if isinstance(self.V, OnLevels):
+            sigma = per_sample_level(sigma, x)
         return self.V(x, sigma, class_labels, **kwargs)
 
     def coefficients(self, noise: Tensor, class_labels: Tensor | None = None) -> Tensor:

@@ -6,7 +6,7 @@ a state dict under our names.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -96,22 +96,21 @@ def bare_autoencoder(path: str | Path) -> dict[str, Tensor] | None:
     return transformers.first_stage_of(path, value) if alone else None
 
 
-def _tensors_of(path: str | Path) -> Mapping[str, Tensor]:
-    """The flat tensors of a file, .safetensors or of `torch.save`."""
-    if is_safetensors(map_file(path)):
-        return load_safetensors(path).payload
-    value = read_tensors(path)
+def _found(find: Callable[[], Path]) -> tuple[Path, Mapping[str, Tensor]]:
+    """The file that is found, and its flat tensors: .safetensors or of `torch.save`."""
+    path = find()
+    value = load_safetensors(path).payload if is_safetensors(map_file(path)) else read_tensors(path)
     if not is_state(value):
         raise ValueError(f"{path} holds no flat dict of tensors")
-    return value
+    return path, value
 
 
 def read_parts(
     path: str | Path,
     state: Mapping[str, Tensor],
     config: Config | None = None,
-    classifier: str | Path | None = None,
-    vae: str | Path | None = None,
+    classifier: Callable[[], Path] | None = None,
+    vae: Callable[[], Path] | str | None = None,
 ) -> Parts:
     """Arguments of `networks.build`, facts, and tensors under our names.
 
@@ -119,34 +118,29 @@ def read_parts(
         path: of the file, for messages.
         state: flat dict of tensors.
         config: preset name, JSON or YAML file, or mapping: what the tensors do not show.
-        classifier: file of a classifier for guidance, of guided diffusion alone.
-        vae: file of the autoencoder, of transformers on latents alone; text: it is a folder, read by the caller.
+        classifier: finds the file of a classifier for guidance, of guided diffusion alone; called where it is needed.
+        vae: finds that of the autoencoder, of transformers on latents alone; text: it is a folder, read by the caller.
 
     Raises:
         ValueError: tensors of no known family, or what the family's adapter says.
     """
     if not (isinstance(config, str | Path) and str(config) in PRESETS) and config is not None:
         config = read_any(config)
-    if transformers.is_transformer(state):
-        if classifier is not None:
-            raise ValueError(f"a classifier guides models of guided diffusion, and {path} is none: leave it out")
-        outside = isinstance(vae, str)  # no file of tensors: whoever loads gives the network its decoder
-        stage = None if vae is None or outside else transformers.first_stage_of(vae, _tensors_of(vae))
-        return transformers.to_checkpoint(path, state, config, stage, outside)
-    if vae is not None:
-        raise ValueError(f"an autoencoder is given to transformers on latents, and {path} is none: leave it out")
-    if flow.is_flow(state, config) and not (openai.is_guided_diffusion(state) and config is None):
-        return flow.to_checkpoint(path, state, config)
-    if openai.is_guided_diffusion(state):
-        found = None
-        if classifier is not None:
-            tensors = read_tensors(classifier)
-            if not is_state(tensors):
-                raise ValueError(f"{classifier} holds no classifier of noisy images: it is not a flat dict of tensors")
-            found = tensors, (config or {}).get("classifier")
-        return openai.to_checkpoint(path, state, config, found)
-    if classifier is not None:
+    transformer, guided = transformers.is_transformer(state), openai.is_guided_diffusion(state)
+    velocity = not transformer and flow.is_flow(state, config) and not (guided and config is None)
+    if classifier is not None and (transformer or velocity or not guided):
         raise ValueError(f"a classifier guides models of guided diffusion, and {path} is none: leave it out")
+    if vae is not None and not transformer:
+        raise ValueError(f"an autoencoder is given to transformers on latents, and {path} is none: leave it out")
+    if transformer:
+        outside = isinstance(vae, str)  # no file of tensors: whoever loads gives the network its decoder
+        stage = None if vae is None or outside else lambda: transformers.first_stage_of(*_found(vae))
+        return transformers.to_checkpoint(path, state, config, stage, outside)
+    if velocity:
+        return flow.to_checkpoint(path, state, config)
+    if guided:
+        found = None if classifier is None else lambda: (_found(classifier)[1], (config or {}).get("classifier"))
+        return openai.to_checkpoint(path, state, config, found)
     if ldm.is_latent_diffusion(state):
         return ldm.to_checkpoint(path, state, config)
     if config is not None:

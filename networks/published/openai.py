@@ -9,7 +9,7 @@ and clip_denoised.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -64,18 +64,18 @@ def to_checkpoint(
     path: str | Path,
     state: Mapping[str, Tensor],
     config: Mapping[str, Any] | None = None,
-    classifier: tuple[Mapping[str, Tensor], Mapping[str, Any] | None] | None = None,
+    classifier: Callable[[], tuple[Mapping[str, Tensor], Mapping[str, Any] | None]] | None = None,
 ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Tensor]]:
     """Arguments of `networks.build`, facts and state dict of a file.
 
     Args:
         state: tensors by name.
         config: what the tensors do not show, over what the catalogue says.
-        classifier: tensors and configuration of a classifier for guidance.
+        classifier: () -> tensors and configuration of a classifier for guidance; called where all else fits.
 
     Raises:
-        ValueError: a distilled consistency model, a classifier instead of a network, a network that needs a
-            configuration, or one that contradicts the tensors.
+        ValueError: a distilled consistency model, a classifier instead of a network or beside a model that has none,
+            a network that needs a configuration, or one that contradicts the tensors.
     """
     if "output_blocks.0.0.in_layers.0.weight" not in state:
         raise ValueError(f"{path} holds a classifier of noisy images: give it with --classifier beside its network")
@@ -88,6 +88,8 @@ def to_checkpoint(
             "give the edm_*_ema.pt that it was made from"
         )
     if consistency:
+        if classifier is not None:
+            raise ValueError(f"no classifier goes with consistency models, of which {path} is one: leave it out")
         merged["attention_order"] = "qkv_then_heads"
     if not merged.get("num_heads") and not merged.get("num_head_channels"):
         merged.pop("num_head_channels", None)
@@ -115,7 +117,7 @@ def to_checkpoint(
     if kwargs["time_convention"] == "table":
         tensors["alphas_cumprod"] = table
     if classifier is not None:
-        kwargs["classifier"], parts = classifier_parts(*classifier)
+        kwargs["classifier"], parts = classifier_parts(*classifier())
         tensors |= parts
         kwargs["label_dim"] = kwargs["classifier"]["out_channels"]  # also where the U-Net itself knows no classes
     return kwargs, {"config": kwargs, **facts}, tensors

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ def to_checkpoint(
     path: str | Path,
     state: Mapping[str, Tensor],
     config: Mapping[str, Any] | None = None,
-    first_stage: Mapping[str, Tensor] | None = None,
+    first_stage: Callable[[], Mapping[str, Tensor]] | None = None,
     decoded_outside: bool = False,
 ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Tensor]]:
     """Arguments of `networks.build`, facts and state dict of a file.
@@ -45,7 +45,7 @@ def to_checkpoint(
     Args:
         state: tensors by name.
         config: `type`, and `num_heads` of sizes that were not published.
-        first_stage: tensors of the autoencoder, of models of latents.
+        first_stage: () -> tensors of the autoencoder, of models of latents; called where they are needed.
         decoded_outside: it is not part of the network.
 
     Raises:
@@ -72,12 +72,13 @@ def to_checkpoint(
             raise ValueError(
                 f"{path} makes latents of {channels} channels, and brings no autoencoder: give its file with --vae"
             )
+        stage = first_stage()
         kwargs = {
-            "class_name": "LatentModel", "network": kwargs, "first_stage": autoencoder_config(first_stage),
+            "class_name": "LatentModel", "network": kwargs, "first_stage": autoencoder_config(stage),
             "scale_factor": (config or {}).get("scale_factor", _SCALE),
         }  # fmt: skip
         tensors = {f"network.{k}": v for k, v in tensors.items()}
-        tensors |= {f"first_stage.{k}": v for k, v in first_stage.items()}
+        tensors |= {f"first_stage.{k}": v for k, v in stage.items()}
     elif channels in (1, 3) and (first_stage is not None or decoded_outside):
         raise ValueError(f"{path} makes images, not latents: leave the autoencoder out")
     return kwargs, {"config": kwargs, **facts}, tensors

@@ -130,14 +130,13 @@ def build_plan(
     Raises:
         ValueError: options that contradict each other, that the sampler does not take, or out of range.
     """
+    check_options(options, class_idx)
     field, given = as_field(net), options.given()
     guidance = {name: given.pop(name) for name in list(given) if FAMILY[name] is GuidanceOptions}
     if guidance and field.facts.chooses_levels:
         raise ValueError(
             f"{flag(next(iter(guidance)))} does not go with a network that chooses its noise levels: leave it out"
         )
-    if class_idx is not None and guidance.get("guidance_type") == "uncond":
-        raise ValueError("--guidance-type=uncond samples without a condition: leave --class out")
     prior = _prior(field, given.pop("prior", None))
     field = guide(field, **guidance)
     drift = drift_of(field.facts, {name: given.pop(name) for name in list(given) if FAMILY[name] is FusionOptions})
@@ -164,6 +163,26 @@ def build_plan(
     return dataclasses.replace(plan, calls=field.facts.calls, prior=prior, guidance=guidance, drift=drift, snap=snap)
 
 
+def check_options(options: SamplerOptions, class_idx: int | None = None) -> None:
+    """Refuse what no network can be sampled with, so that none need be fetched to say it; ValueError."""
+    given = options.given()
+    if (solver := given.get("solver")) is not None:
+        solver_named(solver)
+    defaults = SOLVERS["heun_churn"].options
+    shaped = [name for name in ("S_min", "S_max", "S_noise") if given.get(name, defaults[name]) != defaults[name]]
+    if shaped and "S_churn" not in given:
+        raise ValueError(f"{flag(shaped[0])} shapes the noise that --S_churn adds: give --S_churn as well")
+    if "steps" in given and "num_steps" in given:
+        raise ValueError(
+            "--steps=N means N noise levels and a step to 0, --num-steps=N means N noise levels that end at sigma_min: "
+            "give one of them"
+        )
+    if given.get("coordinates") == "sigma" and "N" in given:
+        raise ValueError("--N counts network evaluations in native time: with --coordinates=sigma give --num-steps")
+    if class_idx is not None and given.get("guidance_type") == "uncond":
+        raise ValueError("--guidance-type=uncond samples without a condition: leave --class out")
+
+
 def _prior(field: Field, prior: str | None) -> str | None:
     """The start distribution by name: the one asked for, or the one that the model recommends; None: unit noise."""
     priors = field.facts.priors
@@ -177,8 +196,6 @@ def _prior(field: Field, prior: str | None) -> str | None:
 def _check(field: Field, given: dict[str, Any]) -> None:
     """Refuse what no kind of sampler can do."""
     solver = given.get("solver")
-    if solver is not None:
-        solver_named(solver)
     if given.get("thresholding") == "dynamic":
         refuse_score(field, "dynamic thresholding")
     if solver == "renoise":
@@ -187,10 +204,6 @@ def _check(field: Field, given: dict[str, Any]) -> None:
         refuse_score(field, "added noise (--solver=sa, unless --tau=0)")
     if given.get("S_churn"):
         refuse_score(field, "added noise (--S_churn)")
-    defaults = SOLVERS["heun_churn"].options
-    shaped = [name for name in ("S_min", "S_max", "S_noise") if given.get(name, defaults[name]) != defaults[name]]
-    if shaped and "S_churn" not in given:
-        raise ValueError(f"{flag(shaped[0])} shapes the noise that --S_churn adds: give --S_churn as well")
 
 
 def _kind(field: Field, given: dict[str, Any]) -> tuple[str, str]:
@@ -211,11 +224,6 @@ def _kind(field: Field, given: dict[str, Any]) -> tuple[str, str]:
     own = SOLVERS[solver].options if solver else {}
     edm = [n for n in given if FAMILY[n] in (EDMSamplerOptions, ChurnOptions) and n not in own]
     grid = [n for n in given if FAMILY[n] not in (*KINDS["edm"].reads, NativeOptions)]
-    if "steps" in given and "num_steps" in given:
-        raise ValueError(
-            "--steps=N means N noise levels and a step to 0, --num-steps=N means N noise levels that end at sigma_min: "
-            "give one of them"
-        )
     if edm or not (grid or solver):
         return "edm", flag(edm[0]) if edm else ""
     return "adaptive" if solver and SOLVERS[solver].adaptive else "grid", flag(grid[0]) if grid else ""
@@ -230,8 +238,6 @@ def _wants_native(field: Field, given: dict[str, Any]) -> bool:
             f"{'--N' if asked is None else '--coordinates=native'} belongs to flow models, which have a time of their "
             "own, and this network lives in sigma coordinates: use --steps or --num-steps"
         )
-    if asked == "sigma" and "N" in given:
-        raise ValueError("--N counts network evaluations in native time: with --coordinates=sigma give --num-steps")
     if asked is not None:
         return asked == "native"
     others, solver = set(given) - {"N", "solver", "max_order", "rtol", "atol"}, given.get("solver")

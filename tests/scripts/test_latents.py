@@ -1,6 +1,7 @@
 """Training on cached latents: encoded, trained, continued, decoded; drawn anew, and what does not go together."""
 
 import json
+import shlex
 import zipfile
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from cli_results import ok, refused
 from click.testing import CliRunner
 from PIL import Image
-from published_files import KL
+from published_files import KL, ldm
 from run_locks import release_locks
 
 import dataset_tool
@@ -17,6 +18,8 @@ import fid
 import generate
 import networks
 import train
+import train_trajectory
+from networks.adversary.backbones import build_backbone
 from networks.load import load_autoencoder
 from torch_utils.checkpoint import load
 from torch_utils.rng import BatchRNG
@@ -24,6 +27,7 @@ from training.data.archive import ImageArchive
 from training.data.batches import Batches
 from training.data.image_dataset import ImageDataset
 from training.data.latent_dataset import LatentDataset
+from training.methods import trajectory_judge
 
 COMMON = "--batch=500 --duration=0.001 --tick=0.5 --snap=100 --lr-rampup=0 --lr=1e-3 --seed=3 --workers=1"
 SMALL = {
@@ -115,6 +119,151 @@ def test_train_continue_and_decode(name, made, tmp_path, monkeypatch):
     assert np.load("eps/000001.npy").shape == (4, 8, 8)
 
 
+def curvature(root, out, more=""):
+    """A tiny run of train.py curvature on the latents."""
+    common = {"img_resolution": 8, "in_channels": 4, "model_channels": 8, "channel_mult": [1], "num_blocks": 1}
+    for role, channels in (("de", 4), ("en", 8)):
+        config = common | {"out_channels": channels, "attn_resolutions": [], "dropout": 0}
+        (root / f"{role}.json").write_text(json.dumps(config))
+    text = f"curvature --config-de={root}/de.json --config-en={root}/en.json --outdir={out} --data={root}/latents.zip"
+    text += " --optimizer=adam --lr=1e-3 --ema-decay=0.9 --N=4 --num-samples=4 --batch=100 --duration=0.001 --tick=0.5"
+    return CliRunner().invoke(train.main, shlex.split(f"{text} --snap=100 --nosubdir --device=cpu {more}"))
+
+
+def decoded(root, latents):
+    image = load_autoencoder(root / "vae.safetensors").decode(latents)
+    return (image * 127.5 + 128).clamp(0, 255).byte().permute(0, 2, 3, 1).numpy().astype(int)
+
+
+def images_of(network, *more):
+    """Three pictures of a snapshot, their latents and the noise they start from."""
+    arguments = [f"--network={network}", "--seeds=0-2", "--outdir=out", "--save-latents=zs", "--save-noise=eps", *more]
+    ok(CliRunner().invoke(generate.main, [*arguments, "--overwrite", "--device=cpu"]))
+    found = [torch.from_numpy(np.stack([np.load(f"{d}/{i:06d}.npy") for i in range(3)])) for d in ("zs", "eps")]
+    return np.stack([np.asarray(Image.open(f"out/{i:06d}.png")) for i in range(3)]), *found
+
+
+def test_curvature_on_latents(made, tmp_path, monkeypatch):
+    """Learned coupling, start distribution, pictures and FID of what is decoded, a calibrated solver, distillation."""
+    monkeypatch.chdir(tmp_path)
+    ok(CliRunner().invoke(fid.main, ["ref", f"--data={made / 'pictures'}", "--dest=r.npz", "--features=pixels"]))
+    more = "--fid-every=1 --fid-features=pixels --fid-num=4 --fid-ref=r.npz --fid-steps=2"
+    ok(curvature(made, "runs", more))
+    figures = [json.loads(line) for line in (tmp_path / "runs/stats.jsonl").read_text().splitlines()]
+    assert {"Metrics/fid", "Curvature/uncond", "Curvature/reverse"} <= figures[-1].keys()
+    picture = np.asarray(Image.open("runs/samples-000001.png"))
+    assert picture.shape == (4 * 64, 8 * 64, 3) or picture.shape[2] == 3
+    snapshot = "runs/network-snapshot-000001.pkl"
+    assert networks.load_network(snapshot).priors == ("standard", "matched")
+    assert networks.load_encoder(snapshot).img_channels == 4
+    for how in ("--N=3 --prior=matched", "--calibrate=3 --num_warmup=2 --num_steps_tea=7"):
+        images, latents, _ = images_of(snapshot, *how.split())
+        assert np.abs(images - decoded(made, latents)).max() <= 1
+
+    ok(CliRunner().invoke(generate.main, [f"--network={snapshot}", "--seeds=0-7", "--N=4", "--save-latents=p/samples",
+                                          "--save-noise=p/zs", "--device=cpu"]))  # fmt: skip
+    distill = (
+        f"distill --data=p --network={snapshot} --outdir=d --nosubdir --duration=0.001 --batch=8 --lr=1e-12 --tick=1"
+    )
+    found = ok(CliRunner().invoke(train.main, [*distill.split(), "--test-data=p", "--device=cpu", *more.split()[:-1]]))
+    assert "Test loss (8 pairs)" in found
+    student = "d/network-snapshot-000001.pkl"
+    assert load(student, "snapshot").info["dataset"]["latents"]["network"].endswith("vae.safetensors")
+    images, latents, noise = images_of(student, "--N=1")
+    assert np.abs(images - decoded(made, latents)).max() <= 1
+    net = networks.load_network(snapshot)
+    own = noise.double() - net(noise, 1.0).double()  # without a step of training the student is its teacher
+    torch.testing.assert_close(latents.double(), own, rtol=0, atol=1e-5)
+    refused(CliRunner().invoke(train.main, [*distill.split(), "--z-dir=nowhere"]), "nowhere")
+    teacher = networks.build("VelocityNetwork", img_resolution=8, img_channels=4, model_type="MLP", hidden=8)
+    networks.save_network("pixels.pkl", teacher)
+    refused(
+        CliRunner().invoke(train.main, distill.replace(snapshot, "pixels.pkl").split()),
+        "p holds arrays, as --save-latents writes them",
+    )
+
+
+COEFFICIENTS = (
+    "--coef-channels=8 --coef-mult=1 --coef-blocks=1 --basis-num=2 --num-steps=3 --batch=50 --batch-edm=4 "
+    "--batch-disc=4 --kimg=0.1 --tick=0.1 --seed=1 --nosubdir --device=cpu"
+)
+
+
+def optimise(root, network, out, more):
+    text = f"--network={network} --data={root}/latents.zip --outdir={out} {COEFFICIENTS} {more}"
+    return CliRunner().invoke(train_trajectory.main, shlex.split(text))
+
+
+@pytest.fixture(scope="module")
+def denoiser(made, tmp_path_factory):
+    """A denoiser of the latents by train.py edm."""
+    out = tmp_path_factory.mktemp("v")
+    ok(run_train(made, out, "edm", "--nosubdir --duration=0.0005 --batch=50"))
+    return max(out.glob("network-snapshot-*.pkl"))
+
+
+@pytest.mark.parametrize("backbones", ["light", "light,tf_efficientnet_lite0"])
+def test_trajectories_of_latents(backbones, made, denoiser, tmp_path, monkeypatch):
+    """D sees latents through `light`, and through features of images what is decoded of them."""
+    monkeypatch.chdir(tmp_path)
+    seen = set()
+
+    def stand_in(name, *, weights, **shape):
+        seen.add((shape["img_channels"], shape["img_resolution"]))
+        backbone = build_backbone("light", **shape)
+        backbone.name = name
+        return backbone
+
+    monkeypatch.setattr(trajectory_judge, "build_backbone", stand_in)
+    ok(optimise(made, denoiser, "runs", f"--cond=1 --backbones={backbones}"))
+    assert seen == {(4, 8) if backbones == "light" else (3, 16)}
+    snapshot = "runs/network-snapshot-000000.pkl"
+    moved = networks.load_network(snapshot)
+    before = networks.load_network(denoiser)
+    assert any(not torch.equal(a, b) for a, b in zip(moved.V.parameters(), before.parameters(), strict=True))
+    for name in ("samples", "plain"):
+        assert np.asarray(Image.open(f"runs/{name}-000000.png")).shape[2] == 3
+    images, latents, _ = images_of(snapshot)
+    assert np.abs(images - decoded(made, latents)).max() <= 1
+
+
+def test_trajectories_of_published_latent_models(made, tmp_path, monkeypatch):
+    """A latent model of others on latents of its own autoencoder: its U-Net learns, and nothing else of it."""
+    monkeypatch.chdir(tmp_path)
+    found = ldm(tmp_path)
+    networks.save_network("ldm.safetensors", networks.load_network(found.path, config=found.config))
+    ok(encode(made, tmp_path / "latents.zip", "ldm.safetensors"))
+    refused(optimise(made, "ldm.safetensors", "a", "--backbones=light"), "latents of another autoencoder")
+    ok(optimise(tmp_path, "ldm.safetensors", "b", "--backbones=light --level-draw=uniform --kimg=0.05 --tick=0.05"))
+    before, after = networks.load_network("ldm.safetensors"), networks.load_network("b/network-snapshot-000000.pkl").V
+    changed = {k for k, v in before.state_dict().items() if not torch.equal(v, after.state_dict()[k])}
+    assert changed
+    assert all(name.startswith("model.") for name in changed)
+    images, latents, _ = images_of("b/network-snapshot-000000.pkl")
+    shown = (before.decode(latents) * 127.5 + 128).clamp(0, 255).byte().permute(0, 2, 3, 1).numpy().astype(int)
+    assert np.abs(images - shown).max() <= 1
+
+
+def test_what_trajectories_refuse(made, denoiser, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with zipfile.ZipFile(made / "latents.zip") as old, zipfile.ZipFile("latents.zip", "w") as new:
+        for name in old.namelist():
+            content = old.read(name)
+            if name == "dataset.json":
+                value = json.loads(content)
+                value["latents"]["network"] = "gone.safetensors"
+                content = json.dumps(value).encode()
+            new.writestr(name, content)
+    refused(optimise(tmp_path, denoiser, "a", "--cond=1"), "are features of images, and the autoencoder", "--decoder")
+    pixels = networks.build("EDMPrecond", img_resolution=8, img_channels=4, model_type="SongUNet", model_channels=8,
+                            channel_mult=[1], num_blocks=1, attn_resolutions=[])  # fmt: skip
+    networks.save_network("pixels.pkl", pixels)
+    refused(
+        optimise(made, "pixels.pkl", "a", "--backbones=light"), "--network=pixels.pkl makes images, and the data set"
+    )
+    assert not list(tmp_path.glob("a/*"))
+
+
 def test_a_run_on_latents_continues_bit_for_bit(made, tmp_path):
     ok(run_train(made, tmp_path / "whole", "sit", "--nosubdir --xflip=1 --dump=1 --duration=0.002"))
     ok(run_train(made, tmp_path / "parts", "sit", "--nosubdir --xflip=1 --dump=1"))
@@ -184,8 +333,10 @@ def test_what_does_not_go_together(made, tmp_path, monkeypatch):
         CliRunner().invoke(fid.main, ["ref", f"--data={latents}", "--dest=r.npz", "--features=pixels"]),
         "images are needed here",
     )
-    command = ["curvature", f"--data={latents}", "--outdir=runs", "--device=cpu", "--batch=8", "--preset=digits"]
-    refused(CliRunner().invoke(train.main, [a for a in command if "preset" not in a]), "curvature learns from images")
+    command = ["curvature", f"--data={latents}", "--outdir=runs", "--device=cpu", "--batch=8"]
+    refused(
+        CliRunner().invoke(train.main, command), "no published network is for 4 channels of 8 pixels", "--config-de"
+    )
     refused(run_train(made, "runs", "edm", "--augment=0.1"), "leave it out")
     refused(
         run_train(made, "runs", "edm", f"--cond=0 --decoder={made / 'vae.safetensors'}", data=made / "pictures"),

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from networks.models.decoder import LatentFacts
+from networks.models.decoder import Autoencoder, LatentFacts
 from torch_utils.distributed import get_rank
 from training.data.archive import ImageArchive
 from training.data.decode import decode_image
@@ -68,7 +68,8 @@ class ImageDataset:
     """
 
     std = 0.5  # what EDM takes the deviation of images in [-1, 1] for
-    latents: LatentFacts | None = None  # of data sets of latents
+    latents: LatentFacts | None = None  # of data sets of latents, and what makes images of them
+    autoencoder: Autoencoder | None = None
     dtype = torch.uint8  # of what is stored
 
     def __init__(
@@ -139,8 +140,8 @@ class ImageDataset:
 
     @property
     def shown_shape(self) -> list[int]:
-        """Shape of what people look at."""
-        return self.image_shape
+        """Shape of what people look at; of latents, of the images that they stand for."""
+        return self.image_shape if self.latents is None else [3, self.latents.image, self.latents.image]
 
     @property
     def nbytes(self) -> int:

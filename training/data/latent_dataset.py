@@ -36,6 +36,7 @@ class LatentDataset(ImageDataset):
 
     Attributes:
         latents: what `dataset.json` says of them.
+        autoencoder: what makes images of them, where it is at hand (`training.latents.find_decoder`).
         image_shape, resolution, num_channels: of one latent, as models see it; stored_shape: of one file.
 
     Raises:
@@ -94,11 +95,6 @@ class LatentDataset(ImageDataset):
         stored = torch.from_numpy(np.stack([self._item(i, False) for i in indices]))
         drawn = self.draw(stored, TorchRNG(generator=torch.Generator().manual_seed(0)))
         return float(f"{drawn.double().square().mean().sqrt().item():.4g}")
-
-    @property
-    def shown_shape(self) -> list[int]:
-        """Shape of the images that were encoded."""
-        return [3, self.latents.image, self.latents.image]
 
     def draw(self, stored: Tensor, rng: TorchRNG) -> Tensor:
         """Latents float32 of what batches hold, see `LatentFacts.draw`."""

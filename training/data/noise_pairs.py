@@ -2,11 +2,13 @@
 
 `generate.py --outdir=pairs/samples --save-noise=pairs/zs` writes them; so does the published code of Lee, Kim, Ye
 2023 (arXiv 2301.12003). The number is what follows the last `_` of a name: `a_00012.png` belongs to `000012.npy`.
+Of a model of latents, `--save-latents=pairs/samples` writes those instead of images, as NPY.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -59,8 +61,12 @@ class PairDataset(ImageDataset):
     """Images whose labels are the latents that they were made from, float32 `[D]`.
 
     Args:
-        images: folder or zip; three equal channels count as one where the latents have one.
+        images: folder or zip; three equal channels count as one where the latents have one. Or of .npy files, which
+            then are samples of a model of latents, float `[C, H, W]` each.
         latents: folder of .npy files, float `[C, H, W]` each.
+
+    Attributes:
+        latents, autoencoder: of samples that are latents, set by who knows the model: see `training.latents`.
 
     Raises:
         ValueError, OSError: as ImageDataset; no latents, latents that cannot be used, or that do not pair with images.
@@ -88,6 +94,27 @@ class PairDataset(ImageDataset):
                 f"{images} holds {len(paired)} images and {latents} {len(self._latents)} latents that must pair by "
                 f"number, and {lone[0]} has no partner: generate the missing ones, or delete what is left over"
             )
+
+    def _describe(self) -> None:
+        if self._archive.image_names or not (names := [n for n in self._archive.names if n.endswith(".npy")]):
+            return super()._describe()
+        self._names, self.dtype = names, torch.float32
+        self.image_shape = self.stored_shape = list(self._decode(names[0]).shape)
+
+    @property
+    def holds_latents(self) -> bool:
+        """Whether samples are arrays, of a model of latents, and no images."""
+        return self.dtype == torch.float32
+
+    def _decode(self, name: str) -> np.ndarray:
+        if not self.holds_latents:
+            return super()._decode(name)
+        sample = _read(str(self.path / name), io.BytesIO(self._archive.read(name))).astype(np.float32)
+        if self.image_shape and list(sample.shape) != self.image_shape:
+            raise ValueError(
+                f"{self.path / name} has shape {list(sample.shape)}, the first has {self.image_shape}: make all alike"
+            )
+        return sample
 
     def _to_mode(self, image: Image.Image) -> Image.Image:
         image = super()._to_mode(image)
@@ -122,9 +149,10 @@ class PairDataset(ImageDataset):
         return torch.from_numpy(values)
 
 
-def _read(path: str) -> np.ndarray:
+def _read(path: str, file: io.BytesIO | None = None) -> np.ndarray:
+    """The array of a file, or of its content."""
     try:
-        latent = np.load(path, allow_pickle=False)
+        latent = np.load(path if file is None else file, allow_pickle=False)
     except (ValueError, EOFError) as error:
         raise ValueError(f"{path} is not a readable .npy file of numbers: generate it again") from error
     if latent.ndim != 3 or latent.dtype.kind != "f":

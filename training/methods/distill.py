@@ -6,7 +6,8 @@ From pairs (z, image) that the teacher made, the student's prediction x = z - v(
 
 Lee, Kim, Ye 2023 (arXiv 2301.12003), section 5; the straighter the teacher's trajectories, the smaller the error that
 is left. The targets are 8-bit images, the optimiser is Adam with betas (0.9, 0.9999), dropout stays on, and there is
-neither warm-up nor averaging unless asked for. See docs/distillation.md.
+neither warm-up nor averaging unless asked for. Of a model of latents the targets are the latents as they were sampled.
+See docs/distillation.md.
 """
 
 from __future__ import annotations
@@ -21,14 +22,17 @@ import torch
 from torch import Tensor, nn
 
 import networks
+from networks.models.latent_model import LatentModel
 from samplers.field import Field, as_field
 from samplers.path import Linear, Trig
 from samplers.planning.options import SamplerOptions
+from samplers.run import decoded
 from torch_utils import distributed as dist
 from torch_utils.images import enlarged, from_uint8, make_grid, save_image, to_uint8
 from torch_utils.options import OptionGroup, opt
 from torch_utils.provenance import MADE_BY, read_record
 from training.data.noise_pairs import PairDataset, find_folders
+from training.latents import check_same_latents, facts_of_latents
 from training.method import Batch, LossOut, Method
 from training.methods import common
 from training.options import CommonOptions
@@ -81,7 +85,15 @@ def open_pairs(options: DistillOptions) -> PairDataset:
         raise ValueError(f"--{name} does not go with pairs of noise and image, which say what each is: leave it out")
     if options.test_z_dir is not None and options.test_data is None:
         raise ValueError("--test-z-dir is the noise of --test-data: give both, or neither")
-    return PairDataset(*find_folders(options.data, options.z_dir))
+    pairs = PairDataset(*find_folders(options.data, options.z_dir))
+    if pairs.holds_latents:
+        pairs.latents = facts_of_latents(networks.load_network(options.network), options.network)
+        if pairs.latents is None:
+            raise ValueError(
+                f"{options.data} holds arrays, as --save-latents writes them of a model of latents, and "
+                f"--network={options.network} makes images: give the images that it made"
+            )
+    return pairs
 
 
 def _check_teacher(net: nn.Module, options: DistillOptions) -> None:
@@ -114,8 +126,10 @@ def one_step(net: Field | Callable[..., Tensor], noise: Tensor) -> Tensor:
     return field.data(noise, torch.ones((), dtype=torch.float64, device=noise.device))
 
 
-def reconstruction_loss(name: str, device: torch.device) -> Callable[[Tensor, Tensor], Tensor]:
-    """`loss(estimate, target) -> [B, ...]`: squared differences, or one LPIPS value per image.
+def reconstruction_loss(
+    name: str, device: torch.device, decode: Callable[[Tensor], Tensor] | None = None
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """`loss(estimate, target) -> [B, ...]`: squared differences, or one LPIPS value per image, which `decode` makes.
 
     Raises:
         ValueError: lpips without the package, or without its weights.
@@ -134,7 +148,11 @@ def reconstruction_loss(name: str, device: torch.device) -> Callable[[Tensor, Te
         raise ValueError(
             f"the weights of lpips cannot be had ({error}): see its documentation, or use --loss=l2"
         ) from error
-    return lambda estimate, target: net(_three(estimate), _three(target)).flatten(1)
+
+    def shown(x: Tensor) -> Tensor:
+        return _three(x if decode is None else decode(x))
+
+    return lambda estimate, target: net(shown(estimate), shown(target)).flatten(1)
 
 
 def _three(x: Tensor) -> Tensor:
@@ -154,12 +172,19 @@ def build(options: DistillOptions, dataset: PairDataset, device: torch.device) -
             f"the teacher makes images of shape {list(shape)}, and those of {options.data} have "
             f"{list(dataset.image_shape)}: give the network that made them"
         )
+    check_same_latents("--network", options.network, net, dataset)
     if net.label_dim:
         raise ValueError("the teacher is class-conditional, and pairs hold no classes: give an unconditional network")
     _check_teacher(net, options)
+    net = net.network if isinstance(net, LatentModel) else net  # an autoencoder is not trained
     one_step(net, torch.zeros(1, *shape))  # fails now, with a sentence, where the model is of the wrong kind
+    test = _test_pairs(options, dataset)
     cost = common.training_cost(net)
-    loss_fn = reconstruction_loss(options.loss, device)
+    decoder = dataset.autoencoder
+    if dataset.latents is not None and decoder is None and (options.loss == "lpips" or test is not None):
+        what = "--loss=lpips" if options.loss == "lpips" else "--test-data"
+        raise ValueError(f"{what} looks at images, and the autoencoder of the latents is not at hand: give --decoder")
+    loss_fn = reconstruction_loss(options.loss, device, decoder and decoder.decode)
     field = Field(net)
     call = Field(prepare(net, options, device), field.path, field.predicts)
 
@@ -168,14 +193,6 @@ def build(options: DistillOptions, dataset: PairDataset, device: torch.device) -
         values = loss_fn(one_step(call, noise), batch.data)
         return LossOut(values.flatten(1).mean(1), {"Loss/loss": values})
 
-    test = None
-    if options.test_data is not None:
-        test = PairDataset(*find_folders(options.test_data, options.test_z_dir))
-        if tuple(test.image_shape) != shape:
-            raise ValueError(
-                f"the images of --test-data={options.test_data} have shape {list(test.image_shape)}, those of --data "
-                f"{list(shape)}: both must come from one network"
-            )
     return Method(
         name="distill",
         modules={"net": net},
@@ -194,13 +211,25 @@ def build(options: DistillOptions, dataset: PairDataset, device: torch.device) -
     )
 
 
+def _test_pairs(options: DistillOptions, dataset: PairDataset) -> PairDataset | None:
+    if options.test_data is None:
+        return None
+    test = PairDataset(*find_folders(options.test_data, options.test_z_dir))
+    if test.image_shape != dataset.image_shape or test.holds_latents != dataset.holds_latents:
+        raise ValueError(
+            f"the images of --test-data={options.test_data} have shape {list(test.image_shape)}, those of --data "
+            f"{list(dataset.image_shape)}: both must come from one network"
+        )
+    return test
+
+
 def _pairs(dataset: PairDataset, num: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
     """Noise and images of the first `num` pairs, in batches."""
     for start in range(0, num, TEST_BATCH):
         items = [dataset[i] for i in range(start, min(start + TEST_BATCH, num))]
         images = torch.stack([torch.from_numpy(image) for image, _ in items]).to(device)
         noise = torch.stack([torch.from_numpy(latent) for _, latent in items]).to(device)
-        yield noise.reshape(images.shape), from_uint8(images)
+        yield noise.reshape(images.shape), images if dataset.holds_latents else from_uint8(images)
 
 
 @torch.inference_mode()
@@ -216,7 +245,7 @@ def _preview(
     net = averaged["ema"]
     device = next(net.parameters()).device
     noise, target = next(_pairs(shown, min(COLUMNS, len(shown)), device))
-    rows = torch.cat([target, one_step(net, noise).float()])
+    rows = decoded(as_field(net), torch.cat([target, one_step(net, noise).float()]))
     save_image(enlarged(make_grid(to_uint8(rows).cpu(), columns=len(target))), path)
     if test is not None:
         values = [loss_fn(one_step(net, z), x).flatten(1).mean(1) for z, x in _pairs(test, len(test), device)]

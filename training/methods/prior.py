@@ -71,8 +71,12 @@ def _directions(mu: Tensor, inner: Tensor, rank: int) -> dict[str, Tensor]:
 
 
 def with_prior(net: nn.Module, moments: Mapping[str, Tensor]) -> nn.Module:
-    """A copy of a velocity network that carries measured moments: on its device, in its precision and mode."""
+    """A copy of a velocity network that carries measured moments: on its device, in its precision and mode.
+
+    What it was told of its conditions and latents since it was built, the copy knows as well.
+    """
     copy = networks.build(**{**net.config, "prior_rank": len(moments["gains"])})
+    vars(copy).update({name: value for name, value in vars(net).items() if not hasattr(copy, name)})
     state = {**net.state_dict(), **{f"prior.{name}": value for name, value in moments.items()}}
     copy.load_state_dict(state)
     copy.compute_dtype = net.compute_dtype

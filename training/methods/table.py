@@ -19,7 +19,6 @@ class MethodEntry(NamedTuple):
     build: Callable[..., Any]
     open: Callable[..., Any] | None = None  # data set of the options, where it is not one of images or points
     series: bool = False  # learns to continue a series
-    latents: bool = False  # trains on cached latents too
 
 
 METHODS: dict[str, MethodEntry] = {
@@ -28,7 +27,6 @@ METHODS: dict[str, MethodEntry] = {
         edm.EDMOptions,
         edm.build,
         series=True,
-        latents=True,
     ),
     "curvature": MethodEntry(
         "Straight flows on a coupling of data and noise that is learned.", curvature.CurvatureOptions, curvature.build
@@ -37,20 +35,17 @@ METHODS: dict[str, MethodEntry] = {
         "Diffusion transformers whose elements keep their own time.",
         combostoc.ComboStocOptions,
         combostoc.build,
-        latents=True,
     ),
     "sit": MethodEntry(
         "Diffusion transformers on interpolants, one time a sample.",
         combostoc.SiTOptions,
         combostoc.build,
-        latents=True,
     ),
     "idff": MethodEntry(
         "Clean data and score from one network, on a bridge from noise.",
         idff.IDFFOptions,
         idff.build,
         series=True,
-        latents=True,
     ),
     "distill": MethodEntry(
         "One-step copies of flow models, learned from images they made.",

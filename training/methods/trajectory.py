@@ -8,6 +8,7 @@ against a discriminator D. Each step of training has three phases:
     D    hinge loss on real images and finished samples
 
 Lee et al. 2024/2025, arXiv 2404.14161. D looks through frozen pretrained features (`networks.adversary.discriminator`).
+What it sees of latents: `training/methods/trajectory_judge.py`.
 """
 
 from __future__ import annotations
@@ -23,25 +24,23 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import networks
-from networks.adversary.backbones import build_backbone
-from networks.adversary.discriminator import ProjectedDiscriminator
-from networks.adversary.points import PointDiscriminator
 from networks.models.coefficient_families import FAMILY_OF_PATH, interpolant_schedule
+from networks.models.latent_model import LatentModel
 from networks.models.mac import MACNetwork
-from samplers.field import Field
+from networks.models.noise_precond import OnLevels
+from samplers.field import Facts, Field
 from samplers.schedules.edm import general_levels
 from samplers.solvers.elementwise import coefficient_cost, sample_mac
 from torch_utils import distributed as dist
 from torch_utils.layout import memory_format
 from torch_utils.misc import format_count
-from torch_utils.options import refuse
 from torch_utils.rng import TorchRNG
 from training.data.batches import ImageDataset
-from training.data.toys import ToyDataset
-from training.diffaugment import diff_augment, parse_policy
+from training.latents import check_same_latents
 from training.losses.adversarial import fake_loss, generator_loss, real_loss
 from training.method import Batch, LossOut, Method
 from training.methods import common
+from training.methods.trajectory_judge import judge_of
 from training.methods.trajectory_options import TrajectoryOptions
 from training.performance import DTYPES
 from training.pictures import trajectory as trajectory_pictures
@@ -157,6 +156,8 @@ def build(options: TrajectoryOptions, dataset: ImageDataset, device: torch.devic
         raise ValueError("--train-v=0 and --train-c=0 leave nothing to train but the discriminator: leave one on")
     _check_batches(options)
     v = networks.load_network(options.network)
+    check_same_latents("--network", options.network, v, dataset)
+    v = v.network if isinstance(v, LatentModel) else v  # an autoencoder is not trained
     _check_network(v, options, dataset)
     net = networks.build("MACNetwork", **_network_config(v, options))
     net.V.load_state_dict(v.state_dict())
@@ -165,11 +166,13 @@ def build(options: TrajectoryOptions, dataset: ImageDataset, device: torch.devic
     net.compute_dtype = DTYPES[options.precision]
     net.V.eval()
     net.C.train()
-    disc = _discriminator(options, dataset).to(device).train()
-    losses = _Losses(net, disc, options, torch.tensor(net.schedule, dtype=torch.float64, device=device))
+    disc, judge = judge_of(options, dataset, device)
+    losses = _Losses(net, judge, options, torch.tensor(net.schedule, dtype=torch.float64, device=device))
+    # beside its trunk, a network on a table of levels may have a classifier or an autoencoder, which stay as they are
+    trunk = "net.V.model" if isinstance(v, OnLevels) else "net.V"
     phase = functools.partial(common.adam_phase, options=options, betas=(0.0, 0.99), whole_first_step=True)
     phases = [
-        phase(losses.denoiser, name="V", trains="net.V", lr=options.lr, batch_size=options.batch_edm),
+        phase(losses.denoiser, name="V", trains=trunk, lr=options.lr, batch_size=options.batch_edm),
         phase(losses.coefficients, name="C", trains="net.C", lr=options.glr),
         phase(losses.discriminator, name="D", trains="D", lr=options.dlr, batch_size=options.batch_disc),
     ]
@@ -217,6 +220,8 @@ def _check_network(v: nn.Module, options: TrajectoryOptions, dataset: ImageDatas
             f"{what} does not start from unit noise: give a network trained without a learned coupling "
             "(train.py curvature --independent)"
         )
+    if Facts.of(v).conditioning == "text":
+        raise ValueError(f"{what} makes images of texts, and data sets have none: give a network of classes or none")
     image = (v.img_channels, v.img_resolution, v.img_resolution)
     if image != tuple(dataset.image_shape):
         raise ValueError(
@@ -277,25 +282,6 @@ def _coefficients(v: nn.Module, given: Mapping[str, Any], options: TrajectoryOpt
         "downsample": options.coef_downsample,
         "channel_mult": list(options.coef_mult),
     }
-
-
-OF_IMAGES = ("backbones", "diffaugment", "coef_mult", "coef_downsample", "lpf", "gauss_kernel_sigma")
-
-
-def _discriminator(options: TrajectoryOptions, dataset: ImageDataset | ToyDataset) -> nn.Module:
-    label_dim = dataset.label_dim if options.cond else 0
-    if isinstance(dataset, ToyDataset):
-        refuse(options, OF_IMAGES, f"is for images, {options.data} holds points")
-        return PointDiscriminator(dataset.num_channels, label_dim, std=dataset.std)
-    shape = {"img_resolution": dataset.resolution, "img_channels": dataset.num_channels}
-    backbones = []
-    for item in options.backbones.split(","):
-        name, _, weights = item.strip().partition("=")
-        backbones.append(build_backbone(name, weights=weights or None, **shape))
-    if options.diffaugment:
-        parse_policy(options.diffaugment)
-    augment = functools.partial(diff_augment, policy=options.diffaugment) if options.diffaugment else None
-    return ProjectedDiscriminator(backbones, label_dim=label_dim, augment=augment, **shape)
 
 
 def _summary(

@@ -22,6 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from networks.models.mac import MACNetwork
+from samplers.field import as_field
+from samplers.run import decoded
 from samplers.solvers.elementwise import sample_mac
 from torch_utils.images import enlarged, make_grid, save_image, to_uint8
 from torch_utils.report.plot import colour, figure
@@ -44,7 +46,7 @@ def draw(dataset: Any, path: Path, averaged: Mapping[str, nn.Module]) -> None:
     levels = [*net.schedule, 0.0]
     c = net.coefficients(noise, labels)
     for name, chosen in ((path.name, c), (f"plain-{number}.png", torch.zeros_like(c[:1]))):
-        images = sample_mac(net, noise, levels, class_labels=labels, coefficients=chosen)
+        images = decoded(as_field(net), sample_mac(net, noise, levels, class_labels=labels, coefficients=chosen))
         save_image(enlarged(make_grid(to_uint8(images).cpu(), columns=COLUMNS)), path.parent / name)
     for i, grey in enumerate(to_uint8(c[0] / net.C.scale).cpu()):
         save_image(grey[None], path.parent / "coefficients" / number / f"{i}.png")
@@ -72,7 +74,7 @@ def level_picture(gamma: Tensor, low: float = 0.002, high: float = 80.0) -> Tens
     """Noise levels `[C, H, W]` as uint8: black at `low` and below, white at `high`, even in logarithms."""
     share = (gamma.clamp(min=low).log() - math.log(low)) / math.log(high / low)
     image = to_uint8(2 * share - 1)
-    return image if image.shape[0] in (1, 3, 4) else image[:1]
+    return image if image.shape[0] in (1, 3) else image[:1]
 
 
 def states(net: MACNetwork, noise: Tensor, labels: Tensor | None, c: Tensor, spread: float) -> Tensor:

@@ -12,9 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from samplers.analysis.straightness import trajectory_curvature
+from samplers.field import as_field
+from samplers.run import decoded
 from samplers.solvers.native import sample_native, uniform_times
 from torch_utils.images import enlarged, from_uint8, make_grid, save_image, to_uint8
-from torch_utils.rng import PerSampleRNG
+from torch_utils.rng import PerSampleRNG, TorchRNG
 from training.couplings import COUPLINGS
 from training.data.batches import ImageDataset
 from training.data.toys import ToyDataset
@@ -38,9 +40,11 @@ class Shown:
         """`count` samples at equal distances through the data set, in batches on the device."""
         count = min(count, len(self.dataset))
         chosen = [i * len(self.dataset) // count for i in range(count)]
+        drawn, rng = getattr(self.dataset, "draw", None), TorchRNG(generator=torch.Generator().manual_seed(0))
         for start in range(0, count, batch):
             items = [torch.as_tensor(self.dataset[i][0]) for i in chosen[start : start + batch]]
-            x = torch.stack(items).to(self.device)
+            x = torch.stack(items)
+            x = (x if drawn is None else drawn(x, rng)).to(self.device)
             yield from_uint8(x) if x.dtype == torch.uint8 else x
 
     def noise(self, count: int, seed: int = 0) -> Tensor:
@@ -97,7 +101,8 @@ def draw(dataset: Any, shown: Shown, path: Path, averaged: Mapping[str, nn.Modul
     """Images: samples by 4 Euler steps above the same samples by N, in rows of eight."""
     net = shown.with_prior(averaged)
     start = net.start_noise(shown.noise(PICTURES))
-    rows = [to_uint8(shown.sample(net, start, uniform_times(n))).cpu().split(8) for n in (4, shown.options.N)]
+    ends = [decoded(as_field(net), shown.sample(net, start, uniform_times(n))) for n in (4, shown.options.N)]
+    rows = [to_uint8(end).cpu().split(8) for end in ends]
     grid = make_grid(torch.cat([row for pair in zip(*rows, strict=True) for row in pair]), columns=8)
     save_image(enlarged(grid), path)
 

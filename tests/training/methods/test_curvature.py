@@ -82,6 +82,8 @@ def test_bad_options(more, words):
 class _Images:
     """The interface of a data set that `build` uses."""
 
+    latents = None
+
     def __init__(self, shape=(1, 8, 8), n=12):
         self.image_shape, (self.num_channels, _, self.resolution) = list(shape), shape
         self.label_dim = 0

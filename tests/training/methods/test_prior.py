@@ -30,7 +30,9 @@ def test_measured_prior(rank):
     x = torch.randn(20_000, 4, 1, 1, generator=g)
     moments = measure_prior(_Affine(matrix, offset, std), x.split(512), rank)
     net = networks.build("VelocityNetwork", img_resolution=1, img_channels=4, model_type="MLP", hidden=3)
+    net.conditioning, net.latent = "vector", True  # as a run tells its networks
     twin = with_prior(net, moments)
+    assert (twin.conditioning, twin.latent) == ("vector", True)
     assert all(torch.equal(twin.state_dict()[k], v) for k, v in net.state_dict().items())
     z = twin.start_noise(torch.randn(50_000, 4, 1, 1, generator=g, dtype=torch.float64)).flatten(1)
     want = matrix @ matrix.T + std.square().diag()

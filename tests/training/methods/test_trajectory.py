@@ -220,7 +220,7 @@ def test_losses_per_image_are_summed_over_backbones():
 class Squares(torch.utils.data.Dataset):
     """What `Batches` reads of a data set: 10 images whose pixels are their index."""
 
-    num_images, image_shape = 10, [1, 2, 2]
+    num_images, image_shape, latents = 10, [1, 2, 2], None
 
     def __len__(self):
         return self.num_images
