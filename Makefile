@@ -11,6 +11,8 @@ venv: $(STAMP)
 $(STAMP): requirements.txt requirements-dev.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	# Its functions of features check ours; what it needs to read images would replace torch by another build.
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps torch-fidelity==0.4.0
 	touch $(STAMP)
 
 test: $(STAMP)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from torch_utils import process
 
 if __name__ == "__main__":
-    process.tune()  # before torch starts its threads
+    process.begin()  # before torch starts its threads
 
 import os
 import re

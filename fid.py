@@ -10,7 +10,7 @@ from __future__ import annotations
 from torch_utils import process
 
 if __name__ == "__main__":
-    process.tune()  # before torch starts its threads
+    process.begin()  # before torch starts its threads
 
 import shlex
 import sys
@@ -262,7 +262,7 @@ def _references(options: CalcOptions, wanted: Sequence[Wanted], image_shape: Seq
     look: list[Wanted] = []
     for one in (w for w in wanted if w.compares):
         extractor, dim = one.extractor, dim_of(one.extractor, image_shape)
-        if not holds(path, "mu", "sigma") or (images and extractor.name != "inception"):
+        if images and (not holds(path, "mu", "sigma") or extractor.name != "inception"):
             look.append(one)
             continue
         moments = found[extractor.name] = load_reference(path, extractor, dim, options.ref, one.rows)

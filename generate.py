@@ -9,7 +9,7 @@ from __future__ import annotations
 from torch_utils import process
 
 if __name__ == "__main__":
-    process.tune()  # before torch starts its threads
+    process.begin()  # before torch starts its threads
 
 import functools
 import time
@@ -34,6 +34,7 @@ from torch_utils.checkpoint import tensor_hash
 from torch_utils.cli import Command
 from torch_utils.misc import format_time
 from torch_utils.options import OptionGroup, opt, options_of
+from torch_utils.report.kinds import name_of
 from training.data.label_pool import give_labels, refuse_labels
 from training.graded import Graded, GradedOptions
 from training.trained import NetworkOptions, away_from, describe, open_chosen, with_settings
@@ -170,7 +171,7 @@ def make(
     prompts: Prompts | None = None, graded: Graded | None = None,
 ) -> None:  # fmt: skip
     """Sample the seeds and write what is wanted."""
-    start = time.time()
+    start, kind = time.time(), name_of(model.facts.shape)
     sampler = plan if graded is None else graded
     sampler = sampler if targets.traj is None else Recorder(sampler)
     batches = generate(
@@ -179,14 +180,15 @@ def make(
         conditional=options.guidance_type != "uncond",
         labels_of=graded.labels_of if graded is not None and options.class_idx is None else None,
     )  # fmt: skip
-    with tqdm(total=len(seeds), unit="img", disable=dist.get_rank() > 0 or not seeds, dynamic_ncols=True) as bar:
+    hidden = dist.get_rank() > 0 or not seeds
+    with tqdm(total=len(seeds), unit=kind.removesuffix("s"), disable=hidden, dynamic_ncols=True) as bar:
         targets.write(batches, sampler, functools.partial(_advance, bar))
     dist.barrier()
     took = time.time() - start
     where = ", ".join(str(p) for p in ([targets.outdir] if targets.outdir else []) + targets.joint)
     if plan.evaluations:
-        dist.print0(f"NFE:      {sum(plan.evaluations) / len(plan.evaluations):.4g} on average over images")
-    dist.print0(f"{len(seeds)} images in {format_time(took)} ({len(seeds) / took:.3g} per second): {where}")
+        dist.print0(f"NFE:      {sum(plan.evaluations) / len(plan.evaluations):.4g} on average over {kind}")
+    dist.print0(f"{len(seeds)} {kind} in {format_time(took)} ({len(seeds) / took:.3g} per second): {where}")
 
 
 if __name__ == "__main__":

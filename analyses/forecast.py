@@ -165,7 +165,8 @@ def _say_and_draw(
     draw_forecast(
         folder / "forecast.png", dataset, starts, made.members, f"{dataset.name}: what came, and the ensemble"
     )
-    draw_leads(folder / "leads.png", scores, f"{dataset.name}, {report['part']}")
+    unit = dataset.unit if report["units"] == "series" else "standardised"
+    draw_leads(folder / "leads.png", scores, f"{dataset.name}, {report['part']}", unit)
     if dataset.resolution == 1 and report["leads"] >= LONG:
         pictures.append("trajectories.png")
         came = dataset.to_frames(dataset.windows(starts[:1], report["leads"])[1].numpy(), starts[:1, 1])[0, ..., 0, 0]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -32,8 +32,12 @@ def make_folder(outdir: str) -> Path:
     return folder
 
 
-def write(folder: Path, name: str, numbers: dict[str, Any], draw: Callable[[dict[str, Any], Path], None]) -> None:
-    """Write NAME.json and, by `draw(numbers, path)`, NAME.png."""
+def write(
+    folder: Path, name: str, numbers: dict[str, Any], draw: Callable[[dict[str, Any], Path], None],
+    more: Sequence[str] = (),
+) -> None:  # fmt: skip
+    """Write NAME.json and, by `draw(numbers, path)`, NAME.png, and say so; `more` names files that were written."""
     write_json(folder / f"{name}.json", numbers)
     draw(numbers, folder / f"{name}.png")
-    click.echo(f"Wrote {folder / name}.json and {name}.png")
+    *names, last = (f"{name}.json", f"{name}.png", *more)
+    click.echo(f"Wrote {', '.join(names)} and {last} to {folder}")

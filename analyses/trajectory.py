@@ -21,10 +21,13 @@ def command(file: str, outdir: str, num: int, rows: int, columns: int) -> None:
     loaded = load_trajectory(file, num)
     summary = summarise(loaded)
     folder = make_folder(outdir)
-    write(folder, "trajectory", {"file": file, **summary}, figures.draw_trajectory)
+    more = []
     if "projection" in summary:
-        figures.draw_projection(summary, folder / "projection.png")
+        more.append("projection.png")
+        figures.draw_projection(summary, folder / more[-1])
     if loaded.x.ndim == 5 and loaded.x.shape[2] in (1, 3):
-        figures.draw_strip(loaded, folder / "strip.png", rows=rows, columns=columns)
+        more.append("strip.png")
+        figures.draw_strip(loaded, folder / more[-1], rows=rows, columns=columns)
     else:
         click.echo(f"no strip.png: states of shape {list(loaded.x.shape[2:])} are not images of 1 or 3 channels")
+    write(folder, "trajectory", {"file": file, **summary}, figures.draw_trajectory, more)

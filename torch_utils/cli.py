@@ -23,6 +23,7 @@ from typing import Any
 import click
 import cloup
 
+from torch_utils import process
 from torch_utils.misc import parse_int_list
 from torch_utils.signals import SignalExit, ending_as_exit
 
@@ -119,6 +120,7 @@ class Command(cloup.Command):
             raise SystemExit(error.exit_code) from error
 
     def invoke(self, ctx: click.Context) -> Any:
+        process.imported()
         _print_anything()
         try:
             with ending_as_exit(), _errors_as_sentences():

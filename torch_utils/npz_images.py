@@ -32,9 +32,12 @@ class NpzImages:
         self.path = path
         try:
             with zipfile.ZipFile(path) as archive:
-                found = [name for name in NAMES if f"{name}.npy" in archive.namelist()]
+                there = [name.removesuffix(".npy") for name in archive.namelist()]
+                found = [name for name in NAMES if name in there]
                 if not found:
-                    raise ValueError(f"it holds no array {' or '.join(NAMES)}")
+                    raise ValueError(
+                        f"it holds {', '.join(there[:5]) or 'nothing'}, and images are an array {' or '.join(NAMES)}"
+                    )
                 self._member = f"{found[0]}.npy"
                 with archive.open(self._member) as f:
                     self._shape, fortran, dtype = _read_header(f)

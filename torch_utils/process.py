@@ -1,6 +1,6 @@
 """Settings of the process that PyTorch itself leaves as the system has them, and that cost a CPU run 10 to 90 %.
 
-The command lines call `tune` before they import torch; importing a library of this project never does. Each setting
+The command lines call `begin` before they import torch; importing a library of this project never does. Each setting
 gives way to one made by the user, and FEWSTEP_TUNE=0 leaves all of them out (docs/performance.md has the figures).
 
 - Memory: glibc hands every freed tensor back to the system and faults its pages in again at the next step. Kept
@@ -9,11 +9,14 @@ gives way to one made by the user, and FEWSTEP_TUNE=0 leaves all of them out (do
   ten times slower and more. A thousand turns bridge the gaps between two operations, and then the core is free.
 - How many: as many threads as there are real cores in reach (not hyper-threads, not more than the container's quota),
   shared by the processes that torchrun started on this machine.
+- Start: imports make objects that stay, and the garbage collector walks over all of them again and again, and once more
+  at the end. It waits for the command itself, and then leaves them alone.
 """
 
 from __future__ import annotations
 
 import ctypes
+import gc
 import math
 import os
 import sys
@@ -32,6 +35,20 @@ def tune() -> None:
         os.environ.setdefault("GOMP_SPINCOUNT", _SPINS)
     local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     os.environ.setdefault("OMP_NUM_THREADS", str(max(cores() // local, 1)))
+
+
+def begin() -> None:
+    """`tune`, and no collection of garbage until `imported`: for a process that begins with a command line."""
+    tune()
+    if os.environ.get("FEWSTEP_TUNE") != "0":
+        gc.disable()
+
+
+def imported() -> None:
+    """End what `begin` began: what was imported is never looked at again."""
+    if not gc.isenabled():
+        gc.freeze()
+        gc.enable()
 
 
 def _keep_freed_memory() -> None:

@@ -121,7 +121,7 @@ def load_moments(path: str | PathLike[str], features: str | None = None, rows: b
         kind = "images" if {"arr_0", "images"} & found else "arrays"
         raise ValueError(
             f"{path} holds {kind} ({', '.join(sorted(found)[:5]) or 'none'}) and not mu and sigma, the statistics of "
-            "their features: make those with `fid.py ref` of the same data"
+            "their features: make those with `fid.py ref` of the same data, or give images (an array images or arr_0)"
         )
     mu, sigma = (torch.from_numpy(arrays[key].astype(np.float64)) for key in ("mu", "sigma"))
     if mu.ndim != 1 or sigma.shape != (len(mu), len(mu)):

@@ -193,7 +193,7 @@ class Plan:
         half = self.nfe // self.calls
         kinds = f" ({half} conditional, {half} unconditional)" if self.calls == 2 else ""
         most = "at most " if self.guidance.get("guidance_interval") else ""
-        return f"{most}{count_of(self.nfe, 'network evaluation')} per image{kinds}"
+        return f"{most}{count_of(self.nfe, 'network evaluation')} per sample{kinds}"
 
     def __str__(self) -> str:
         width = max(len(name) for name, _ in self.summary)

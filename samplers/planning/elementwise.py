@@ -77,7 +77,7 @@ def plan_elementwise(request: Request) -> Plan:
         each=entry.evaluations,
         extra=nfe - steps * entry.evaluations,
         notes=(
-            ("Cost", f"{nfe} + {share} network evaluations per image: the coefficient network costs {share}"),
+            ("Cost", f"{nfe} + {share} network evaluations per sample: the coefficient network costs {share}"),
             *(("Note", note) for note in (chosen.notes if chosen is not None else ())),
         ),
         stochastic=churn.get("S_churn", 0) > 0,

@@ -349,7 +349,7 @@ def test_plans_guide_and_count(how, each):
     ):
         plan = build_plan(net, SamplerOptions(**how, **given))
         assert plan.nfe == calls * each
-        assert f"{plan.nfe} network evaluations per image" in str(plan)
+        assert f"{plan.nfe} network evaluations per sample" in str(plan)
         assert given["guidance_type"] in str(plan)
         assert (f"({each} conditional, {each} unconditional)" in str(plan)) == (calls == 2)
         sizes.clear()

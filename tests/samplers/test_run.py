@@ -213,7 +213,7 @@ def test_plan_is_the_sampler_the_options_describe(options, expected):
 def test_one_step_is_one_evaluation():
     plan = build_plan(Net(), SamplerOptions(steps=1))
     assert (plan.nfe, plan.sigmas.tolist()) == (1, [80, 0])
-    assert "1 network evaluation per image" in str(plan)
+    assert "1 network evaluation per sample" in str(plan)
 
 
 def test_added_noise_with_searched_or_listed_time_stamps():

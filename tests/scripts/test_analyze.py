@@ -166,7 +166,8 @@ def check_refused(result, message):
 
 
 def test_trajectory(run, files):
-    ok(run("trajectory FILES/traj.npz --outdir=out"))
+    output = ok(run("trajectory FILES/traj.npz --outdir=out"))
+    assert "Wrote trajectory.json, trajectory.png, projection.png and strip.png to out" in output
     found, arrays = numbers("out/trajectory.json"), np.load(files / "traj.npz")
     x = torch.from_numpy(arrays["x"]).transpose(0, 1)
     assert found["seeds"] == [10, 11, 12, 13]

@@ -212,13 +212,19 @@ def test_inception_is_the_default(data, monkeypatch):
         ("--images={d}/images --ref={d}/clip.npz --num=130", "describes the features 'clip'"),
         ("--images={d}/nowhere --ref={d}/others.npz", "nowhere"),
         ("--images={d}/images --ref={d}/nowhere.npz --num=130", "nowhere.npz"),
-        ("--images={d}/refs/others.npz --ref={d}/others.npz --num=130", "no array images or arr_0"),
+        ("--images={d}/refs/others.npz --ref={d}/others.npz --num=130", "and images are an array images or arr_0"),
+        (
+            "--images={d}/images --ref={d}/array.npz --num=130",
+            "holds arrays (a) and not mu and sigma, the statistics of their features: make those with `fid.py ref` of "
+            "the same data, or give images (an array images or arr_0)",
+        ),
         ("--images={d}/images --ref={d}/others.npz --num=130 --weights=x", "no weights"),
         ("--images={d}/images --ref={d}/others.npz --num=130 --features=vgg", "inception"),
     ],
 )
 def test_bad_input_is_one_sentence(data, network, text, words):
     np.savez(data / "one.npz", images=random_images(1, seed=1))
+    np.savez(data / "array.npz", a=np.zeros(2))
     save_moments(data / "bad.npz", Moments(torch.zeros(2), torch.eye(2)))
     save_moments(data / "clip.npz", Moments(torch.zeros(48), torch.eye(48), num=9, features="clip"))
     options = text if "--features" in text else f"--features=pixels {text}"

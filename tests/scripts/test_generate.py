@@ -48,7 +48,7 @@ def test_says_what_it_will_do(run):
         assert text in output
     output = ok(run("--outdir=out2 --seeds=0"))
     assert "EDM, heun, 18 steps" in output
-    assert "35 network evaluations per image" in output
+    assert "35 network evaluations per sample" in output
 
 
 @pytest.mark.parametrize("option", [
@@ -103,7 +103,7 @@ def test_calibration(run):
 def test_guidance(run):
     output = ok(run("--npz=a.npz --seeds=0-2 --steps=2 --guidance_type=cfg --guidance_rate=3"))
     assert "cfg, rate 3" in output
-    assert "6 network evaluations per image (3 conditional, 3 unconditional)" in output
+    assert "6 network evaluations per sample (3 conditional, 3 unconditional)" in output
     ok(run("--npz=b.npz --seeds=0-2 --steps=2"))
     assert (np.load("a.npz")["images"] != np.load("b.npz")["images"]).any()
     ok(run("--seeds=0 --steps=2 --guidance_type=cfg --guidance_rate=1.5"))  # not taken for unguided images later
@@ -210,13 +210,13 @@ def test_evaluations_of_an_adaptive_solver_are_said_afterwards(tmp_path):
     result = CliRunner().invoke(generate.main, [*args, "--solver=dopri5", "--rtol=1e-3"], catch_exceptions=False)
     assert result.exit_code == 0, result.output
     assert "known after sampling" in result.output
-    assert "on average over images" in result.output
+    assert "on average over points" in result.output
 
 
 def test_stochastic_interpolant_sampler(run):
     """Of a denoiser; the last step in any spelling, both spellings of a form, the cost as it is said."""
     output = ok(run("--npz=a.npz --seeds=0-2 --sde-order=1 --num-steps=4 --last-step=Tweedie"))
-    assert re.search(r"NFE: +4 network evaluations per image", output)
+    assert re.search(r"NFE: +4 network evaluations per sample", output)
     ok(run("--npz=b.npz --seeds=0-2 --nfe=4 --last-step=tweedie --diffusion-form=inccreasing-decreasing"))
     ok(run("--npz=c.npz --seeds=0-2 --nfe=4 --last-step=tweedie --diffusion-form=increasing-decreasing --batch=2"))
     a, b, c = (np.load(f"{name}.npz")["images"].astype(int) for name in "abc")

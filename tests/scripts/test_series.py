@@ -16,10 +16,8 @@ import generate
 import networks
 import train
 
-SMALL = "--seed=0 --nosubdir --device=cpu --batch=16 --duration=0.00064 --lr=1e-3 --lr-rampup=0 --ema=0.0001 --cbase=16"
-MAPS = (
-    SMALL.replace("--cbase=16", "--cbase=32").replace("0.00064", "0.00008") + " --cres=1,2 --num-blocks=1 --dropout=0"
-)
+SMALL = "--seed=0 --nosubdir --device=cpu --batch=16 --duration=0.002 --lr=1e-3 --lr-rampup=0 --ema=0.0001 --cbase=16"
+MAPS = SMALL.replace("--cbase=16", "--cbase=32").replace("0.002", "0.001") + " --cres=1,2 --num-blocks=1 --dropout=0"
 
 
 def run(script, text, **kwargs):
@@ -84,7 +82,7 @@ def test_snapshots_keep_the_scale(work):
 def test_a_run_goes_on_bit_for_bit(work, tmp_path):
     """Half of it, then the rest."""
     text = "idff --data=series:elnino:window=2:horizon=1 --sigma=0.4 " + SMALL + " --outdir={t}"
-    half = text.replace("--duration=0.00064", "--duration=0.00032")
+    half = text.replace("--duration=0.002", "--duration=0.001")
     assert run(train.main, half, t=tmp_path).exit_code == 0
     result = run(train.main, text + " --resume={t}", t=tmp_path)
     assert result.exit_code == 0, result.output

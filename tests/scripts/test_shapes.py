@@ -40,6 +40,7 @@ def net(tmp_path_factory):
 def test_samples_and_figures(net, tmp_path):
     result = run(generate.main, f"--network={net} --outdir={tmp_path} --seeds=0-29 --N=4 --device=cpu")
     assert result.exit_code == 0, result.output
+    assert "30 shapes in" in result.output
     assert {p.name for p in tmp_path.iterdir()} == {"shapes.npz", "shapes.png"}
     made = read_shapes(str(tmp_path / "shapes.npz"))
     assert made.parts.shape == (30, 12, 15)

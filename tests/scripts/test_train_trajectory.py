@@ -81,7 +81,7 @@ def test_a_run_leaves_what_the_docs_promise(data, network, tmp_path):
     text = f"--network={run_dir / 'network-snapshot-000000.pkl'} --seeds=0-3 --outdir={out} --class=1"
     result = CliRunner().invoke(generate.main, text.split())
     assert result.exit_code == 0, result.output
-    assert "3 network evaluations per image" in result.output
+    assert "3 network evaluations per sample" in result.output
     assert "3 + " in result.output
     assert len(list(out.glob("*.png"))) == 4
 

@@ -108,11 +108,19 @@ def test_both_ways_to_the_trace_agree_and_the_fast_one_knows_its_limits():
     (_, s1), (_, s2) = (stats_of(gaussian(24, n, seed=n), 50).mean_cov() for n in (400, 500))
     exact = torch.linalg.svdvals(factor(s1).T @ factor(s2)).sum()
     for vectors in (False, True):
-        assert np.sqrt(spectrum(s1, s2, vectors)[0]).sum() == pytest.approx(float(exact), rel=1e-10)
+        assert float(spectrum(s1, s2, vectors)[1].sqrt().sum()) == pytest.approx(float(exact), rel=1e-10)
     assert spectrum(s1, s2, allowed=0) is None
     _, singular = stats_of(gaussian(24, 12, seed=1), 50).mean_cov()
     for pair in ((s1, singular), (singular, s1), (singular, singular)):
         assert spectrum(*pair, allowed=1e-9 * float(s1.trace())) is None
+
+
+def test_blocks_of_the_product_are_the_product(monkeypatch):
+    monkeypatch.setattr(torch_utils.frechet, "BLOCK", 5)
+    (_, sigma), (_, other) = (stats_of(gaussian(12, n, seed=n), 50).mean_cov() for n in (40, 50))
+    lower = torch.linalg.cholesky(other)
+    whole = lower.T @ sigma @ lower
+    torch.testing.assert_close(torch_utils.frechet._between(lower, sigma).tril(), whole.tril(), rtol=1e-12, atol=0)
 
 
 def test_influence_is_what_one_vector_more_does(monkeypatch):
@@ -136,6 +144,9 @@ def test_points_without_spread():
     zero = torch.zeros(3, 3)
     assert frechet_distance(torch.zeros(3), zero, torch.ones(3), zero) == 3
     assert frechet_distance(torch.zeros(3), zero, torch.zeros(3), torch.eye(3)) == pytest.approx(3)
+    one, other = Moments(torch.ones(3), torch.eye(3)), Moments(torch.zeros(3), zero)
+    value, influence = frechet_influence(one, other, torch.tensor([[1.0, 1, 1], [2, 1, 1]]))
+    assert (value, influence.tolist()) == (6, [0, 3])  # |f|^2 in place of |1|^2, but for the constant
 
 
 @pytest.mark.parametrize(

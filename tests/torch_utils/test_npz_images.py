@@ -36,7 +36,7 @@ def test_some_indices(tmp_path):
 @pytest.mark.parametrize(
     ("arrays", "words"),
     [
-        ({"mu": np.zeros(2)}, "no array images or arr_0"),
+        ({"mu": np.zeros(2)}, "it holds mu, and images are an array images or arr_0"),
         ({"images": np.zeros((2, 4, 4, 3))}, "got float64"),
         ({"images": random_images(2, 4, 4, 4)}, r"got uint8 \[2, 4, 4, 4\]"),
         ({"images": random_images(2, 4, 4)}, r"got uint8 \[2, 4, 4\]"),

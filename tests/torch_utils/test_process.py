@@ -46,6 +46,22 @@ def test_switched_off():
     assert environment_after(TUNE, FEWSTEP_TUNE="0") == dict.fromkeys(SETTINGS)
 
 
+@pytest.mark.parametrize(("given", "paused"), [({}, True), ({"FEWSTEP_TUNE": "0"}, False)])
+def test_garbage_is_collected_again_when_a_command_runs(given, paused):
+    code = """
+import gc, click
+from torch_utils import process
+process.begin(); before = gc.isenabled()
+from torch_utils.cli import Command
+@click.command(cls=Command)
+def main(): print(before, gc.isenabled(), gc.get_freeze_count() > 0)
+main()
+"""
+    env = {k: v for k, v in os.environ.items() if k != "FEWSTEP_TUNE"} | given
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env=env, check=True)
+    assert done.stdout.split() == [str(not paused), "True", str(paused)]
+
+
 def test_processes_of_one_machine_share_its_cores():
     assert environment_after(TUNE, LOCAL_WORLD_SIZE="1000")["OMP_NUM_THREADS"] == "1"
 

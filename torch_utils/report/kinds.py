@@ -26,3 +26,9 @@ SHAPES = SampleKind("shapes", "parts", draw_shapes)
 def kind_of(shape: Sequence[int]) -> SampleKind | None:
     """The kind of samples of this shape: points in the plane, shapes `[L, V]`; None: images."""
     return POINTS if is_points(shape) else SHAPES if len(shape) == 2 else None
+
+
+def name_of(shape: Sequence[int] | None) -> str:
+    """What samples of this shape are called: images, points or shapes."""
+    kind = None if shape is None else kind_of(shape)
+    return "images" if kind is None else kind.name

@@ -104,6 +104,11 @@ class SeriesDataset:
         self.name = recording.name
         self.num_images = len(self.starts)
 
+    @property
+    def unit(self) -> str:
+        """What the values of the series are in, for the axes of pictures."""
+        return "degrees" if self.recording.angles else self.recording.unit or "units of the series"
+
     def _phases(self, known: dict[str, Any]) -> tuple[np.ndarray | None, int]:
         recording = self.recording
         if self.label == "none":

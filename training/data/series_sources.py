@@ -40,6 +40,7 @@ class Recording:
         parts: frames, or sequences (`by_sequence`), of training, validation and test; None: by shares.
         scale: key of `training.data.scaling.SCALINGS` that suits, by default.
         window, horizon: frames that are known and that follow, by default.
+        unit: of the values; "" where nothing says it.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Recording:
     scale: str = "standard"
     window: int = 1
     horizon: int = 1
+    unit: str = ""
 
 
 def _elnino(seed: int) -> Recording:
@@ -64,7 +66,7 @@ def _elnino(seed: int) -> Recording:
     values = table[:, 1:].reshape(1, -1, 1, 1, 1)
     return Recording(
         "elnino", values, phase=np.arange(values.shape[1]) % 12, period=12, parts=(45 * 12, 8 * 12, 8 * 12),
-        scale="climatology", window=12, horizon=6,
+        scale="climatology", window=12, horizon=6, unit="°C",
     )  # fmt: skip
 
 

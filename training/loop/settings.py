@@ -32,8 +32,13 @@ class LoopOptions:
 
     @property
     def total_kimg(self) -> float:
-        """Where training ends, in thousand images."""
-        return max(int(self.duration * 1000), 1)
+        """Where training ends, in whole thousands of images; ValueError for less than one."""
+        if self.duration < 0.001:
+            raise ValueError(
+                f"--duration={self.duration:g} million images is less than one thousand, by which training is counted: "
+                "give 0.001 or more"
+            )
+        return int(self.duration * 1000)
 
     def rounds(self, world: int, batch_size: int | None = None, option: str = "--batch") -> int:
         """Accumulation rounds per step; ValueError when the batch cannot be split that way.

@@ -44,13 +44,13 @@ def draw_forecast(path: Path, dataset: SeriesDataset, starts: Array, members: Ar
     came = dataset.to_frames(after.numpy(), starts[:, 1])
     said = dataset.to_frames(members, starts[:, 1][:, None])
     if dataset.resolution > 1:
-        draw_maps(path, came[0], said[0], title)
+        draw_maps(path, came[0], said[0], title, dataset.unit)
     else:  # one of several angles is enough: they jump at the edge
         past, came, said = (x[..., : 1 if dataset.scaling.is_angle else 3, 0, 0] for x in (past, came, said))
-        draw_fans(path, past, came, said, title)
+        draw_fans(path, past, came, said, title, dataset.unit)
 
 
-def draw_fans(path: Path, past: Array, came: Array, said: Array, title: str) -> None:
+def draw_fans(path: Path, past: Array, came: Array, said: Array, title: str, unit: str) -> None:
     """What was known, what came and what was said, one panel a window, a colour a channel.
 
     Args:
@@ -70,10 +70,10 @@ def draw_fans(path: Path, past: Array, came: Array, said: Array, title: str) -> 
                 ax.plot(back, past[i, :, c], color="black", linewidth=1)
                 ax.plot(ahead, came[i, :, c], color="black", marker=marker(c), markersize=3, linewidth=0.8)
             ax.axvline(0.5, color="0.6", linewidth=0.8)
-            ax.set(xlabel="frames ahead")
+            ax.set(xlabel="frames ahead", ylabel=unit if i % 4 == 0 else "")
 
 
-def draw_maps(path: Path, came: Array, said: Array, title: str) -> None:
+def draw_maps(path: Path, came: Array, said: Array, title: str, unit: str) -> None:
     """Rows: what came, mean and spread of the ensemble, two members; columns: leads.
 
     Args:
@@ -97,17 +97,18 @@ def draw_maps(path: Path, came: Array, said: Array, title: str) -> None:
                     ax.set_title(f"lead {lead + 1}", fontsize=9)
                 if lead == 0:
                     ax.set_ylabel(name)
-            fig.colorbar(image, ax=list(row), fraction=0.02)
+            fig.colorbar(image, ax=list(row), fraction=0.02, label=unit)
 
 
-def draw_leads(path: Path, scores: Mapping[str, Mapping[str, Any]], title: str) -> None:
-    """CRPS, MSE and SSR by lead, a line for each forecast."""
+def draw_leads(path: Path, scores: Mapping[str, Mapping[str, Any]], title: str, unit: str) -> None:
+    """CRPS, MSE and SSR by lead, a line for each forecast; `unit` is that of the scored values."""
+    units = {"crps": unit, "mse": f"({unit})²", "ssr": "spread / error"}
     with figure(path, title, (11, 3.4)) as fig:
         for ax, key in zip(fig.subplots(1, 3), ("crps", "mse", "ssr"), strict=True):
             for i, (name, found) in enumerate(scores.items()):
                 values = found["by_lead"][key]
                 ax.plot(range(1, len(values) + 1), values, color=colour(i), marker=marker(i), label=name)
-            ax.set(title=key.upper(), xlabel="lead")
+            ax.set(title=key.upper(), xlabel="lead", ylabel=units[key])
             if key == "ssr":
                 ax.axhline(1, color="0.6", linewidth=0.8)
                 ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
