@@ -17,7 +17,6 @@ from bench.rows.denoiser import CPU, wake
 from bench.rows.row import Row, Work
 from bench.train import SyntheticBatches
 from networks.published.flow_configs import PRESETS
-from torch_utils import process
 from training.loop.loop import Loop
 from training.loop.settings import LoopOptions
 from training.methods.table import METHODS
@@ -35,7 +34,6 @@ def _plain(config: dict[str, object]) -> UNet:
 
 def step(preset: str, batch: int) -> Work:
     """Both steps of a published configuration."""
-    process.tune()  # as every command line does; the settings serve both sides
     torch.manual_seed(0)
     net, encoder = (_plain(PRESETS[preset][role]) for role in ("de", "en"))
     channels, size = PRESETS[preset]["de"]["in_channels"], PRESETS[preset]["de"]["img_resolution"]

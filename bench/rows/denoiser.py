@@ -17,7 +17,6 @@ from bench.rows.row import Row, Work
 from bench.train import SyntheticBatches
 from samplers.run import prepare
 from samplers.solvers.churn import edm_sampler
-from torch_utils import process
 from training.loop.loop import Loop
 from training.loop.settings import LoopOptions
 from training.methods.edm import build_network
@@ -38,7 +37,6 @@ def wake(net: nn.Module) -> None:
 
 def _pair(preset: str, dropout: float) -> tuple[Preset, nn.Module, reference.Denoiser]:
     """The preset without augmentation, our network and the plain one with its weights (last layers not nearly zero)."""
-    process.tune()  # as every command line does; the settings serve both sides
     entry = PRESETS[preset]
     entry = dataclasses.replace(entry, options=dataclasses.replace(entry.options, augment=0.0, dropout=dropout))
     torch.manual_seed(0)

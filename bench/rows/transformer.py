@@ -12,7 +12,6 @@ from bench.presets import SyntheticDataset
 from bench.reference import transformer as reference
 from bench.rows.row import Row, Work
 from bench.train import SyntheticBatches
-from torch_utils import process
 from training.loop.loop import Loop
 from training.loop.settings import LoopOptions
 from training.methods.combostoc import ComboStocOptions, build
@@ -23,7 +22,6 @@ SIZE, CHANNELS, CLASSES, BATCH = 32, 4, 1000, 4
 
 
 def _training() -> Work:
-    process.tune()  # as every command line does; the settings serve both sides
     torch.manual_seed(0)
     options = ComboStocOptions(
         outdir="runs", data="latents.zip", cond=True, model="ComboStoc-S/4", batch=BATCH, learn_sigma=True
