@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from networks.trunks.convolution import convolve
 FEATURES = 2048
 CLASSES = 1008
 RESOLUTION = 299
@@ -64,7 +65,9 @@ class BasicConv2d(nn.Module):
         self.bn = nn.BatchNorm2d(out_channels, eps=1e-3)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.relu(self.bn(self.conv(x)), inplace=True)
+        conv = self.conv
+        y = convolve(x, conv.weight, conv.bias) if conv.kernel_size == (1, 1) else conv(x)
+        return F.relu(self.bn(y), inplace=True)
 
     def fold(self) -> None:
         """Move the batch norm into the convolution, for evaluation: one pass over memory less."""

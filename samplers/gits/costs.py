@@ -73,12 +73,14 @@ def _l1_sums(x: Tensor, e: Tensor, s: Tensor, dtype: torch.dtype) -> Tensor:
     """|xh_ij - x_j|_1 in the dtype of the trajectory, one row i at a time: all jumps from one state in three passes."""
     y, f = (v.to(dtype) for v in _without_noise(x, e, s))
     T = len(s)
-    d, sums = (s - s[:, None]).to(dtype)[..., None], y.new_zeros(len(y), T, T)
-    jumps = torch.empty_like(y)
-    for i in range(T - 1):
-        row = torch.addcmul(y[:, i : i + 1], d[i, i + 1 :], f[:, i : i + 1], out=jumps[:, i + 1 :])
-        sums[:, i, i + 1 :] = row.sub_(y[:, i + 1 :]).abs_().sum(-1)
-    return sums.sum(0, dtype=s.dtype)
+    d, jumps = (s - s[:, None]).to(dtype)[..., None].unbind(), torch.empty_like(y)
+    sums = []
+    for i, (start, drift) in enumerate(zip(y.split(1, dim=1), f.split(1, dim=1), strict=False)):
+        later = (i + 1, T - i - 1)
+        row = torch.addcmul(start, d[i].narrow(0, *later), drift, out=jumps.narrow(1, *later))
+        sums.append(row.sub_(y.narrow(1, *later)).abs_().sum(-1))
+    pairs = torch.triu_indices(T, T, 1, device=s.device)
+    return s.new_zeros(T, T).index_put_(tuple(pairs), torch.cat(sums, 1).sum(0, dtype=s.dtype))
 
 
 # (x [b, T(+1), D], e [b, T-1, D], s [T]) -> sum over the samples [T, T]; x and e are float64 copies to write to
