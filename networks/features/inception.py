@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from networks.trunks.convolution import convolve
+
 FEATURES = 2048
 CLASSES = 1008
 RESOLUTION = 299
