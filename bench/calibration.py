@@ -1,23 +1,25 @@
 """What calibrating for features instead of pixels buys, on a small model of photographs, by evaluations.
 
     OMP_NUM_THREADS=1 python -m bench.calibration --outdir=runs/calibration
-    OMP_NUM_THREADS=1 python -m bench.calibration --outdir=runs/calibration --objectives=pixels,self --seeds=0
+    OMP_NUM_THREADS=1 python -m bench.calibration --outdir=runs/calibration --objectives=pixels/free,self --seeds=0
 
 Data: 16 x 16 crops of the photographs that installed packages ship; a network of 1.3 M parameters trained on them for
 80,000 images. Every student is calibrated on `--num-warmup` samples, per objective and calibration seed, and judged on
 `--num` images from noise that is the same for all: Fréchet distance to the crops in EfficientNet-Lite0 and Lite2
 features (of images enlarged to 64 pixels), and distance to the teacher's images, root-mean-square in pixels and in
-spreads of both features. `between`: made from the file's 4, 6 and 10 evaluations. What is measured already is kept in
-`results.json`; the same command goes on.
+spreads of both features. `OBJECTIVE/free` and `OBJECTIVE/corrections` refine coefficients in one parametrisation
+throughout, others change it in turn (`samplers.calibration.refine`). `between`, for the first objective: made from the
+file's 4, 6 and 10 evaluations. Schedule files and figures are kept as they come; the same command goes on, and one with
+other objectives, seeds or evaluations adds to them.
 """
 
 from __future__ import annotations
 
-import json
 import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +34,13 @@ from networks.features.maps import load_map
 from networks.features.table import load_efficientnet
 from samplers.calibration.between import between
 from samplers.calibration.calibrate import calibrate
+from samplers.calibration.refine import CORRECTIONS, FREE, IN_TURN
 from samplers.field import Field, as_field
 from samplers.recipe import Entry, ScheduleFile
 from samplers.schedules.formulas import get_schedule
 from samplers.solvers.table import sample
 from torch_utils.cli import Command, IntList
-from torch_utils.files import write_json
+from torch_utils.files import read_json, write_json
 from torch_utils.frechet import FeatureStats, Moments
 from torch_utils.images import from_uint8
 from torch_utils.rng import PerSampleRNG
@@ -48,6 +51,7 @@ TRAIN = (
     "--lr=1e-3 --lr-rampup=0.01 --ema=0.01 --ema-rampup=0.1 --dropout=0 --augment=0 --tick=4 --snap=10"
 )
 JUDGES = ("efficientnet-lite0", "efficientnet-lite2")
+BASES = {"": IN_TURN, "free": FREE, "corrections": CORRECTIONS}
 NODES = (4, 6, 10)  # evaluations of the file that `between` makes the others from
 BATCH = 128
 SIDE = 64  # pixels that images are enlarged to for the judges: 224 and 260 would take 15 times as long
@@ -101,7 +105,7 @@ class Judge:
 @click.option("--nfe", type=IntList(), default="3,4,5,6,8,10", show_default=True, help="Network evaluations")
 @click.option(
     "--objectives", default="pixels,self,efficientnet-lite0,efficientnet-lite0+pixels", show_default=True,
-    help="Objectives, as of generate.py",
+    help="Objectives, as of generate.py; each with /free or /corrections if wanted",
 )  # fmt: skip
 @click.option("--seeds", type=IntList(), default="0-2", show_default=True, help="Seeds of calibrations")
 @click.option("--num", type=click.IntRange(min=2), default=1024, show_default=True, help="Images that are judged")
@@ -117,39 +121,66 @@ def main(
         call("dataset_tool.py", f"--source=photos --resolution=16x16 --dest={data}")
     snapshot = network or trained(home / "train", "train.py", f"--data={data} {TRAIN}")
     field = as_field(networks.load_network(str(snapshot)).eval().requires_grad_(False))
-    results, judge = Results(home / f"results-{num}-{num_warmup}.json"), Judge(field, data, num)
+    made_by = {"network": field.weights_hash(), "num": num, "num_warmup": num_warmup}
+    results, judge = Results(home / f"results-{num}-{num_warmup}.json", made_by), Judge(field, data, num)
     results.get("teacher", lambda: judge.of(judge.teacher))
     for n in nfe:
         results.get(f"ipndm {n}", lambda n=n: judge.solver("ipndm", n))
-    for seed in seeds:
-        for objective in objectives.split(","):
-            path = home / f"{objective}-{num_warmup}-{seed}.json"
-            if not path.exists():
-                how = {"num_warmup": num_warmup, "seed": seed, "sigma_min": None, "sigma_max": None, "maps": load_map}
-                calibrate(field, nfe, objective=objective, progress=click.echo, **how).schedule_file().save(path)
-            file = ScheduleFile.load(path)
-            for n in nfe:
-                results.get(f"{objective} {n} {seed}", lambda n=n, file=file: judge.student(file.choose(nfe=n)))
-            few = [e for e in file.entries if e.num_steps - 1 - e.afs in NODES]
-            others = [n for n in (*nfe, 12, 20) if n not in NODES] if len(few) == len(NODES) else []
-            for n in others:
-                made = partial(between, replace(file, entries=tuple(few)), n)
+    wanted = objectives.split(",")
+    for seed, objective in product(seeds, wanted):
+        path = home / f"{objective.replace('/', '-')}-{num_warmup}-{seed}.json"
+        file = calibrated(path, field, nfe, objective, num_warmup=num_warmup, seed=seed)
+        for n in nfe:
+            results.get(f"{objective} {n} {seed}", lambda n=n, file=file: judge.student(file.choose(nfe=n)))
+        few = tuple(e for e in file.entries if nfe_of(e) in NODES)
+        if objective == wanted[0] and len(few) == len(NODES):
+            for n in [n for n in (*nfe, 12, 20) if n not in NODES]:
+                made = partial(between, replace(file, entries=few), n)
                 results.get(f"{objective} between {n} {seed}", lambda made=made: judge.student(made()))
     click.echo(table(results.found))
 
 
-class Results:
-    """Figures by name, kept in a file as they come."""
+def nfe_of(entry: Entry) -> int:
+    return entry.num_steps - 1 - entry.afs
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.found: dict[str, dict[str, float]] = json.loads(path.read_text()) if path.exists() else {}
+
+def calibrated(path: Path, field: Field, nfe: Sequence[int], objective: str, **how: Any) -> ScheduleFile:
+    """The schedule file at `path`, after the numbers of evaluations that it lacks were calibrated and added."""
+    file = ScheduleFile.load(path) if path.exists() else None
+    if file is not None and file.model_hash != field.weights_hash():
+        raise ValueError(f"{path} was calibrated on another network: choose another --outdir")
+    missing = [n for n in nfe if file is None or n not in map(nfe_of, file.entries)]
+    if missing:
+        name, _, bases = objective.partition("/")
+        if bases not in BASES:
+            raise ValueError(f"--objectives={objective}: after the slash goes free or corrections")
+        how |= {"sigma_min": None, "sigma_max": None, "maps": load_map, "bases": BASES[bases]}
+        new = calibrate(field, missing, objective=name, progress=click.echo, **how).schedule_file(field.weights_hash())
+        if file is not None:
+            found = {"students": [*file.provenance["students"], *new.provenance["students"]]}
+            new = replace(new, entries=(*file.entries, *new.entries), provenance={**new.provenance, **found})
+        file = new
+        file.save(path)
+    return file
+
+
+class Results:
+    """Figures by name, kept in a file as they come, beside what they were measured on."""
+
+    def __init__(self, path: Path, made_by: dict[str, Any]) -> None:
+        self.path, self.made_by = path, made_by
+        kept = read_json(path, "a file of figures") if path.exists() else {"made_by": made_by, "found": {}}
+        if kept.get("made_by") != made_by:
+            raise ValueError(
+                f"{path} was measured on {kept.get('made_by')}, this is {made_by}: choose another --outdir"
+            )
+        self.found: dict[str, dict[str, float]] = kept["found"]
 
     def get(self, name: str, measure: Callable[[], dict[str, float]]) -> None:
         if name not in self.found:
             self.found[name] = measure()
             click.echo(f"{name}: " + ", ".join(f"{key} {value:.4g}" for key, value in self.found[name].items()))
-            write_json(self.path, self.found)
+            write_json(self.path, {"made_by": self.made_by, "found": self.found})
 
 
 def table(found: dict[str, dict[str, float]]) -> str:

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from samplers.calibration.fitting import RIDGE, fit_coefficients
 from samplers.calibration.objective import Maps, Measured, check_names, measure, mixture, read_objective
-from samplers.calibration.refine import refine
+from samplers.calibration.refine import IN_TURN, Base, refine
 from samplers.calibration.starts import STARTS, check_starts, start_indices, with_free_level
 from samplers.calibration.student import Features, end_errors, itself
 from samplers.calibration.warmup import Warmup, compared, mean, rms, student_ends, that_fit
@@ -128,6 +128,7 @@ def calibrate(
     objective: str = "pixels",
     starts: Sequence[str] = STARTS,
     maps: Maps | None = None,
+    bases: Sequence[Base] = IN_TURN,
     num_heldout: int = 64,
     iterations: int = 4,
     max_gib: float = 4.0,
@@ -237,7 +238,7 @@ def calibrate(
         candidates = [_fitted(every, grid, cost, offers[start], coeff, max_order, free) for free in afs_choices]
         scores = [score(one) for one in candidates]
         if iterations > 0:
-            candidates.append(_refined(first, every, candidates[scores.index(min(scores))], iterations, phi))
+            candidates.append(_refined(first, every, candidates[scores.index(min(scores))], iterations, phi, bases))
             scores.append(score(candidates[-1]))
         best = candidates[scores.index(min(scores))]
         ends = student_ends(heldout, best.sigmas, "calibrated", best.afs, best.coefficients, max_order)
@@ -305,7 +306,9 @@ def _fitted(
     )
 
 
-def _refined(first: Warmup, every: Warmup, start: _Candidate, iterations: int, phi: Features) -> _Candidate:
+def _refined(
+    first: Warmup, every: Warmup, start: _Candidate, iterations: int, phi: Features, bases: Sequence[Base]
+) -> _Candidate:
     """Levels and coefficients moved together, on some of the samples until that ends, then on all.
 
     Features are fitted after pixels: on their own they may end in optima that are worse even in the features.
@@ -318,7 +321,14 @@ def _refined(first: Warmup, every: Warmup, start: _Candidate, iterations: int, p
     sigmas, coefficients, evaluations = start.sigmas, start.coefficients, start.evaluations
     for samples, most, features in stages:
         found = refine(
-            samples.chunks, samples.teacher, sigmas, coefficients, afs=start.afs, iterations=most, phi=features
+            samples.chunks,
+            samples.teacher,
+            sigmas,
+            coefficients,
+            afs=start.afs,
+            iterations=most,
+            phi=features,
+            bases=bases,
         )
         sigmas, coefficients, evaluations = found.sigmas, found.coefficients, evaluations + found.evaluations
     return _Candidate(f"refined{', afs' * start.afs}", sigmas, coefficients, start.afs, evaluations)

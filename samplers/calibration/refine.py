@@ -21,7 +21,7 @@ Huber's weight per sample: trajectories that end on another mode of the data tha
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -56,6 +56,18 @@ class _Parameter(NamedTuple):
     k: int | None
 
 
+# (levels, step n, order) -> what coefficients are corrections of: where a level moves, it moves along
+Base = Callable[[Sequence[float], int, int], Sequence[float]]
+
+
+def _nothing(sigmas: Sequence[float], n: int, order: int) -> list[float]:
+    return [0.0] * order
+
+
+FREE, CORRECTIONS = (_nothing,), (classical,)
+IN_TURN = FREE + CORRECTIONS
+
+
 class _Problem(NamedTuple):
     """What a refinement has on this process: warm-up samples, first states, and what is wanted of the ends."""
 
@@ -65,6 +77,7 @@ class _Problem(NamedTuple):
     wanted: list[Tensor]  # [chunk] [b, ...]: phi of the teacher's ends
     order: int
     afs: bool
+    base: Base
 
 
 class _Student(NamedTuple):
@@ -93,7 +106,9 @@ def _run(problem: _Problem, sigmas: list[float], rows: list[list[float]]) -> _St
     return _Student(sigmas, rows, [seen for _, seen in done], [end for end, _ in done])
 
 
-def _changed(student: _Student, parameters: Sequence[_Parameter], by: Sequence[float]) -> tuple[list, list] | None:
+def _changed(
+    student: _Student, parameters: Sequence[_Parameter], by: Sequence[float], base: Base
+) -> tuple[list, list] | None:
     """Levels and coefficients with some parameters moved; coefficients follow the levels. None: levels cross."""
     sigmas, rows = list(student.sigmas), [list(row) for row in student.rows]
     for (n, k), step in zip(parameters, by, strict=True):
@@ -104,18 +119,25 @@ def _changed(student: _Student, parameters: Sequence[_Parameter], by: Sequence[f
     if not all(a > b for a, b in pairwise(sigmas)):
         return None
     for n, row in enumerate(rows):
-        before, after = (classical(s, n, len(row)) for s in (student.sigmas, sigmas))
+        before, after = (base(s, n, len(row)) for s in (student.sigmas, sigmas))
         rows[n] = [c + new - old for c, new, old in zip(row, after, before, strict=True)]
     return sigmas, rows
 
 
 def _derivative(problem: _Problem, student: _Student, c: int, parameter: _Parameter) -> Tensor:
     """d phi(end) / d parameter of one chunk, flat; the steps before the change are not repeated."""
-    sigmas, rows = _changed(student, [parameter], [_EPS])
+    by = _EPS if parameter.k is not None else _nudge(student.sigmas, parameter.n)
+    sigmas, rows = _changed(student, [parameter], [by], problem.base)
     first = parameter.n if parameter.k is not None else parameter.n - 1  # a level ends the step before it
     state = advance(student.states[c][first], sigmas[first + 1] - sigmas[first], rows[first])
     end, _ = _finish(problem, c, state, first + 1, sigmas, rows)
-    return ((end - student.ends[c]) / _EPS).flatten()
+    return ((end - student.ends[c]) / by).flatten()
+
+
+def _nudge(sigmas: Sequence[float], n: int) -> float:
+    """A forward difference of log sigma that keeps level `n` between its neighbours."""
+    up, down = math.log(sigmas[n - 1] / sigmas[n]), math.log(sigmas[n] / sigmas[n + 1])
+    return min(_EPS, up / 2) if up >= down else -min(_EPS, down / 2)
 
 
 def _huber(errors: Tensor) -> Tensor:
@@ -136,6 +158,7 @@ def refine(
     afs: bool = False,
     iterations: int = 4,
     phi: Features = itself,
+    bases: Sequence[Base] = IN_TURN,
 ) -> Refined:
     """Lower the error of the end point from a calibrated schedule on; both ends of the schedule stay.
 
@@ -149,17 +172,19 @@ def refine(
         afs: the student takes the analytical first step.
         iterations: most measurements of J.
         phi: what is compared of the ends, see `samplers.calibration.objective`.
+        bases: what coefficients are corrections of, from one measurement of J to the next in turn.
     """
     rows, pairs = [list(row) for row in coefficients], list(zip(chunks, teacher, strict=True))
     wanted = [phi(chunk, x[-1]) for chunk, x in pairs]
-    problem = _Problem(chunks, [x[0] for x in teacher], phi, wanted, max(map(len, rows)), afs)
+    problem = _Problem(chunks, [x[0] for x in teacher], phi, wanted, max(map(len, rows)), afs, bases[0])
     student = _run(problem, [float(s) for s in sigmas], rows)
     N = len(rows)
     parameters = [_Parameter(n, k) for n, row in enumerate(rows) for k in range(len(row))]
     parameters += [_Parameter(n, None) for n in range(1, N)]
     cost_of_jacobian = sum(N - 1 - p.n + (p.k is None) for p in parameters)
     damping, evaluations = 1e-3, N
-    for _ in range(iterations):
+    for i in range(iterations):
+        problem = problem._replace(base=bases[i % len(bases)])
         jacobian = [_jacobian(problem, student, c, parameters) for c in range(len(chunks))]
         evaluations += cost_of_jacobian
         gains: list[float] = []
@@ -193,7 +218,7 @@ def _step(
     before, runs = _objective(errors, weights), 0
     for _ in range(tries):
         step = _solve(_normal_equations(problem, student, jacobian, weights, len(parameters) + 1), damping)
-        if all(map(math.isfinite, step)) and (changed := _changed(student, parameters, step)) is not None:
+        if all(map(math.isfinite, step)) and (changed := _changed(student, parameters, step, problem.base)) is not None:
             trial, runs = _run(problem, *changed), runs + 1
             after = _objective(end_errors(trial.ends, problem.wanted), weights)
             if math.isfinite(after):
