@@ -103,21 +103,29 @@ class ScheduleFile:
         if not self.entries:
             raise ValueError("a schedule file holds at least one schedule, this one none")
 
+    def evaluations(self, entry: Entry, ahead: int = 0, solver: str | None = None) -> int:
+        """Evaluations that a schedule takes with the file's solver or another, and those `ahead` of its first level."""
+        return ahead + SOLVERS[solver or self.solver].nfe(entry.num_steps, afs=entry.afs)
+
     def choose(
         self,
         num_steps: int | None = None,
         coeff: float | None = None,
         nfe: int | None = None,
         solver: str | None = None,
+        ahead: int = 0,
     ) -> Entry:
         """Find the one entry with `num_steps` levels, this coefficient and `nfe` evaluations by `solver`, or its own.
+
+        Args:
+            ahead: evaluations before the first level, 1 of an exact start.
 
         Raises:
             ValueError: none fits, or several do; the message lists what there is.
         """
 
         def evaluations(entry: Entry) -> int:
-            return SOLVERS[solver or self.solver].nfe(entry.num_steps, afs=entry.afs)
+            return self.evaluations(entry, ahead, solver)
 
         found = [e for e in self.entries if e.fits(num_steps, coeff) and nfe in (None, evaluations(e))]
         if len(found) == 1:

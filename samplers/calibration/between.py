@@ -20,13 +20,37 @@ import numpy as np
 
 from samplers.calibration.student import classical
 from samplers.recipe import Entry, ScheduleFile
-from samplers.solvers.table import SOLVERS
 
-__all__ = ["between"]
+__all__ = ["between", "entries_of"]
 
 
-def between(file: ScheduleFile, nfe: int) -> Entry:
-    """The solver of `nfe` evaluations, of a file of calibrated ones.
+def entries_of(
+    file: ScheduleFile, nfe: Sequence[int], coeff: float | None = None, ahead: int = 0
+) -> tuple[list[Entry], tuple[str, ...]]:
+    """Schedules of these numbers of evaluations; of calibrated solvers, those that the file lacks are made.
+
+    Args:
+        coeff: of files searched with several coefficients, the one to take.
+        ahead: evaluations before the first level, 1 of an exact start.
+
+    Returns:
+        The schedules, and one line where some were made.
+
+    Raises:
+        ValueError: a schedule that is not there and cannot be made.
+    """
+    has = sorted({file.evaluations(e, ahead) for e in file.entries})
+    missing = [n for n in nfe if n not in has] if file.solver == "calibrated" and coeff is None else []
+    entries = [between(file, n, ahead) if n in missing else file.choose(nfe=n, coeff=coeff, ahead=ahead) for n in nfe]
+    made, known = (", ".join(map(str, numbers)) for numbers in (missing, has))
+    told = (
+        f"Made for {made} evaluations from those calibrated for {known}; calibrated for the number it would be nearer."
+    )
+    return entries, (told,) if missing else ()
+
+
+def between(file: ScheduleFile, nfe: int, ahead: int = 0) -> Entry:
+    """The solver of `nfe` evaluations, `ahead` of them before its first level, of a file of calibrated ones.
 
     Raises:
         ValueError: fewer than two calibrated solvers in the file that both have the analytical first step or both have
@@ -41,13 +65,14 @@ def between(file: ScheduleFile, nfe: int) -> Entry:
             f"nfe={nfe} is not in the file and cannot be made: that takes two calibrated solvers or more that both "
             "have the analytical first step or both have not; calibrate more numbers at once, or all with --afs"
         )
-    has = sorted(SOLVERS[file.solver].nfe(e.num_steps, afs=e.afs) for e in known)
-    if not has[0] / 2 <= nfe <= 2 * has[-1]:
+    has = sorted(file.evaluations(e, ahead) for e in known)
+    least, most = max(1 + ahead, -(-has[0] // 2)), 2 * has[-1]
+    if not least <= nfe <= most:
         raise ValueError(
-            f"nfe={nfe} is too far from what the file holds, {', '.join(map(str, has))}: within reach are "
-            f"{-(-has[0] // 2)} to {2 * has[-1]}"
+            f"nfe={nfe} is too far from what the file holds, {', '.join(map(str, has))}: within reach are {least} to "
+            f"{most}"
         )
-    steps, share = nfe + afs, [1 / (e.num_steps - 1) for e in ends]
+    steps, share = nfe - ahead + afs, [1 / (e.num_steps - 1) for e in ends]
     i = int(np.clip(np.searchsorted(-np.array(share), -1 / steps), 1, len(ends) - 1))
     weight = float(np.clip((1 / steps - share[i]) / (share[i - 1] - share[i]), 0, 1))
     pair, weights = (ends[i - 1], ends[i]), (weight, 1 - weight)

@@ -9,11 +9,12 @@ from __future__ import annotations
 import json
 import pprint
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from samplers.calibration.between import entries_of
 from samplers.export.bundle import bundle
 from samplers.export.core import FORMULAS
 from samplers.export.lookup import levels_by_steps
@@ -154,8 +155,9 @@ TARGETS: dict[str, Callable[..., dict[str, str]]] = {
 
 
 def export(
-    source: str | Path, to: str, out: str | Path, model: str | Path | None = None, coeff: float | None = None
-) -> list[Path]:
+    source: str | Path, to: str, out: str | Path, model: str | Path | None = None, coeff: float | None = None,
+    nfe: Sequence[int] | None = None, tell: Callable[[str], Any] = print,
+) -> list[Path]:  # fmt: skip
     """Write the schedule file `source` for another tool.
 
     Args:
@@ -163,6 +165,9 @@ def export(
         out: the folder (diffusers, ComfyUI) or file to write.
         model: the folder of diffusers that the schedule is for, or its scheduler_config.json.
         coeff: see `portable`.
+        nfe: evaluations of the schedules to write; those of calibrated solvers that the file lacks are made. None: of
+            all in the file.
+        tell: called with one line where some were made.
 
     Returns:
         The files written, each whole or not at all.
@@ -172,6 +177,12 @@ def export(
     """
     file, out = ScheduleFile.load(source), Path(out)
     config, pixels = ({}, False) if model is None else _model(file, Path(model))
+    if nfe:
+        ahead = int(file.path == "linear" and not any(e.afs for e in file.entries))
+        entries, notes = entries_of(file, sorted(set(nfe)), coeff, ahead)
+        file = replace(file, entries=tuple(entries))
+        for note in notes:
+            tell(note)
     schedule = portable(file, pixels, coeff)
     files = TARGETS[to](schedule, out.name, config)
     found = []

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from samplers.calibration.between import between
+from samplers.calibration.between import entries_of
 from samplers.calibration.calibrate import calibrate
 from samplers.calibration.objective import Maps
 from samplers.field import Field, as_field
@@ -40,14 +40,16 @@ OVERRIDDEN = (*FORMULA, "dp", "calibrate", *FIT, *SEARCH)  # by explicit levels
 
 
 def choose_levels(
-    field: Field, given: Mapping[str, Any], options: Mapping[str, Any], maps: Maps | None = None, **search: Any
-) -> ChosenLevels:
+    field: Field, given: Mapping[str, Any], options: Mapping[str, Any], maps: Maps | None = None, ahead: int = 0,
+    **search: Any,
+) -> ChosenLevels:  # fmt: skip
     """Noise levels for this model.
 
     Args:
         given: options that were asked for, by name.
         options: those of them that are the solver's own.
         maps: features of images by name, for the objective of a calibration.
+        ahead: evaluations before the first level, 1 of an exact start.
         search: for a schedule search, what is not an option of the sampler: batch, class_idx, progress.
 
     Raises:
@@ -73,7 +75,7 @@ def choose_levels(
         note = f" (instead of {', '.join(over)})" if over else ""
         return ChosenLevels(validate_t_steps(given["t_steps"]), f"as given{note}", solver, options, afs)
     if from_file:
-        return _from_file(field, given, options)
+        return _from_file(field, given, options, ahead)
     if "calibrate" in given:
         return _calibrated(field, given, options, {**search, "maps": maps})
     if solver == CALIBRATED:
@@ -94,7 +96,7 @@ def choose_levels(
     return ChosenLevels(sigmas, kind if fixed or kind == "logsnr" else f"{kind}, rho {rho:g}", solver, options, afs)
 
 
-def _from_file(field: Field, given: Mapping[str, Any], options: Mapping[str, Any]) -> ChosenLevels:
+def _from_file(field: Field, given: Mapping[str, Any], options: Mapping[str, Any], ahead: int) -> ChosenLevels:
     """The levels of a schedule file, with its solver where no other is asked for."""
     path = given["schedule"]
     _refuse(given, ("schedule_rho", "sigma_min", "sigma_max"), "a schedule file")
@@ -104,7 +106,7 @@ def _from_file(field: Field, given: Mapping[str, Any], options: Mapping[str, Any
     if len(coeff) > 1:
         raise ValueError("of a schedule file one coefficient is used: give one number as --coeff")
     solver = given.get("solver", file.solver)
-    entry, made = _entry(file, given, coeff[0], solver)
+    entry, made = _entry(file, given, coeff[0], solver, ahead)
     if entry.coefficients is not None:
         if solver != file.solver:
             raise ValueError(f"{path} holds coefficients of solver '{file.solver}': leave out --solver={solver}")
@@ -117,20 +119,14 @@ def _from_file(field: Field, given: Mapping[str, Any], options: Mapping[str, Any
 
 
 def _entry(
-    file: ScheduleFile, given: Mapping[str, Any], coeff: float | None, solver: str
+    file: ScheduleFile, given: Mapping[str, Any], coeff: float | None, solver: str, ahead: int
 ) -> tuple[Entry, tuple[str, ...]]:
     """The schedule asked for; made from its neighbours, with a note, where a file of calibrated ones lacks it."""
-    nfe = given.get("nfe")
-    has = sorted({SOLVERS[file.solver].nfe(e.num_steps, afs=e.afs) for e in file.entries})
-    if (
-        nfe is None
-        or nfe in has
-        or not {"num_steps", "coeff"}.isdisjoint(given)
-        or {solver, file.solver} != {CALIBRATED}
-    ):
-        return file.choose(given.get("num_steps"), coeff, nfe, solver), ()
-    told = f"Made for {nfe} evaluations from those calibrated for {', '.join(map(str, has))}; calibrating it is nearer."
-    return between(file, nfe), (told,)
+    nfe, num_steps = given.get("nfe"), given.get("num_steps")
+    if nfe is None or num_steps is not None or solver != file.solver:
+        return file.choose(num_steps, coeff, nfe, solver, ahead), ()
+    (entry,), notes = entries_of(file, [nfe], coeff, ahead)
+    return entry, notes
 
 
 def _searched(

@@ -150,14 +150,16 @@ def build_plan(
     else:
         _check(field, given)
         name, because = _kind(field, given)
-        start = "scaled" if name in ("native", "sde") else _start(field, given)
+        exact = name not in ("native", "sde") and starts_exactly(field, given.get("start"))
+        start = "exact" if exact else "scaled"
     _refuse_unread(name, because, given)
     if given.pop("coordinates", None) == "sigma" and name == "bridge":
         raise ValueError("a field with noise is sampled in its own time: leave out --coordinates=sigma")
     request = Request(field, given, start, to_zero=options.denoise_to_zero is not False, drift=drift)
     if _takes_levels(name, request):
         own = request.of(MethodOptions) if name == "elementwise" else request.of(MethodOptions, ChurnOptions)
-        chosen = choose_levels(field, given, own, maps, batch=batch, class_idx=class_idx, progress=progress)
+        ahead = int(start == "exact")  # an evaluation of its own, of those that --nfe asks for
+        chosen = choose_levels(field, given, own, maps, ahead, batch=batch, class_idx=class_idx, progress=progress)
         request = dataclasses.replace(request, chosen=chosen)
     plan = KINDS[name].build(request)
     return dataclasses.replace(plan, calls=field.facts.calls, prior=prior, guidance=guidance, drift=drift, snap=snap)
@@ -243,14 +245,6 @@ def _wants_native(field: Field, given: dict[str, Any]) -> bool:
     others, solver = set(given) - {"N", "solver", "max_order", "rtol", "atol"}, given.get("solver")
     possible = solver is None or not SOLVERS[solver].adaptive or field.native().defined_at_zero
     return "N" in given or (has_time and possible and not others and solver in (None, *_NATIVE_ALONE))
-
-
-def _start(field: Field, given: dict[str, Any]) -> str:
-    """Where sampling in sigma coordinates starts; an exact start takes one of the evaluations that `nfe` asks for."""
-    exact = starts_exactly(field, given.get("start"))
-    if exact and "nfe" in given:
-        given["nfe"] -= 1
-    return "exact" if exact else "scaled"
 
 
 def _refuse_unread(name: str, because: str, given: dict[str, Any]) -> None:

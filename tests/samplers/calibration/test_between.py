@@ -103,3 +103,20 @@ def test_from_the_command_line(file, tmp_path):
     assert "Made for" not in str(plan)
     with pytest.raises(ValueError, match=r"path 've', this one is on 'linear'"):
         build_plan(Field(partial(field), path=Linear()), SamplerOptions(schedule=str(tmp_path / "all.json"), nfe=7))
+
+
+def test_an_exact_start_is_an_evaluation(file, tmp_path):
+    """Numbers of evaluations in lines and refusals count it, as the plan does."""
+    plain = [dataclasses.replace(e, afs=False) for e in file.entries[1:3]]
+    dataclasses.replace(file, path="linear", entries=tuple(plain)).save(tmp_path / "two.json")
+    flow = Field(lambda x, t, labels=None: torch.tanh(x + t), "linear", "velocity")
+    asked = {"schedule": str(tmp_path / "two.json"), "coordinates": "sigma", "start": "exact"}
+    counts = [e.num_steps for e in plain]  # as many steps and the start
+    for n in (counts[0], counts[0] + 1, counts[1]):
+        plan = build_plan(flow, SamplerOptions(nfe=n, **asked))
+        assert plan.nfe == n
+        assert (f"Made for {n} evaluations from those calibrated for {counts[0]}, {counts[1]}" in str(plan)) == (
+            n not in counts
+        )
+    with pytest.raises(ValueError, match=f"nfe=30 is too far .* holds, {counts[0]}, {counts[1]}: within"):
+        build_plan(flow, SamplerOptions(nfe=30, **asked))

@@ -6,15 +6,18 @@ import json
 import math
 import sys
 import types
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
 from solver_variants import curved
 
 from samplers import Field, sample
+from samplers.calibration.between import between
 from samplers.export.__main__ import main
-from samplers.export.write import export
+from samplers.export.write import TARGETS, export
 from samplers.recipe import ScheduleFile
 
 LEVELS = [14.6, 5.0, 2.2, 0.9, 0.3, 0.05]
@@ -136,6 +139,60 @@ def test_one_coefficient_of_a_search(tmp_path):
         module.get_sigmas()
 
 
+@pytest.mark.parametrize("path", ["ve", "linear"])
+def test_evaluations_that_a_file_lacks(tmp_path, path, comfy):
+    """Every target gets the solver that `generate.py --nfe` makes, and one line says so."""
+    comfy()
+    entries = [
+        {"sigmas": np.geomspace(14.6, 0.05, n + 1).tolist(), "coefficients": [([0.2, -0.2, 0.0, 1.0][-k:]) for k in
+         (min(i + 1, 4) for i in range(n))]} for n in (4, 6)
+    ]  # fmt: skip
+    content = {"solver": "calibrated", "path": path, "entries": entries}
+    ScheduleFile.from_dict(content).save(tmp_path / "two.json")
+    ahead = int(path == "linear")  # an exact start is an evaluation, and so a step of theirs
+    made = between(ScheduleFile.from_dict(content), 5 + ahead, ahead)
+    assert made.num_steps == 6
+    own = {"coefficients": made.coefficients, "solver": "calibrated"}
+    expected = sample(*((FLOW, noise()) if ahead else (curved, noise())), made.sigmas, **own,
+                      **({"start": "exact"} if ahead else {}))  # fmt: skip
+    model, scale = (flow_denoiser, 1) if ahead else (curved, made.sigmas[0])
+
+    def same(function, sigmas):
+        assert len(sigmas) == 6 + ahead
+        got = function(model, noise() * scale, sigmas, disable=True)
+        got = got / (1 - sigmas[-1].double()) if ahead else got
+        torch.testing.assert_close(got, expected, rtol=2e-6, atol=2e-6)
+
+    config(tmp_path, num_train_timesteps=1000, **({"prediction_type": "flow_prediction"} if ahead else {}))
+    for to in TARGETS:
+        out, model_option = tmp_path / f"{to}.py", [f"--model={tmp_path / 'scheduler_config.json'}"]
+        arguments = [str(tmp_path / "two.json"), str(out), f"--to={to}", f"--nfe={4 + ahead}-{5 + ahead}"]
+        done = CliRunner().invoke(main, arguments + model_option * (to == "diffusers"))
+        assert done.exit_code == 0, done.output
+        assert done.stderr == (
+            f"Made for {5 + ahead} evaluations from those calibrated for {4 + ahead}, {6 + ahead}; calibrated for the "
+            "number it would be nearer.\n"
+        )
+        assert all(Path(line).is_file() for line in done.stdout.splitlines())
+        if to == "sigmas":
+            last = [float(v) for v in out.read_text().splitlines()[1].split(",")]
+            assert last[ahead:] == pytest.approx([s / (1 + s) if ahead else s for s in made.sigmas], rel=1e-6)
+        elif to == "kdiffusion":
+            module = load(out, "k")
+            assert list(module.STEPS) == [4 + ahead, 5 + ahead]
+            same(module.sample_schedule, module.get_sigmas(5 + ahead))
+        elif to == "comfyui":
+            get_sigmas, get_sampler = nodes_of(load(out, f"pack of {path}"))
+            same(get_sampler()[0].function, get_sigmas(5 + ahead)[0])
+        else:
+            kept = json.loads((out / "scheduler_config.json").read_text())["schedule"]["entries"]
+            assert [e["sigmas"] for e in kept[1:]] == [pytest.approx(made.sigmas)]
+            assert [[pytest.approx(row) for row in made.coefficients]] == [e["coefficients"] for e in kept[1:]]
+    done = CliRunner().invoke(main, [*arguments[:3], "--nfe=40"])
+    assert done.exit_code == 1
+    assert f"nfe=40 is too far from what the file holds, {4 + ahead}, {6 + ahead}" in done.output
+
+
 class Ksampler:
     """What ComfyUI's does around a sampler function."""
 
@@ -234,7 +291,7 @@ def test_nodes_of_comfyui(tmp_path, comfy, current, capsys):
 def test_a_flow_in_comfyui_ends_with_numbers(tmp_path, comfy):
     comfy()
     export(schedule_file(tmp_path, solver="ab", path="linear"), "comfyui", tmp_path / "flow")
-    get_sigmas, get_sampler = nodes_of_flow(load(tmp_path / "flow", "flow"))
+    get_sigmas, get_sampler = nodes_of(load(tmp_path / "flow", "flow"))
     (sigmas,), (sampler,) = get_sigmas(6), get_sampler()
     got = sampler.sample(flow_denoiser, sigmas, noise(), flow=True)
     torch.testing.assert_close(got, sample(FLOW, noise(), LEVELS, solver="ab", start="exact"), rtol=1e-6, atol=1e-6)
@@ -242,7 +299,7 @@ def test_a_flow_in_comfyui_ends_with_numbers(tmp_path, comfy):
     assert sampler.sample(flow_denoiser, ending, noise(), flow=True).isfinite().all()
 
 
-def nodes_of_flow(pack):
+def nodes_of(pack):
     return [node.execute for node in asyncio.run(asyncio.run(pack.comfy_entrypoint()).get_node_list())]
 
 
