@@ -9,7 +9,8 @@ from torch_utils.noise_table import NoiseTable, alphas_cumprod, betas_of
 SD_NOISE = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 TABLE = NoiseTable(alphas_cumprod(betas_of("sqrt_linear_squared", 1000, 0.00085, 0.012), torch.float32))
 GUIDANCE = 2.0
-KINDS = ("sd", "sd-v", "sdxl", "flow")
+KINDS = ("sd", "sd-v", "sd-x", "sdxl", "flow")
+PREDICTIONS = {"sd-v": "v_prediction", "sd-x": "sample"}
 
 
 def _random(net):
@@ -69,7 +70,7 @@ def make(kind, img2img=False):
 
         field = Field(velocity, "linear", "velocity")
     else:
-        prediction = "v_prediction" if kind == "sd-v" else "epsilon"
+        prediction = PREDICTIONS.get(kind, "epsilon")
         scheduler = diffusers.DDIMScheduler(**SD_NOISE, prediction_type=prediction, clip_sample=False, steps_offset=1)
         more = {}
         if kind == "sdxl":
@@ -103,6 +104,8 @@ def make(kind, img2img=False):
                 return_dict=False, **more,
             )[0]  # fmt: skip
             out = _guided(out)
+            if prediction == "sample":
+                return out
             noise = out if prediction == "epsilon" else sigma * alpha * (alpha * x) + alpha * out
             return x - sigma * noise
 

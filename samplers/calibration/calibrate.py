@@ -44,6 +44,7 @@ from torch_utils import distributed as dist
 __all__ = ["Calibration", "Student", "calibrate"]
 
 _FIRST = 64  # the first refinement uses a quarter of the samples, and at least 64
+_FAVOUR = 0.5  # another start than GITS must be twice as near: few samples decide, and refinement makes up for the rest
 _CHECKS = (
     "efficientnet-lite2",
     "efficientnet-lite0",
@@ -151,6 +152,7 @@ def calibrate(
             (`samplers.calibration.objective`). Students are chosen by it.
         starts: where refinement may begin: "gits", and keys of `SCHEDULES`; one of them, or those to choose from.
         maps: features of images by name, for objectives that are made of them.
+        bases: the parametrisations of refinement that take turns, see `samplers.calibration.refine`.
         num_heldout: further samples to choose and report on.
         iterations: most measurements of the derivatives in the first refinement; 0: fit only.
         max_gib: most memory for the teacher's states on one process; fewer warm-up samples are used where they would
@@ -233,7 +235,7 @@ def calibrate(
 
         begun = {name: _fitted(first, grid, cost, at, coeff, max_order, bool(afs), name) for name, at in offers.items()}
         offered = {name: score(one) for name, one in begun.items()} if len(begun) > 1 else dict.fromkeys(begun, 0.0)
-        start = min(offered, key=offered.get)
+        start = min(offered, key=lambda name: offered[name] * (_FAVOUR if name == "gits" else 1))
         others = {name: errors.pop(name) for name in offers if name in errors}
         candidates = [_fitted(every, grid, cost, offers[start], coeff, max_order, free) for free in afs_choices]
         scores = [score(one) for one in candidates]

@@ -3,7 +3,7 @@
 Fitting step by step pulls every state towards the teacher's, which is more than is asked: only the end counts, and an
 early step may go wrong in a way that a later one mends. With r = phi(teacher's end) - phi(student's end), phi the
 pixels or any features of them (`samplers.calibration.objective`), p the interior levels (as log sigma) and all
-corrections of coefficients, and J = -dr/dp,
+coefficients, and J = -dr/dp,
 
     dp = (J^T W J + mu diag) ^ -1  J^T W r            (Levenberg-Marquardt; Marquardt 1963)
 
@@ -13,9 +13,10 @@ memory for it. Between two such J, every step tried mends the one at hand (Broyd
 
     J <- J + (dr - J dp) dp^T / |dp|^2,
 
-which costs the N evaluations of the trial alone; J is measured anew when it no longer leads on. Coefficients are
-corrections of Adams-Bashforth on the levels at hand: where a level moves, those that depend on it move along. W is
-Huber's weight per sample: trajectories that end on another mode of the data than the teacher's must not rule the fit.
+which costs the N evaluations of the trial alone; J is measured anew when it no longer leads on. From one J to the next
+two parametrisations take turns, coefficients as they are and corrections of Adams-Bashforth, which move along with a
+level: damping holds each back elsewhere. W is Huber's weight per sample: trajectories that end on another mode of the
+data than the teacher's must not rule the fit.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from samplers.calibration.student import Features, StudentState, advance, classi
 from samplers.start import Chunk
 from torch_utils import distributed as dist
 
-__all__ = ["Refined", "refine"]
+__all__ = ["CORRECTIONS", "FREE", "IN_TURN", "Base", "Refined", "refine"]
 
 _EPS = 5e-3  # forward difference, in log sigma and in coefficients: well above the rounding of a float32 network
 _HUBER = 3.0  # weight 1 up to three times the typical error

@@ -4,6 +4,7 @@ import pytest
 import torch
 from gaussian_mixture import mixture
 
+import samplers.calibration.calibrate as calibrate_module
 from samplers.calibration.calibrate import calibrate
 from samplers.calibration.starts import start_indices
 from samplers.field import Field
@@ -27,6 +28,18 @@ def test_where_the_search_alone_loses(scale, std):
     assert best.errors["held_out"] < 0.3 * alone.errors["held_out"]  # measured: 0.02 and 0.05
     assert best.provenance["start"] != "gits"
     assert set(best.provenance["starts"]) == {"gits", "polynomial", "logsnr", "time_uniform"}
+
+
+def test_another_start_must_be_twice_as_near(monkeypatch):
+    """Few samples judge fits badly: one that is a little nearer than the search's is not taken."""
+    field = two_points(0.5, 0.5)
+    students = []
+    for share in (1, 0.5):
+        monkeypatch.setattr(calibrate_module, "_FAVOUR", share)
+        students.append(calibrate(field, 3, iterations=0, starts=("polynomial", "gits"), **SMALL).students[0])
+    fits = students[0].provenance["starts"]
+    assert 0.5 * fits["gits"] < fits["polynomial"] < fits["gits"]
+    assert [s.provenance["start"] for s in students] == ["polynomial", "gits"]
 
 
 @pytest.mark.parametrize("steps", [1, 2, 5, 11])

@@ -207,7 +207,15 @@ def test_what_pipelines_read():
     assert scheduler.scale_model_input(x, scheduler.timesteps[0]) is x
     out = scheduler.step(x, scheduler.timesteps[0], x, return_dict=False)
     assert isinstance(out, tuple)
+    assert len(out) == 1
     assert scheduler.step_index == 1
+    assert scheduler.num_inference_steps == len(scheduler.timesteps) == 5
+    assert len(scheduler.sigmas) == 6
+    assert (scheduler.order, FewstepScheduler(schedule=schedule("heun")).order) == (1, 2)
+    assert FewstepScheduler._compatibles == []
+    assert isinstance(scheduler, diffusers.SchedulerMixin)
+    scheduler.set_begin_index(2)
+    assert scheduler.begin_index == 2
     assert scheduler.init_noise_sigma == pytest.approx(14.6 / math.hypot(1, 14.6))
     half = x.half()
     scheduler.set_timesteps(5)
@@ -252,6 +260,9 @@ class TestStockSchedulers:
     def test_flow_matching_appends_0_and_shifts_again(self):
         flow = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
         flow.set_timesteps(sigmas=[1.0, 0.5])
+        assert flow.sigmas.tolist() == pytest.approx([1.0, 0.75, 0.0])
+        flow = diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
+        flow.set_timesteps(sigmas=[1.0, 0.5], mu=math.log(3))
         assert flow.sigmas.tolist() == pytest.approx([1.0, 0.75, 0.0])
 
     def test_unipc_takes_levels_of_flows_alone_and_whole_time_steps(self):

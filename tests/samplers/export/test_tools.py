@@ -75,6 +75,13 @@ def test_the_files_own_schedule(kdiffusion):
     assert [float(s["sigma"]) for s in seen] == pytest.approx(LEVELS[:5])
 
 
+def test_disable_switches_the_progress_bar_off(kdiffusion, capsys):
+    module = kdiffusion()
+    for disable in (True, False):
+        module.sample_schedule(curved, noise(), module.get_sigmas(5), disable=disable)
+        assert ("5/5" in capsys.readouterr().err) == (not disable)
+
+
 def test_every_solver_on_any_levels(kdiffusion):
     module, levels = kdiffusion(), [10.0, 3.0, 1.0, 0.2, 0.0]
     sigmas, asked = torch.tensor(levels, dtype=torch.float64), []
@@ -268,12 +275,16 @@ def test_nodes_of_comfyui(tmp_path, comfy, current, capsys):
     export(schedule_file(tmp_path), "comfyui", out)
     assert 'license = { text = "Apache-2.0" }' in (out / "pyproject.toml").read_text()
     assert "[tool.comfy]" in (out / "pyproject.toml").read_text()
+    assert "comfy" not in (out / "fewstep_solver.py").read_text()
     get_sigmas, get_sampler = nodes(load(out, f"pack{current}"), current)
     (sigmas,), (sampler,) = get_sigmas(5), get_sampler()
     assert (sigmas.device.type, sigmas.dtype, len(sigmas)) == ("cpu", torch.float32, 6)
     unit = noise() * LEVELS[0] / math.hypot(1, LEVELS[0])  # its noise at full strength is scaled a little more
     expected = sample(curved, noise(), LEVELS, solver="calibrated", coefficients=ROWS)
     torch.testing.assert_close(sampler.sample(curved, sigmas, unit), expected, rtol=1e-6, atol=1e-6)
+    high = sampler.sample(curved, sigmas[:3], unit)
+    first = sample(curved, noise(), LEVELS[:3], solver="calibrated", coefficients=ROWS[:2])
+    torch.testing.assert_close(high, first, rtol=1e-6, atol=1e-6)
     # a later part, as SplitSigmas and a denoise below 1 give it
     part = sampler.sample(curved, sigmas[2:], noise(), latent=0.5, whole=False)
     rows = [[sum(ROWS[2])], [1.1, -0.1], [2.2, -2.1, 0.9]]
@@ -293,10 +304,17 @@ def test_a_flow_in_comfyui_ends_with_numbers(tmp_path, comfy):
     export(schedule_file(tmp_path, solver="ab", path="linear"), "comfyui", tmp_path / "flow")
     get_sigmas, get_sampler = nodes_of(load(tmp_path / "flow", "flow"))
     (sigmas,), (sampler,) = get_sigmas(6), get_sampler()
+    assert 0 < sigmas[-1] < sigmas[0] == 1  # what is divided by 1 minus the last is a number
     got = sampler.sample(flow_denoiser, sigmas, noise(), flow=True)
     torch.testing.assert_close(got, sample(FLOW, noise(), LEVELS, solver="ab", start="exact"), rtol=1e-6, atol=1e-6)
     ending = torch.cat([sigmas, torch.zeros(1)])
     assert sampler.sample(flow_denoiser, ending, noise(), flow=True).isfinite().all()
+    # in two parts, the second on the first's result with no noise added: with no history to lose, the same
+    export(schedule_file(tmp_path, solver="euler", path="linear"), "comfyui", tmp_path / "flow")
+    (sampler,) = nodes_of(load(tmp_path / "flow", "flow one"))[1]()
+    whole = sampler.sample(flow_denoiser, sigmas, noise(), flow=True)
+    middle = sampler.sample(flow_denoiser, sigmas[:4], noise(), flow=True)
+    torch.testing.assert_close(sampler.sample(flow_denoiser, sigmas[3:], 0 * noise(), middle, flow=True), whole)
 
 
 def nodes_of(pack):

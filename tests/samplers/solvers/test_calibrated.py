@@ -9,7 +9,7 @@ from gaussian_mixture import mixture
 from samplers import SOLVERS, Field, get_schedule, sample
 from samplers.calibration.calibrate import calibrate
 from samplers.calibration.fitting import fit_coefficients
-from samplers.calibration.refine import _huber, end_errors, refine
+from samplers.calibration.refine import CORRECTIONS, FREE, IN_TURN, _huber, end_errors, refine
 from samplers.calibration.student import gram
 from samplers.gits.teacher import run_teacher, warmup_chunks
 from samplers.guidance import cfg
@@ -157,6 +157,20 @@ def test_each_stage_is_nearer_to_the_teacher_on_held_out_noise(problem, afs):
     assert found.sigmas[0] == pytest.approx(float(sigmas[0]))
     assert found.sigmas[-1] == pytest.approx(float(sigmas[-1]))
     assert found.sigmas == sorted(found.sigmas, reverse=True)
+
+
+@pytest.mark.parametrize("bases", [FREE, CORRECTIONS, IN_TURN])
+def test_levels_that_nearly_meet(problem, bases):
+    """Nearer to each other than a difference of the logarithm is wide: derivatives are taken to the other side."""
+    chunks, teacher, heldout, heldout_teacher = problem
+    sigmas = GRID[KNOTS].tolist()
+    sigmas[2] = sigmas[1] * 0.998
+    rows = [EQUAL_STEPS[i] for i in range(4)]
+    found = refine(chunks, teacher, sigmas, rows, iterations=2, bases=bases)
+    assert found.sigmas == sorted(found.sigmas, reverse=True)
+    assert rms(heldout, heldout_teacher, found.sigmas, found.coefficients, False) < 0.5 * rms(
+        heldout, heldout_teacher, sigmas, rows, False
+    )
 
 
 def test_refinement_counts_its_evaluations(problem):
