@@ -30,7 +30,7 @@ from torch import Tensor
 from samplers.calibration.fitting import RIDGE, fit_coefficients
 from samplers.calibration.objective import Maps, Measured, check_names, measure, mixture, read_objective
 from samplers.calibration.refine import IN_TURN, Base, refine
-from samplers.calibration.starts import STARTS, check_starts, start_indices, with_free_level
+from samplers.calibration.starts import check_starts, start_indices, starts_of, with_free_level
 from samplers.calibration.student import Features, end_errors, itself
 from samplers.calibration.warmup import Warmup, compared, mean, rms, student_ends, that_fit
 from samplers.field import Field, as_field
@@ -127,7 +127,7 @@ def calibrate(
     afs: bool | None = None,
     coeff: float = 1.15,
     objective: str = "pixels",
-    starts: Sequence[str] = STARTS,
+    starts: Sequence[str] | None = None,
     maps: Maps | None = None,
     bases: Sequence[Base] = IN_TURN,
     num_heldout: int = 64,
@@ -151,6 +151,7 @@ def calibrate(
         objective: what is brought near the teacher's, for example "pixels", "self" or "efficientnet-lite0+0.1*pixels"
             (`samplers.calibration.objective`). Students are chosen by it.
         starts: where refinement may begin: "gits", and keys of `SCHEDULES`; one of them, or those to choose from.
+            None: all of `samplers.calibration.starts.starts_of`.
         maps: features of images by name, for objectives that are made of them.
         bases: the parametrisations of refinement that take turns, see `samplers.calibration.refine`.
         num_heldout: further samples to choose and report on.
@@ -186,6 +187,7 @@ def calibrate(
     read_coefficients(coeff)
     weights = read_objective(objective)
     check_names(weights, field.facts, maps)
+    starts = starts_of(field) if starts is None else starts
     check_starts(starts)
     tell = progress or (lambda line: None)
     SOLVERS["calibrated"].resolve({"max_order": max_order})

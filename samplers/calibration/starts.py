@@ -10,9 +10,15 @@ from samplers.field import Field
 from samplers.gits.costs import shortest_path
 from samplers.schedules.formulas import SCHEDULES, get_schedule
 
-__all__ = ["STARTS", "check_starts", "start_indices", "with_free_level"]
+__all__ = ["STARTS", "check_starts", "start_indices", "starts_of", "with_free_level"]
 
 STARTS = ("gits", "polynomial", "logsnr", "time_uniform")
+_RHO = {"time_uniform": 2, "discrete": 1}  # as they were published; polynomial: 7
+
+
+def starts_of(field: Field) -> tuple[str, ...]:
+    """Where students of a model may begin: `STARTS`, and its own table of noise levels if it has one."""
+    return STARTS if field.facts.noise_table is None else (*STARTS, "discrete")
 
 
 def check_starts(names: Sequence[str]) -> None:
@@ -26,7 +32,7 @@ def start_indices(name: str, steps: int, field: Field, grid: Tensor, cost: Tenso
     """Where a student may begin, as places in the teacher's grid: the search's path, or those nearest to a schedule."""
     if name == "gits":
         return shortest_path(cost, steps + 1, coeff)
-    levels = get_schedule(steps + 1, float(grid[-1]), float(grid[0]), name, net=field)
+    levels = get_schedule(steps + 1, float(grid[-1]), float(grid[0]), name, _RHO.get(name, 7), net=field)
     near = (levels.log()[:, None] - grid.log()).abs().argmin(dim=1).tolist()
     last = len(grid) - 1
     near[0], near[-1] = 0, last

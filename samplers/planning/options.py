@@ -191,7 +191,7 @@ class CalibrationOptions:
     )  # fmt: skip
     starts: str | None = opt(
         None, "Where a calibration may begin, the best is used: gits and names of --schedule "
-        f"[default: {','.join(STARTS)}]", metavar="LIST",
+        f"[default: {','.join(STARTS)}, and discrete of models with a table of levels]", metavar="LIST",
     )  # fmt: skip
 
 
