@@ -5,21 +5,19 @@ import importlib
 import re
 import shlex
 from functools import cache
-from pathlib import Path
 
 import click
 import pytest
+from page_commands import ROOT, commands
 
 from samplers.solvers.table import SOLVERS
 from training.methods.table import METHODS
 
-ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 PACKAGES = ("analyses", "networks", "samplers", "training", "torch_utils", "bench", "tests", "docs")
 PATH = re.compile(rf"(?<![\w./{{-])(?:(?:{'|'.join(PACKAGES)})/[\w./*-]*|[a-z]\w*\.py(?![\w/]))")
 MODULE = re.compile(rf"(?<![\w./-])(?:{'|'.join(PACKAGES)})(?:\.[A-Za-z_]\w*)+")
 IMPORT = re.compile(rf"^ *from ((?:{'|'.join(PACKAGES)})[\w.]*) import ([\w, ]+)$", re.MULTILINE)
-COMMAND = re.compile(r"^ *(?:\w+=\S+ )*(python|torchrun) (.*)$", re.MULTILINE)
 LINK = re.compile(r"\]\(([^)#\s]*)(?:#([^)\s]*))?\)")
 
 
@@ -65,19 +63,6 @@ def exists(dotted, root=ROOT):
         else:
             return (init := place / "__init__.py").is_file() and part in names_in(init)
     return True
-
-
-def commands(text):
-    """`(module, arguments)` of our own programs in the code blocks of a page, up to a comment or a pipe."""
-    for block in re.findall(r"^ *```\w*\n(.*?)^ *```", text, re.MULTILINE | re.DOTALL):
-        for program, line in COMMAND.findall(re.sub(r"\\\n\s*", "", block)):
-            words = shlex.split(re.split(r" #|[;|&]", line)[0], comments=False)
-            if program == "torchrun":
-                words = words[next(i for i, word in enumerate(words) if not word.startswith("-")) :]
-            module = words.pop(1) if words[0] == "-m" else words[0].removesuffix(".py")
-            for name in (module, f"{module}.__main__"):
-                if (ROOT / f"{name.replace('.', '/')}.py").exists():
-                    yield name, words[1:]
 
 
 def parse(module, arguments):
@@ -129,7 +114,7 @@ def test_links_lead_somewhere(page):
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_commands_are_understood(page):
     refused = []
-    for module, arguments in commands(page.read_text()):
+    for module, arguments, _ in commands(page.read_text()):
         try:
             parse(module, arguments)
         except (click.UsageError, KeyError) as error:
@@ -176,12 +161,12 @@ def test_the_checks_can_fail(tmp_path):
     assert [exists(name) for name in modules(text)] == [True, False, False]
     assert exists("samplers.planning.plan.KINDS")
     assert not exists("samplers.planning.plan.LOST")
-    found = list(
-        commands("```\nA=1 python fid.py calc \\\n    --lost # why\npython other.py\n```\npython fid.py ref\n")
-    )
-    assert found == [("fid", ["calc", "--lost"])]
+    text = "```\nA=1 python fid.py calc \\\n    --lost # why\npython other.py\n```\npython fid.py ref\n"
+    assert list(commands(text)) == [("fid", ["calc", "--lost"], None)]
+    table = "| a | options | 3 | 4 |\n|---|---|---|---|\n| b | `--num-steps=N` | – | 1 |\n| c | none | 1 | 1 |\n"
+    assert list(commands(f"```\npython fid.py OPTIONS\n```\n\n{table}")) == [("fid", ["--num-steps=5"], 4)]
     with pytest.raises(click.UsageError):
-        parse(*found[0])
+        parse("fid", ["calc", "--lost"])
     page = tmp_path / "page.md"
     page.write_text("# One heading\n[a](#one-heading) [b](#two) [c](lost.md) [d](https://example.org)\n")
     assert list(broken_links(page)) == ["#two", "lost.md"]

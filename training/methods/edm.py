@@ -58,7 +58,7 @@ PRECONDITIONERS = {
 }  # fmt: skip
 
 # The recipes of the published networks, but for --cond, --arch and --precond where several were trained with one
-# recipe (Karras et al. 2022, table 6 of the appendix; the released code's documentation).
+# recipe (Karras et al. 2022, appendix; the released code's documentation).
 _FACES = {"batch": 256, "cres": (1, 2, 2, 2), "lr": 2e-4, "augment": 0.15}
 PRESETS: dict[str, dict[str, Any]] = {
     "cifar10": {"batch": 512, "lr": 1e-3, "duration": 200, "ema": 0.5, "dropout": 0.13, "augment": 0.12},
@@ -67,6 +67,11 @@ PRESETS: dict[str, dict[str, Any]] = {
     "imagenet64": {
         "arch": "adm", "duration": 2500, "batch": 4096, "lr": 1e-4, "ema": 50, "dropout": 0.10, "augment": 0,
         "precision": "fp16", "ls": 100, "tick": 200,
+    },
+    # configuration A, which goes with --precond=vp or ve and four or five resolutions
+    "original": {
+        "batch": 128, "lr": 2e-4, "lr_rampup": 0.64, "grad_clip": 1.0, "ema": 0.9, "ema_rampup": 0.0, "dropout": 0.10,
+        "augment": 0, "xflip": True,
     },
 }  # fmt: skip
 

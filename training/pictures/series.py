@@ -59,7 +59,10 @@ def draw_fans(path: Path, past: Array, came: Array, said: Array, title: str, uni
     shown, came, said = min(len(past), 8), came[:, :SHOWN], said[:, :, :SHOWN]
     rows = -(-shown // 4)
     with figure(path, title, (3.4 * min(shown, 4), 2.6 * rows)) as fig:
-        for i, ax in enumerate(fig.subplots(rows, min(shown, 4), sharey=True, squeeze=False).flat[:shown]):
+        axes = fig.subplots(rows, min(shown, 4), sharey=True, squeeze=False).flat
+        for ax in axes[shown:]:
+            ax.set_axis_off()
+        for i, ax in enumerate(axes[:shown]):
             back, ahead = np.arange(-past.shape[1] + 1, 1), np.arange(1, came.shape[1] + 1)
             for c in range(past.shape[2]):
                 ink = colour(c)
