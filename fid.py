@@ -151,7 +151,7 @@ def calc(options: CalcOptions) -> None:
         wanted = wanted_of(_extractors(options, device), options)
         source = _images(options.images, options.num or NUM, options) if options.images else _samples(options, device)
         for one in wanted:
-            check_counts(one, options, source.num, options.images or "--num")
+            check_counts(one, options, source.num, "--num" if options.seeds is None else "--seeds")
         references = _references(options, wanted, source.image_shape)
         for one, reference in zip(wanted, references, strict=True):
             check_counts(one, options, reference and reference.num, options.ref, reference=True)

@@ -21,6 +21,11 @@ CAPTIONS = {
     "cost.png": "Cost of every Euler jump between levels, and the cheapest path of jumps.",
     "curve.png": "Training loss and speed.",
     "curvature.png": "Curvature along sampling trajectories (band: two standard errors), and by weight of the prior.",
+    "forecast.png": "A series, what came of it (black, or the first row) and an ensemble of forecasts.",
+    "leads.png": "Errors of forecasts by the number of frames ahead.",
+    "trajectories.png": "One long forecast: what came (black) and members of the ensemble.",
+    "ramachandran.png": "Pairs of angles, recorded and made; the first and last 30 frames of one trajectory stand out.",
+    "shapes.png": "Generated shapes above those of the data.",
 }
 
 

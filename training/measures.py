@@ -167,7 +167,7 @@ def check_counts(wanted: Wanted, options: MetricOptions, num: int | None, what: 
         metric = METRICS[name]
         if num is not None and num < metric.least(options) and not (reference and not metric.reference):
             options_ = f": give more images{f', or lower --{metric.own[-1]}' if metric.own else ''}".replace("_", "-")
-            raise ValueError(f"{name} needs {metric.least(options)} images at least, and {what} has {num}{options_}")
+            raise ValueError(f"{name} needs {metric.least(options)} images at least, and {what} gives {num}{options_}")
 
 
 def figures_of(wanted: Wanted) -> tuple[str, ...]:

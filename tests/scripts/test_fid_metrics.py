@@ -180,8 +180,8 @@ def test_references_of_other_tools_are_read_and_the_difference_named(data, monke
         ("--metrics=fid", "fid is the distance in Inception features: in pixels ask for fd"),
         ("--metrics=lpips", "no metric 'lpips'"),
         ("--metrics=is", "is needs the classes of a network, and pixels has none"),
-        ("--metrics=kid", "kid needs 1000 images at least, and {d}/own.npz has 130"),
-        ("--metrics=kid --kid-subset-size=135", "kid needs 135 images at least, and {d}/own.npz has 130"),
+        ("--metrics=kid", "kid needs 1000 images at least, and --num gives 130"),
+        ("--metrics=kid --kid-subset-size=135", "kid needs 135 images at least, and --num gives 130"),
         ("--metrics=pr --pr-k=130", "pr needs 131 images at least"),
         ("--pr-k=5", "--pr-k is read by the metric pr, which --metrics does not name"),
         ("--features=pixels,vgg", "no features are called 'vgg'"),
@@ -199,7 +199,7 @@ def test_bad_input_is_one_sentence(data, text, words):
 def test_small_and_foreign_references_are_refused(data):
     np.savez(data / "few.npz", images=images(20, 2))
     text = "--features=pixels --metrics=kid --kid-subset-size=40"
-    assert "kid needs 40 images at least, and " + f"{data}/few.npz has 20" in refused(
+    assert "kid needs 40 images at least, and " + f"{data}/few.npz gives 20" in refused(
         data, f"--ref={data}/few.npz {text}"
     )
     moments = Moments(torch.zeros(1280), torch.eye(1280), 9, "efficientnet-lite0", protocol={"weights": "0123"})

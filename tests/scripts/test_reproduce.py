@@ -14,6 +14,7 @@ from click.testing import CliRunner
 from dataset_files import pixels, write_zip
 from golden_cases import cases
 from page_commands import ROOT, commands, table_of
+from PIL import Image
 from run_locks import release_locks
 from stand_ins import MODELS, Table
 
@@ -135,7 +136,7 @@ def write_data(data):
     if data == "pairs":
         for folder in ("samples", "zs"):
             (Path(data) / folder).mkdir(parents=True)
-        Path(data, "samples", "000000.png").write_bytes(pixels(32, 3))
+        Image.fromarray(pixels(32, 3)).save("pairs/samples/000000.png")
         np.save(Path(data, "zs", "000000.npy"), np.zeros((3, 32, 32), np.float32))
     elif "latents" in data:
         write_latents(data, size, 100 if "imagenet100" in data else 1000)
@@ -169,8 +170,9 @@ def small_start(given):
 
 
 def once(found):
-    """Without what is there again."""
-    return [list(one) for one in dict.fromkeys((c.module, *c.arguments) for c in found)]
+    """Module and arguments of every command, without where its results go, once."""
+    kept = ((c.module, *(a for a in c.arguments if not a.startswith("--outdir="))) for c in found)
+    return [[*one, "--outdir=runs"] for one in dict.fromkeys(kept)]
 
 
 @pytest.mark.parametrize("words", once(TRAINING), ids=" ".join)

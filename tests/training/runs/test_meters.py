@@ -181,8 +181,8 @@ def test_best_knows_which_way_is_better():
     [
         ({"metrics": "fid"}, "fid is the distance in Inception features: in pixels ask for fd"),
         ({"metrics": "kidney"}, "no metric 'kidney'"),
-        ({"metrics": "kid"}, "kid needs 1000 images at least, and --fid-num has 20"),
-        ({"metrics": "kid", "fid_num": 1000, "kid_subset_size": 90}, "and .*toy has 80"),
+        ({"metrics": "kid"}, "kid needs 1000 images at least, and --fid-num gives 20"),
+        ({"metrics": "kid", "fid_num": 1000, "kid_subset_size": 90}, "and .*toy gives 80"),
         ({"pr_k": 5}, "--pr-k is read by the metric pr"),
         ({"stop_when": "kid<1"}, "--stop-when=kid<1: 'kid' is not measured, only fid"),
         ({"stop_when": "better"}, "is not understood"),
