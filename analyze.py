@@ -40,6 +40,7 @@ Examples:
 \b
   # Bits per dimension; generated shapes
   python analyze.py likelihood --network=NET.pkl --data=datasets/digits.zip --num=256 --outdir=out
+  python analyze.py losses --network=NET.pkl --data=datasets/digits.zip --outdir=out
   python analyze.py shapes out/shapes.npz --data=shapes:boxes:seed=1 --outdir=out
 \b
   # One page of everything in a folder
@@ -56,6 +57,7 @@ ANALYSES = {
     "diff": "Where two training runs part, and which options differ",
     "curvature": "How straight the trajectories of networks are",
     "likelihood": "Bits per dimension of images of 8 bits under a model",
+    "losses": "How well a model has learnt each time, for generate.py --diffusion-losses",
     "forecast": "Ensembles that continue a series, and their scores",
     "shapes": "Generated shapes against those of a data set",
     "page": "One page of every picture in a folder",

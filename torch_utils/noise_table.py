@@ -100,13 +100,13 @@ class NoiseTable:
 
     def sigma(self, t: Tensor | float) -> Tensor:
         """Noise level at time `t`, any shape."""
-        log_alpha = _interpolate(torch.as_tensor(t, dtype=torch.float64), self._time, self._log_alpha)
+        log_alpha = interpolate(torch.as_tensor(t, dtype=torch.float64), self._time, self._log_alpha)
         return torch.expm1(-2 * log_alpha).sqrt()
 
     def sigma_inv(self, sigma: Tensor | float) -> Tensor:
         """Time at which the noise level is `sigma`, any shape."""
         log_alpha = -torch.log1p(torch.as_tensor(sigma, dtype=torch.float64) ** 2) / 2
-        return _interpolate(log_alpha, self._log_alpha.flip(0), self._time.flip(0))
+        return interpolate(log_alpha, self._log_alpha.flip(0), self._time.flip(0))
 
     def network_time(self, sigma: Tensor | float) -> Tensor:
         """What a network trained on the table is told of a noise level: its index from 0, fractional in between."""
@@ -123,7 +123,7 @@ class NoiseTable:
         return float(self.sigma(1.0))
 
 
-def _interpolate(v: Tensor, nodes: Tensor, values: Tensor) -> Tensor:
+def interpolate(v: Tensor, nodes: Tensor, values: Tensor) -> Tensor:
     """Piecewise linear through (`nodes`, `values`), nodes rising; the outermost pieces go on beyond the ends."""
     nodes, values = nodes.to(v.device), values.to(v.device)  # towards v: moving v would wait for the device
     right = torch.searchsorted(nodes, v.contiguous()).clamp(1, len(nodes) - 1)

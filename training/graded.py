@@ -5,7 +5,6 @@ The arithmetic is in `samplers/solvers/asynchronous.py`. Seed s starts from refe
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +18,7 @@ from torch import Tensor
 from samplers.field import Field, as_field
 from samplers.path import Linear
 from samplers.planning.plan import Plan
-from samplers.solvers.asynchronous import ONE_STEP, common_steps, progress_field, replaced, start_from
+from samplers.solvers import asynchronous
 from torch_utils.checkpoint import tensor_hash
 from torch_utils.images import from_uint8
 from torch_utils.options import OptionGroup, opt
@@ -208,7 +207,7 @@ class Graded:
 
     def _progress(self, model: Field) -> Field:
         """The flow of progress; searches start from the references, one after the other."""
-        field = progress_field(model, self.keep.to(self.device), inverse=self.inverse)
+        field = asynchronous.progress_field(model, self.keep.to(self.device), inverse=self.inverse)
 
         def start(noise: Tensor, prior: str | None = None) -> Tensor:
             rows = torch.arange(len(noise)) % len(self.references)
@@ -217,7 +216,7 @@ class Graded:
         return replace(field, facts=replace(field.facts, start_noise=start))
 
     def _start(self, noise: Tensor, rows: Tensor) -> Tensor:
-        return start_from(self.own, self.references[rows].to(noise), noise, self.keep.to(self.device))
+        return asynchronous.start_from(self.own, self.references[rows].to(noise), noise, self.keep.to(self.device))
 
     def follow(self, plan: Plan) -> Graded:
         """Keep to a plan that was made for `model`.
@@ -225,15 +224,15 @@ class Graded:
         Raises:
             ValueError: a plan that elements of different strength cannot follow.
         """
-        if self.elements and plan.stochastic:
+        if self.elements and plan.stochastic and plan.kind != "sde":
             raise ValueError(
                 "elements of different strength have different amounts of noise, and this sampler adds one to all: "
-                "leave --reference out, or choose a sampler that adds none"
+                "leave --reference out, or choose a sampler that adds none, or the stochastic interpolant sampler"
             )
-        if self.options.graded_steps == "size" and (plan.kind != "native" or plan.solver not in ONE_STEP):
+        if self.options.graded_steps == "size" and (plan.kind != "native" or plan.solver not in asynchronous.ONE_STEP):
             raise ValueError(
                 "--graded-steps=size makes equal steps by a solver of one step: give --N and no schedule, and one of "
-                f"the solvers {', '.join(ONE_STEP)}"
+                f"the solvers {', '.join(asynchronous.ONE_STEP)}"
             )
         if self.elements and plan.snap and not isinstance(self.own.native().path, Linear):
             raise ValueError(
@@ -289,19 +288,21 @@ class Graded:
         rows = self._rows(rng.seeds)
         if not self.elements:
             reference = self.references[rows].to(noise)
-            held = replaced(as_field(field), self.keep.to(self.device))
+            held = asynchronous.replaced(as_field(field), self.keep.to(self.device))
             x = self.plan(
                 held.bind(None, reference=reference, **as_field(field).cond), noise, class_labels, rng=rng, trace=trace
             )
             return torch.where(self.keep.to(x) == 1, reference, x)
-        start = self._start(noise, rows)
-        if self.options.graded_steps != "size":
+        start = self._start(noise.double(), rows)
+        if self.options.graded_steps != "size" and not self.plan.stochastic:
             x = self.plan(self.model, start, class_labels, rng=rng, trace=trace)
             # levels that end above 0 end at (1 + sigma) x, x the state at the progress sigma / (1 + sigma)
             ends = self.plan.kind in ("grid", "adaptive") and not self.plan.options.get("denoise_to_zero")
             return x / (1 + self.plan.sigmas[-1].item()) if ends else x
-        model = self.plan.model(self.own)
-        steps = functools.partial(common_steps, solver=self.plan.solver, inverse=self.inverse, trace=trace)
-        return steps(
-            model.bind(class_labels, **model.cond), start, self.plan.sigmas.tolist(), self.keep.to(self.device)
-        )
+        model, keep = self.plan.model(self.own), self.keep.to(self.device)
+        given = model.bind(class_labels, **model.cond), start, self.plan.sigmas.tolist(), keep
+        how = {"inverse": self.inverse, "trace": trace}
+        if not self.plan.stochastic:
+            return asynchronous.common_steps(*given, solver=self.plan.solver, **how)
+        x = asynchronous.stochastic_steps(*given, rng=rng, **self.plan.options, **how)
+        return torch.where(keep == 1, self.references[rows].to(x), x)

@@ -8,11 +8,34 @@ from typing import Any
 import torch
 
 from samplers.analysis.likelihood import bits_per_dimension, dequantised, likelihood, signs
-from samplers.field import as_field
+from samplers.field import Field, as_field
 from samplers.run import image_shape, seed_batches
 from torch_utils import distributed as dist
 from torch_utils.rng import PerSampleRNG
+from training.data.archive import ImageArchive
 from training.data.image_dataset import ImageDataset
+
+def images_for(
+    field: Field, archive: ImageArchive, num: int | None, seed: int, kind: type[ImageDataset] = ImageDataset
+) -> ImageDataset:
+    """`num` images (None: all) that a model is asked about, chosen by `seed`, with the labels that it needs.
+
+    Raises:
+        ValueError: images of another shape, or without the labels.
+    """
+    shape, label_dim = image_shape(field), field.facts.label_dim or 0
+    dataset = kind(archive, max_size=num, use_labels=bool(label_dim), random_seed=seed)
+    if tuple(dataset.image_shape) != shape:
+        raise ValueError(
+            f"the images of {archive.path} are {'x'.join(map(str, dataset.image_shape))} (channels, height, width), "
+            f"and samples of this network {'x'.join(map(str, shape))}: give its own kind of data"
+        )
+    if label_dim != dataset.label_dim:
+        raise ValueError(
+            f"the network has {label_dim} classes, and {archive.path} has labels of {dataset.label_dim} numbers: give "
+            "data with the labels that it was trained on"
+        )
+    return dataset
 
 
 def image_likelihood(
@@ -41,18 +64,7 @@ def image_likelihood(
         ValueError: images of another shape, or without the labels that the model needs.
     """
     field = as_field(net)
-    facts, shape = field.facts, image_shape(field)
-    dataset = ImageDataset(data, max_size=num, use_labels=bool(facts.label_dim), random_seed=seed)
-    if tuple(dataset.image_shape) != shape:
-        raise ValueError(
-            f"the images of {data} are {'x'.join(map(str, dataset.image_shape))} (channels, height, width), and "
-            f"samples of this network {'x'.join(map(str, shape))}: give its own kind of data"
-        )
-    if (facts.label_dim or 0) != dataset.label_dim:
-        raise ValueError(
-            f"the network has {facts.label_dim} classes, and {data} has labels of {dataset.label_dim} numbers: give "
-            "data with the labels that it was trained on"
-        )
+    dataset, shape = images_for(field, ImageArchive(data), num, seed), image_shape(field)
     options = {name: value for name, value in (("rtol", rtol), ("atol", atol)) if value is not None}
     images, labels, size = dataset.images(), dataset.labels(), math.prod(shape)
     logp, evaluations = [], []
@@ -60,7 +72,7 @@ def image_likelihood(
         rng = PerSampleRNG([seed * 1_000_003 + int(dataset.raw_idx[i]) for i in items])
         x = dequantised(images[items], rng).to(device)
         random_signs = signs(x, rng)
-        bound = field.bind(labels[items].to(device), **field.cond) if facts.label_dim else field
+        bound = field.bind(labels[items].to(device), **field.cond) if dataset.label_dim else field
         found = likelihood(
             bound, x, random_signs, solver=solver, steps=steps, options=options, count=evaluations.extend
         )

@@ -16,10 +16,12 @@ from torch import Tensor
 from samplers.field import Field
 from samplers.path import VE, VP, Linear
 from samplers.planning.base import Plan, Request, count_of
+from samplers.planning.loss_table import LossTable
 from samplers.planning.model_options import DIFFUSION_FORMS
+from samplers.recipe import path_name
 from samplers.schedules.formulas import get_schedule
 from samplers.solvers.base import Step
-from samplers.solvers.interpolant import interpolant_sde, time_interval
+from samplers.solvers.interpolant import LEARNT, interpolant_sde, time_interval
 from samplers.start import refuse_score
 from torch_utils.rng import TorchRNG
 
@@ -79,12 +81,12 @@ def plan_interpolant(request: Request) -> Plan:
     if (order := given.get("sde_order", 1)) not in (1, 2):
         raise ValueError(f"--sde-order={order} is not possible: 1 is Euler's step, 2 Heun's")
     second_order = order == 2
-    form = DIFFUSION_FORMS[given.get("diffusion_form", "sigma")]
+    form, learnt = _form(given, field)
     size = given.get("last_step_size", LAST_STEP_SIZE) if ends else 0.0
     count = _count(given, 1 + second_order, ends)
     times = _times(field, form, size, given.get("sample_eps"), count)
     norm, steps = given.get("diffusion_norm", 1.0), len(times) - 1
-    amount = f"{form} of norm {norm:g}"
+    amount = f"{form} of norm {norm:g}" + (f", eta {learnt['eta']:g}" if learnt else "")
     levels = torch.cat([times, torch.zeros(1, dtype=torch.float64)]) if ends else times
     return Plan(
         kind="sde",
@@ -94,12 +96,35 @@ def plan_interpolant(request: Request) -> Plan:
         title=f"stochastic interpolant, order {order}, diffusion {amount}, last step {last_step}"
         + f" of {size:g}" * ends,
         schedule=f"{count_of(steps, 'equal step')} from t = {times[0]:g} to {times[-1]:g}",
-        options={"form": form, "norm": norm, "second_order": second_order, "last_step": last_step},
+        options={"form": form, "norm": norm, "second_order": second_order, "last_step": last_step, **learnt},
         steps=steps,
         each=1 + second_order,
         extra=int(ends),
         stochastic=True,
     )
+
+
+def _form(given: dict[str, Any], field: Field) -> tuple[str, dict[str, Any]]:
+    """The form of the noise, and of one that follows losses eta and the losses."""
+    file, eta = given.get("diffusion_losses"), given.get("diffusion_eta")
+    form = DIFFUSION_FORMS[given.get("diffusion_form", LEARNT if file else "sigma")]
+    if form == LEARNT and file is None:
+        raise ValueError(
+            f"--diffusion-form={LEARNT} follows the losses of the model: make a table of them by analyze.py losses, "
+            "and give it as --diffusion-losses"
+        )
+    for name, value in (("losses", file), ("eta", eta)):
+        if form != LEARNT and value is not None:
+            raise ValueError(f"--diffusion-{name} is of --diffusion-form={LEARNT}, not of {form}: leave it out")
+    if form != LEARNT:
+        return form, {}
+    found = LossTable.load(file)
+    if found.path != path_name(field.path):
+        raise ValueError(
+            f"{file} has losses on the path '{found.path}', and this model is sampled on '{path_name(field.path)}': "
+            "give a table of its own"
+        )
+    return form, {"eta": 0.01 if eta is None else eta, "losses": found.pairs}
 
 
 def _count(given: dict[str, Any], each: int, ends: bool) -> int:

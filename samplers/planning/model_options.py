@@ -11,7 +11,7 @@ from typing import ClassVar
 from samplers.fusion import SCORE_SOURCES
 from samplers.guidance import BATCHES, CHANNELS, GUIDANCE
 from samplers.planning.numbers import MOST, number, switch
-from samplers.solvers.interpolant import FORMS
+from samplers.solvers.interpolant import FORMS, LEARNT
 from samplers.solvers.interpolant import LAST_STEPS as LAST
 from samplers.start import STARTS
 from torch_utils.cli import Choice
@@ -38,7 +38,7 @@ FUSED = OptionGroup(
 GUIDED = OptionGroup("Guidance", "Conditional networks, with every sampler.", rank=6)
 
 # the published spelling of one form, and capitals, are kept
-DIFFUSION_FORMS = {**{name: name for name in FORMS}, "inccreasing-decreasing": "increasing-decreasing"}
+DIFFUSION_FORMS = {**{name: name for name in (*FORMS, LEARNT)}, "inccreasing-decreasing": "increasing-decreasing"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +64,12 @@ class DiffusionOptions:
         None, "Amount of added noise over time [default: sigma]", choices=list(DIFFUSION_FORMS)
     )
     diffusion_norm: float | None = number("Factor on it [default: 1]", at_least=0)
+    diffusion_losses: str | None = opt(
+        None, f"Losses over time that analyze.py losses wrote; the form is then {LEARNT}", metavar="FILE.json"
+    )
+    diffusion_eta: float | None = number(
+        f"{LEARNT}: how much less noise where losses are small [default: 0.01]", above=0
+    )
     last_step: str | None = opt(
         None, "How the last step ends: along the drift, along the flow, at the clean estimate, or not at all "
         "[default: mean]", choices=list(LAST), type=Choice(list(LAST), case_sensitive=False),

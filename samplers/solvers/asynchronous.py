@@ -5,7 +5,9 @@ and m = 1 is the reference (Xie et al. 2024, arXiv 2405.13729). Between start an
 
 - in a common number of steps, t = (1 - m) l for a progress l from 1 to 0. With dx/dl = (1 - m) v(x, t) this is a flow
   of one scalar time, so every solver, every schedule and every search takes it as it takes a model (`progress_field`);
-- in steps of a common size, t = max(l - m, 0): elements of large m arrive early (`common_steps`).
+- in steps of a common size, t = max(l - m, 0): elements of large m arrive early (`common_steps`);
+- with noise along the way, dx = (v + D s) dt + sqrt(2 D dt) w with D, the score s and dt of each element's own time
+  (`stochastic_steps`).
 
 Such models are trained on velocities that hurry elements which lag: u (1 + t - mean t), where the way to the data is
 along u. Divided by that factor, what is predicted leads to the data, not past it (`inverse`).
@@ -26,14 +28,15 @@ from torch import Tensor
 from samplers.field import Field
 from samplers.path import VE, Linear
 from samplers.solvers.base import Step
-from samplers.solvers.interpolant import time_interval
+from samplers.solvers.interpolant import interpolant_sde, time_interval
 from samplers.solvers.table import SOLVERS
 from torch_utils.misc import expand_to
 
-__all__ = ["ONE_STEP", "common_steps", "progress_field", "replaced", "start_from"]
+__all__ = ["ONE_STEP", "common_steps", "progress_field", "replaced", "start_from", "stochastic_steps"]
 
 ONE_STEP = ("euler", "heun", "midpoint", "heun2", "heun3", "ssprk3", "rk4")  # whose steps may end at different levels
 LEAST = 1e-3  # of the factor that is divided by
+NEAREST = 1e-6  # to the data that an element is on its way: the score there is a ratio of zeros
 
 
 def start_from(field: Field, reference: Tensor, noise: Tensor, keep: Tensor) -> Tensor:
@@ -118,9 +121,41 @@ def common_steps(
             f"solver '{solver}' needs steps that all elements make together: choose from {', '.join(ONE_STEP)}, or "
             "steps of a common number"
         )
-    elements = Field(_Elements(own, inverse), own.path, "velocity", own.class_labels, own.cond, own.facts)
     keep = keep.double().expand(-1, *x.shape[1:])
-    return SOLVERS[solver].fn(elements, x, [(t - keep).clamp(min=0) for t in times], trace=trace, **options)
+    levels = [(t - keep).clamp(min=0) for t in times]
+    return SOLVERS[solver].fn(_elements_of(own, inverse), x, levels, trace=trace, **options)
+
+
+def stochastic_steps(
+    field: Field,
+    x: Tensor,
+    levels: Sequence[float],
+    keep: Tensor,
+    *,
+    inverse: bool = False,
+    **options: Any,
+) -> Tensor:
+    """From `start_from` to the data in a common number of steps of the stochastic interpolant sampler.
+
+    Elements of strength 1 stay as they are, but for a last step from `NEAREST`.
+
+    Args:
+        field, keep, inverse: as of `progress_field`.
+        x: `[B, ...]`.
+        levels: progress, falling as the times of `interpolant_sde`, whose `options` are the others.
+
+    Raises:
+        ValueError: a model of one time a sample.
+    """
+    own = field.native()
+    _check(own)
+    free = 1 - keep.double().expand(-1, *x.shape[1:])
+    maps = [(free * level).clamp(min=NEAREST if level else 0) for level in levels]
+    return interpolant_sde(_elements_of(own, inverse), x, maps, **options)
+
+
+def _elements_of(own: Field, inverse: bool) -> Field:
+    return Field(_Elements(own, inverse), own.path, "velocity", own.class_labels, own.cond, own.facts)
 
 
 def _check(field: Field) -> None:

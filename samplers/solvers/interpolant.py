@@ -9,6 +9,13 @@ last stretch is one step of its own, from `levels[-2]` to 0:
 - "mean": along the drift without noise; "euler": along the flow; "tweedie": to the clean estimate;
 - "none": there is none, and the levels end above 0.
 
+D may also follow how well the model has learnt a time (paper, w^{KL,eta}): with L(t) its loss there, as `analyze.py
+losses` tabulates it, and q = D of the form "SBDM",
+
+    D = q L / (L + 8 eta q^2)       from w = w_KL L / (L + 2 eta w_KL^2), w = 2 D, w_KL = 2 q
+
+so that little noise is added where q grows without bound, at the noise.
+
 A field in sigma coordinates is seen on the linear path first (`Field.on`).
 """
 
@@ -25,9 +32,10 @@ from samplers.field import Field
 from samplers.path import VE, VP, Path
 from samplers.solvers.base import Step, read_levels
 from torch_utils.misc import expand_to
+from torch_utils.noise_table import interpolate
 from torch_utils.rng import TorchRNG
 
-__all__ = ["FORMS", "LAST_STEPS", "interpolant_sde", "time_interval"]
+__all__ = ["FORMS", "LAST_STEPS", "LEARNT", "interpolant_sde", "time_interval"]
 
 # D(t) without its norm, of (path, t, norm); published names
 FORMS: dict[str, Callable[[Path, Tensor, float], Tensor]] = {
@@ -38,6 +46,7 @@ FORMS: dict[str, Callable[[Path, Tensor, float], Tensor]] = {
     "decreasing": lambda path, t, norm: 0.25 * (norm * torch.cos(math.pi * (1 - t)) + 1) ** 2,
     "increasing-decreasing": lambda path, t, norm: norm * torch.sin(math.pi * t) ** 2,
 }
+LEARNT = "KL-eta"  # the form that follows a table of losses
 LAST_STEPS = ("mean", "euler", "tweedie", "none")
 
 EPS = {"vp": (1e-5, 1e-3), "score": (1e-3, 1e-3), "velocity": (0.0, 0.0)}  # of training and of sampling
@@ -75,6 +84,14 @@ def time_interval(
     return (1 - eps if singular or form in (None, "SBDM") else 1.0), clean
 
 
+def _learnt(path: Path, t: Tensor, norm: float, eta: float, table: Tensor) -> Tensor:
+    """D of the form LEARNT; of `table [n, 2]` times fall. Finite where q is 0 or without bound."""
+    times, losses = table.flip(0).T.contiguous()
+    loss = interpolate(t.clamp(times[0].item(), times[-1].item()), times, losses)
+    q = path.score_gain(t)
+    return norm * loss / (loss / q + 8 * eta * q)
+
+
 def interpolant_sde(
     field: Field,
     x: Tensor,
@@ -84,6 +101,8 @@ def interpolant_sde(
     norm: float = 1.0,
     second_order: bool = False,
     last_step: str = "mean",
+    eta: float = 0.01,
+    losses: Sequence[Sequence[float]] = (),
     rng: TorchRNG | None = None,
     trace: Callable[[Step], Any] | None = None,
 ) -> Tensor:
@@ -93,18 +112,22 @@ def interpolant_sde(
         field: a model in its own time, see `Field.on`.
         x: `[B, ...]` at `levels[0]`.
         levels: times that fall; the last is 0, reached by the last step, unless that is "none".
-        form, norm: key of FORMS, and its factor.
+        form, norm: key of FORMS or LEARNT, and its factor.
         second_order: Heun's correction of every step but the last.
         last_step: one of LAST_STEPS.
+        eta, losses: of LEARNT: the strength, and pairs (time, loss) from the noisy end to the clean one.
         rng: source of one normal draw like `x` per step but the last, drawn before the network call.
         trace: called with a `Step` before each update.
 
     Raises:
         ValueError: unknown words, a field in sigma coordinates, levels that do not end as the last step needs.
     """
-    if form not in FORMS or last_step not in LAST_STEPS:
-        wrong, known = (form, FORMS) if form not in FORMS else (last_step, LAST_STEPS)
+    forms = (*FORMS, LEARNT)
+    if form not in forms or last_step not in LAST_STEPS:
+        wrong, known = (form, forms) if form not in forms else (last_step, LAST_STEPS)
         raise ValueError(f"'{wrong}' is unknown: choose from {', '.join(known)}")
+    if (form == LEARNT) != (len(losses) > 1):
+        raise ValueError(f"the form '{LEARNT}' follows a table of losses, at two times or more, and no other form does")
     if isinstance(field.path, VE):
         raise ValueError(
             "the interpolant sampler steps in time, and this model lives in sigma: pass field.on(Linear())"
@@ -115,10 +138,12 @@ def interpolant_sde(
             f"the last step '{last_step}' needs levels that end {'at' if last_step != 'none' else 'above'} 0"
         )
     rng = TorchRNG(x.device) if rng is None else rng
-    path = field.path
+    path, table = field.path, torch.tensor(losses, dtype=torch.float64)
 
     def amount(level: Tensor) -> Tensor:
-        return expand_to(FORMS[form](path, level.double(), norm), x).to(x.dtype)
+        t = level.double()
+        found = _learnt(path, t, norm, eta, table) if form == LEARNT else FORMS[form](path, t, norm)
+        return expand_to(found, x).to(x.dtype)
 
     def slope(x: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
         """Velocity, and drift towards the data, by one call."""

@@ -113,7 +113,8 @@ def test_every_seed_has_its_reference(tmp_path, facts, batch):
 
 @pytest.mark.parametrize(
     "given", [{"N": 5}, {"solver": "heun", "N": 5}, {"solver": "dopri5"}, {"solver": "dpmpp", "num_steps": 6},
-              {"solver": "ipndm", "t_steps": (20.0, 1.0, 0.1)}, {"steps": 5}],
+              {"solver": "ipndm", "t_steps": (20.0, 1.0, 0.1)}, {"steps": 5},
+              {"num_steps": 6, "last_step": "mean"}, {"num_steps": 6, "last_step": "none", "sde_order": 2}],
 )  # fmt: skip
 def test_any_sampler_follows(tmp_path, given):
     field = model()
@@ -134,7 +135,7 @@ def test_a_search_is_of_the_progress(tmp_path):
     ("facts", "given", "options", "message"),
     [
         ({}, {"steps": 4, "S_churn": 3.0}, {"keep": "0.5"}, "different amounts of noise"),
-        ({}, {"sde_order": 1}, {"keep": "0.5"}, "different amounts of noise"),
+        ({}, {"sde_order": 1}, {"keep": "0.5", "graded_steps": "size"}, "solver of one step"),
         ({}, {"num_steps": 4}, {"keep": "0.5", "graded_steps": "size"}, "solver of one step"),
         ({"element_times": False}, None, {"keep": "0.5", "graded_steps": "size"}, "times of their own"),
         ({"element_times": False}, None, {"keep": "0.5", "compensation_inverse": True}, "times of their own"),

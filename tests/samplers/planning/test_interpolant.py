@@ -1,5 +1,6 @@
 """The stochastic interpolant sampler as a plan: for any model, at a cost known before, options read or refused."""
 
+import json
 import math
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 
 from samplers.field import Facts, Field
 from samplers.path import VP, Linear
+from samplers.planning.loss_table import LossTable
 from samplers.planning.options import SamplerOptions
 from samplers.planning.plan import build_plan
 from samplers.solvers.interpolant import interpolant_sde
@@ -88,6 +90,45 @@ def test_denoisers_begin_at_their_highest_level():
     net = Counted()
     net.sigma_max = 9.0
     assert build_plan(net, SamplerOptions(last_step="mean")).sigmas[0] == pytest.approx(0.9)
+
+
+@pytest.fixture
+def losses(tmp_path):
+    table = LossTable(path="linear", pairs=((1.0, 0.3), (0.0, 0.1)))
+    table.save(tmp_path / "losses.json", {"data": "some"})
+    assert LossTable.load(tmp_path / "losses.json") == table
+    return str(tmp_path / "losses.json")
+
+
+def test_losses_are_read(losses):
+    net, noise = Counted(Linear()), rng(1).randn([4, 1], dtype=torch.float64)
+    plan = build_plan(net, SamplerOptions(num_steps=5, diffusion_losses=losses, diffusion_eta=0.2))
+    times = [*torch.linspace(1, 0.04, 5, dtype=torch.float64).tolist(), 0.0]
+    own = interpolant_sde(Field(net), noise, times, form="KL-eta", eta=0.2, losses=[(1.0, 0.3), (0.0, 0.1)], rng=rng())
+    assert torch.equal(plan(net, noise, rng=rng()), own)
+    assert plan.record()["options"]["losses"] == [[1.0, 0.3], [0.0, 0.1]]
+    assert "KL-eta of norm 1, eta 0.2" in plan.title
+    assert build_plan(net, SamplerOptions(diffusion_losses=losses)).options["eta"] == 0.01
+
+
+def test_losses_that_do_not_fit(tmp_path, losses):
+    net = Counted(Linear())
+    for given, message in (
+        ({"diffusion_form": "KL-eta"}, "analyze.py losses"),
+        ({"diffusion_form": "SBDM", "diffusion_losses": losses}, "not of SBDM: leave it out"),
+        ({"diffusion_eta": 0.1}, "not of sigma: leave it out"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            build_plan(net, SamplerOptions(**given))
+    with pytest.raises(ValueError, match="losses on the path 'linear', and this model is sampled on 'vp'"):
+        build_plan(Counted(VP()), SamplerOptions(diffusion_losses=losses))
+    other = tmp_path / "other.json"
+    good = {"path": "linear", "times": [1, 0], "losses": [1, 1]}
+    for content in ([1], {}, good | {"times": [0, 1]}, good | {"losses": [1, 0]}, good | {"losses": [1]},
+                    good | {"times": [1], "losses": [1]}, good | {"times": [1, "x"]}):  # fmt: skip
+        other.write_text(json.dumps(content))
+        with pytest.raises(ValueError, match="is not a table of losses that analyze"):
+            build_plan(net, SamplerOptions(diffusion_losses=str(other)))
 
 
 def test_both_spellings_are_one_form():

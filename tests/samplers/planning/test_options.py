@@ -4,12 +4,16 @@ An option that is accepted must change what is run (`Plan.record`, or what a sea
 values tried may leave it as it is: the default spelled out.
 """
 
+import atexit
 import dataclasses
 import functools
 import itertools
 import json
 import math
+import shutil
+import tempfile
 import typing
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,6 +22,7 @@ from stand_ins import MODELS
 from samplers import SOLVERS
 from samplers.field import Facts
 from samplers.planning import elementwise, levels
+from samplers.planning.loss_table import LossTable
 from samplers.planning.model_options import FIELDS as FIELDS_OF_HEADS
 from samplers.planning.model_options import GuidanceOptions, PartOptions
 from samplers.planning.options import FAMILY, SamplerOptions, SearchOptions, flag
@@ -38,6 +43,16 @@ PAIRS = {"guidance_interval": [(0.2, 5.0), (1.0, 40.0)]}
 LISTS = {float: [(20.0, 1.0, 0.1), (10.0, 2.0, 0.5)], int: [(2,), (3,)]}
 
 
+@functools.cache
+def loss_tables():
+    """Files of `analyze.py losses`."""
+    folder = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, folder)
+    for i in range(2):
+        LossTable(path="linear", pairs=((1.0, 0.3 + i), (0.0, 0.1))).save(folder / f"{i}.json", {})
+    return [str(folder / f"{i}.json") for i in range(2)]
+
+
 def values(name):
     """Some values of an option, by its type and bounds."""
     meta, hint = FIELDS[name].metadata, HINTS[name]
@@ -48,6 +63,8 @@ def values(name):
         return [True, False]
     if name in PAIRS:
         return PAIRS[name]
+    if name == "diffusion_losses":
+        return loss_tables()
     if typing.get_origin(kind) is tuple:
         return LISTS[typing.get_args(kind)[0]]
     if kind is int:
@@ -146,7 +163,7 @@ def test_what_is_recorded_is_what_runs(name):
         made = list(generate(net, range(6), plan, prior=plan.prior))
         return torch.cat([batch.images for batch in made])
 
-    bases.append({"field": "bridge_sde", "N": 7})
+    bases += [{"field": "bridge_sde", "N": 7}, {"num_steps": 5, "diffusion_losses": loss_tables()[0]}]
     if name == "cfg_batch":
         pytest.skip("two calls instead of one: the images are the same")
     others = ("denoiser", "table", "flow", "coupled", "fusion")

@@ -9,9 +9,18 @@ from transformer_golden import Mixture, network_of, one_hot
 
 from samplers.field import Field
 from samplers.path import VP, Linear, Trig
-from samplers.solvers.asynchronous import ONE_STEP, common_steps, progress_field, replaced, start_from
+from samplers.solvers.asynchronous import (
+    ONE_STEP,
+    common_steps,
+    progress_field,
+    replaced,
+    start_from,
+    stochastic_steps,
+)  # fmt: skip
+from samplers.solvers.interpolant import interpolant_sde
 from samplers.solvers.native import sample_native, uniform_times
 from samplers.solvers.table import SOLVERS, sample
+from torch_utils.rng import TorchRNG
 
 
 def by_number(field, start, keep, steps, solver="euler", inverse=False, labels=None):
@@ -166,3 +175,36 @@ def test_solvers_of_several_steps_are_refused():
     noise, _, keep = setting()
     with pytest.raises(ValueError, match="solver 'ipndm' needs steps"):
         common_steps(exact(), noise, [1.0, 0.5, 0.0], keep, solver="ipndm")
+
+
+def noisy(seed=1):
+    return TorchRNG(generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("path", [Linear(), Trig()])
+@pytest.mark.parametrize("options", [{}, {"second_order": True}, {"form": "linear", "last_step": "tweedie"}])
+def test_noise_along_the_way_of_every_element(path, options):
+    """References of the data's law, at any strength: what is made has that law too, the nearer the more is kept."""
+    n, levels = 4000, [*torch.linspace(1, 0.04, 101, dtype=torch.float64).tolist(), 0.0]
+    field, strengths = exact(path), torch.tensor([0.0, 0.3, 0.6, 0.9, 1.0], dtype=torch.float64)
+    g = torch.Generator().manual_seed(0)
+    low = torch.rand(n, 5, generator=g, dtype=torch.float64) < 0.4
+    reference = torch.where(low, -1.0, 0.7) + 0.3 * torch.randn(n, 5, generator=g, dtype=torch.float64)
+    noise, keep = torch.randn(n, 5, generator=g, dtype=torch.float64), strengths[None]
+    start = start_from(field, reference, noise, keep)
+    x = stochastic_steps(field, start, levels, keep, rng=noisy(), **options)
+    mean, deviation = 0.4 * -1 + 0.6 * 0.7, (0.4 * 0.6 * 1.7**2 + 0.09) ** 0.5
+    # five standard errors, and 3 % for steps of first order and the last step
+    assert ((x.mean(0) - mean).abs() < 5 * deviation / n**0.5 + 0.03 * deviation).all()
+    assert ((x.std(0) - deviation).abs() < 5 * deviation / (2 * n) ** 0.5 + 0.03 * deviation).all()
+    far = (x - reference).square().mean(0)
+    assert (far[:-1] > far[1:]).all()
+    # kept elements move in the last step alone, which is 1e-6 long
+    torch.testing.assert_close(x[:, -1], reference[:, -1], rtol=0, atol=1e-4)
+
+
+def test_nothing_kept_is_the_sampler_itself():
+    levels = [1.0, 0.6, 0.3, 0.05, 0.0]
+    noise, _, keep = setting()
+    own = stochastic_steps(exact(), noise, levels, torch.zeros_like(keep), rng=noisy())
+    torch.testing.assert_close(own, interpolant_sde(exact(), noise, levels, rng=noisy()), rtol=1e-12, atol=1e-12)

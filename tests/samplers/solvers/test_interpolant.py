@@ -10,7 +10,7 @@ from transformer_golden import Mixture, Stream, field_of, path_of
 from samplers.field import Field
 from samplers.path import VE, VP, Linear, Trig
 from samplers.solvers.adaptive import dopri5
-from samplers.solvers.interpolant import FORMS, LAST_STEPS, interpolant_sde, time_interval
+from samplers.solvers.interpolant import FORMS, LAST_STEPS, LEARNT, interpolant_sde, time_interval
 from samplers.solvers.onestep import euler
 from samplers.solvers.rungekutta import heun2, heun3, midpoint, rk4
 from torch_utils.misc import expand_to
@@ -187,7 +187,10 @@ def gaussian(path, kind, deviation=0.5):
     return Field(getattr(Mixture(spec, path), kind), path, kind)
 
 
-@pytest.mark.parametrize("form", FORMS)
+TABLE = [(1.0, 0.3), (0.5, 0.2), (0.0, 0.1)]  # times and losses
+
+
+@pytest.mark.parametrize("form", [*FORMS, LEARNT])
 @pytest.mark.parametrize("kind", ["velocity", "noise", "score", "data"])
 def test_marginals_do_not_depend_on_the_noise(form, kind):
     """Samples of Gaussian data have its deviation, whatever is added on the way."""
@@ -195,11 +198,38 @@ def test_marginals_do_not_depend_on_the_noise(form, kind):
     rng = TorchRNG(generator=torch.Generator().manual_seed(0))
     levels = torch.cat([torch.linspace(0.999, 0.04, 200, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)])
     x = rng.randn([n, 1], dtype=torch.float64)
-    end = interpolant_sde(gaussian(path, kind), x, levels, form=form, norm=0.5, last_step="tweedie", rng=rng)
+    more = {"losses": TABLE} if form == LEARNT else {}
+    end = interpolant_sde(gaussian(path, kind), x, levels, form=form, norm=0.5, last_step="tweedie", rng=rng, **more)
     # the last step loses the variance of the data given a state at t = 0.04: 1 / (1 / 0.25 + 0.96^2 / 0.04^2)
     exact = math.sqrt(0.25 - 1 / (4 + 0.96**2 / 0.04**2))
     # five standard errors of a deviation, and 1 % for 200 steps of first order
     assert abs(float(end.std()) - exact) < 5 * exact / math.sqrt(2 * n) + 0.01 * exact
+
+
+@pytest.mark.parametrize("path", [Linear(), Trig(), VP()])
+def test_noise_that_follows_losses(path):
+    """D = w L / (L + 2 eta w^2) / 2 of w = 2 q, through the steps that it makes; 0 where q is without bound."""
+    field, eta, norm = gaussian(path, "velocity"), 0.05, 0.7
+    for t, loss in ((0.75, 0.25), (0.5, 0.2), (0.1, 0.12)):
+        w = 2 * float(path.score_gain(torch.tensor(t, dtype=torch.float64)))
+        expected = norm * w * loss / (loss + 2 * eta * w**2) / 2
+        x, times = torch.zeros(1, 1, dtype=torch.float64), [t, t - 0.05]  # no drift at 0
+        added = interpolant_sde(
+            field, x, times, form=LEARNT, norm=norm, eta=eta, losses=TABLE, last_step="none",
+            rng=TorchRNG(generator=torch.Generator().manual_seed(0)),
+        )  # fmt: skip
+        unit = torch.randn(1, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        torch.testing.assert_close(added, (2 * expected * 0.05) ** 0.5 * unit, rtol=1e-9, atol=0)
+    if not isinstance(path, VP):
+        end = interpolant_sde(field, torch.ones(1, 1).double(), [1.0, 0.5, 0.0], form=LEARNT, losses=TABLE)
+        assert end.isfinite().all()
+
+
+def test_losses_and_their_form_belong_together():
+    x, field = torch.zeros(2, 1), gaussian(Linear(), "velocity")
+    for more in ({"form": LEARNT}, {"form": LEARNT, "losses": TABLE[:1]}, {"losses": TABLE}):
+        with pytest.raises(ValueError, match="follows a table of losses"):
+            interpolant_sde(field, x, [0.9, 0.1, 0.0], **more)
 
 
 def test_denoisers_are_seen_on_a_path():
