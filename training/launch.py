@@ -39,6 +39,7 @@ def launch(method_name: str, options: CommonOptions) -> None:
             able = ", ".join(name for name, other in METHODS.items() if other.series)
             raise ValueError(f"{method_name} does not learn from what came before, as a series asks for: use {able}")
         dataset = (entry.open or open_dataset)(options)
+        options = options.told(dataset)
         find_decoder(options, dataset)
         options.rounds(dist.get_world_size())
         check_fid(options)

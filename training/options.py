@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Any, Self
 
 from training.data.opening import DataOptions
 from training.data.series import is_series
@@ -33,6 +34,10 @@ class CommonOptions(
         if self.desc:
             parts.append(re.sub(r"[^\w.=+-]", "_", self.desc))
         return "-".join(parts)
+
+    def told(self, dataset: Any) -> Self:
+        """These options, with what only a data set tells filled in."""
+        return self
 
     def name_parts(self) -> list[str]:
         """What a method adds to that name."""

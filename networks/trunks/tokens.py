@@ -10,7 +10,7 @@ et al. 2024, arXiv 2405.13729). N batch, D width, T tokens. Keys are those of th
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -95,29 +95,71 @@ class LabelEmbedder(nn.Module):
         return labels @ self.embedding_table.weight.to(labels.dtype)
 
 
-def _modulated(h: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    return F.layer_norm(h, h.shape[-1:], eps=1e-6) * (1 + scale) + shift
+class _ScaledRows(torch.autograd.Function):
+    """base + factor * x, the first and the last rows of x with bases and factors of their own, without a copy of them.
+
+    Bases and factors are `[n, T or 1, D]`; one base of all rows is possible.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, *pieces: Tensor) -> Tensor:  # noqa: ANN001
+        ctx.save_for_backward(x, *pieces[-2:])
+        ctx.shapes = [base.shape for base in pieces[:-2]]
+        rows = [len(factor) for factor in pieces[-2:]]
+        bases, out = pieces[:-2] if len(pieces) == 4 else pieces[0].split(rows), torch.empty_like(x)
+        for part, base, v, factor in zip(out.split(rows), bases, x.split(rows), pieces[-2:], strict=True):
+            torch.addcmul(base, v, factor, out=part)
+        return out
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, ...]:  # noqa: ANN001
+        x, *factors = ctx.saved_tensors
+        rows = [len(factor) for factor in factors]
+        grads = grad.split(rows)
+        of_bases = (
+            [grad] if len(ctx.shapes) == 1 else [g.sum_to_size(s) for g, s in zip(grads, ctx.shapes, strict=True)]
+        )
+        of_factors = [(g * v).sum_to_size(f.shape) for g, v, f in zip(grads, x.split(rows), factors, strict=True)]
+        if torch.is_grad_enabled():  # to be differentiated again
+            of_x = torch.cat([g * f for g, f in zip(grads, factors, strict=True)])
+        else:
+            of_x = torch.empty_like(x)
+            for part, g, f in zip(of_x.split(rows), grads, factors, strict=True):
+                torch.mul(g, f, out=part)
+        return of_x, *of_bases, *of_factors
+
+
+def _scaled(bases: Sequence[Tensor], x: Tensor, factors: Sequence[Tensor]) -> Tensor:
+    return torch.addcmul(bases[0], x, factors[0]) if len(factors) == 1 else _ScaledRows.apply(x, *bases, *factors)
+
+
+def _modulated(h: Tensor, shift: Sequence[Tensor], scale: Sequence[Tensor]) -> Tensor:
+    return _scaled(shift, F.layer_norm(h, h.shape[-1:], eps=1e-6), scale)
 
 
 class _Modulation(nn.Sequential):
-    """c -> `parts` vectors each. Keys: 1.{weight, bias}; both begin at 0, so that a block begins as the identity."""
+    """c -> shift, scale and more, 1 added to scales. Keys: 1.{weight, bias}, which begin at 0."""
 
     def __init__(self, width: int, parts: int) -> None:
         super().__init__(nn.SiLU(), Linear(width, parts * width, init=_ZERO))
         self.parts = parts
 
-    def forward(self, c: list[Tensor], h: Tensor) -> tuple[Tensor, ...]:
-        """The `parts` tensors for tokens `h [N, T, D]`, which broadcast against them.
+    def forward(self, c: Sequence[Tensor], h: Tensor) -> list[Sequence[Tensor]]:
+        """The `parts` for tokens `h [N, T, D]`, each as tensors `[n, T or 1, D]`, one an element of `c`.
 
         `c` holds one condition `[n, T or 1, D]` for all rows of h, or one each for its first and its last rows.
         """
-        if len(c) == 1:
-            return super().forward(c[0]).to(h.dtype).chunk(self.parts, dim=-1)
         # in one product, so that its weights have one gradient
-        rows = super().forward(torch.cat([part.flatten(0, 1) for part in c])[None])[0]
-        parts = rows.to(h.dtype).split([part.shape[0] * part.shape[1] for part in c])
-        values = [v.unflatten(0, part.shape[:2]).expand(-1, h.shape[1], -1) for v, part in zip(parts, c, strict=True)]
-        return torch.cat(values).chunk(self.parts, dim=-1)
+        rows = c[0] if len(c) == 1 else torch.cat([part.flatten(0, 1) for part in c])[None]
+        values = super().forward(rows).to(h.dtype).unflatten(-1, (self.parts, -1)).unbind(-2)
+        values = [1 + v if k % 3 == 1 else v for k, v in enumerate(values)]
+        if len(c) == 1:
+            return [[v] for v in values]
+        sizes = [part.shape[0] * part.shape[1] for part in c]
+        return [
+            [piece.unflatten(0, part.shape[:2]) for piece, part in zip(v[0].split(sizes), c, strict=True)]
+            for v in values
+        ]
 
 
 class _Attention(nn.Module):
@@ -154,8 +196,8 @@ class _Block(nn.Module):
 
     def forward(self, h: Tensor, c: list[Tensor]) -> Tensor:
         shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN_modulation(c, h)
-        h = torch.addcmul(h, gate1, self.attn(_modulated(h, shift1, scale1)))
-        return torch.addcmul(h, gate2, self.mlp(_modulated(h, shift2, scale2)))
+        h = _scaled([h], self.attn(_modulated(h, shift1, scale1)), gate1)
+        return _scaled([h], self.mlp(_modulated(h, shift2, scale2)), gate2)
 
 
 class _Final(nn.Module):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar, Self
 
 from torch_utils.cli import Choice
 from torch_utils.options import Alias, OptionGroup, opt
@@ -18,10 +20,20 @@ PATH_TYPES = {"Linear": "linear", "GVP": "trig", "VP": "vp"}
 _ALL_SPLITS = list(SPLITS | PART_SPLITS)
 
 
+# counts of the published command lines -> the option that says it in images or ticks; that of ticks comes first
+_COUNTED = {
+    "epochs": "duration", "log_every": "tick", "ckpt_every": "snap", "sample_every": "snap", "reckpt_every": "dump",
+}  # fmt: skip
+
+
 _SPLIT = Alias(
     "--split", "The same without UNSYNC_", lambda name: f"UNSYNC_{name.upper()}",
     Choice([name.removeprefix("UNSYNC_").lower() for name in _ALL_SPLITS]),
 )  # fmt: skip
+
+
+def _steps(option: str, what: str) -> Any:
+    return opt(None, f"Instead of --{option}: {what} every STEPS", metavar="STEPS", at_least=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +95,15 @@ class InterpolantOptions(CommonOptions):
     image_size: int | None = opt(None, "Refuse data of another size", metavar="INT", at_least=1)
     num_classes: int | None = opt(None, "Refuse data of another number of classes", metavar="INT", at_least=0)
 
+    desc: str | None = opt(
+        None, "Text to add to the run directory's name", metavar="STR", may_change=True, names=("--exp",)
+    )
+    epochs: float | None = opt(None, "Instead of --duration: passes over the data", metavar="NUM", above=0)
+    log_every: int | None = _steps("tick", "a status line")
+    ckpt_every: int | None = _steps("snap", "a snapshot and pictures")
+    sample_every: int | None = _steps("snap", "pictures and a snapshot; of both the more frequent counts")
+    reckpt_every: int | None = _steps("dump", "a state to continue from")
+
     batch: int = opt(
         256, "Total batch size over all processes", metavar="INT", at_least=1, names=("--global-batch-size",)
     )
@@ -96,6 +117,30 @@ class InterpolantOptions(CommonOptions):
     )
 
     family: ClassVar = "SiT"
+
+    def told(self, dataset: Any) -> Self:
+        """The published counts of steps and epochs as images and ticks, which are what is recorded."""
+        defaults = {f.name: f.default for f in dataclasses.fields(self)}
+        given, changes = {name: getattr(self, name) for name in _COUNTED if getattr(self, name) is not None}, {}
+        if given.keys() - {"epochs"} and self.tick == defaults["tick"]:
+            given = {"log_every": 100, **given}  # the published default, of which counts are multiples
+        for name in (name for name in _COUNTED if name in given):
+            value, own, changes[name] = given[name], _COUNTED[name], None
+            if getattr(self, own) != defaults[own]:
+                raise ValueError(f"--{name.replace('_', '-')} and --{own} say the same: leave one of them out")
+            images = value * (len(dataset) // (1 + self.xflip) if name == "epochs" else self.batch)
+            if own in ("duration", "tick"):
+                changes[own] = images / (1e6 if own == "duration" else 1000)
+                continue
+            tick = changes.get("tick", self.tick)
+            ticks = round(images / 1000 / tick)
+            if not ticks or not math.isclose(ticks * tick, images / 1000):
+                raise ValueError(
+                    f"--{name.replace('_', '-')}={value} is no whole number of ticks of {tick * 1000 / self.batch:g} "
+                    "steps: choose a multiple of that, or another --log-every"
+                )
+            changes[own] = min(ticks, changes.get(own, ticks))
+        return dataclasses.replace(self, **changes)
 
     @property
     def of_parts(self) -> bool:

@@ -152,8 +152,29 @@ def test_every_option_of_the_published_command_has_a_meaning():
         "--global-batch-size",
         "--global-seed",
         "--num-workers",
-        "--ckpt",
+        "--ckpt", "--exp",
     } <= spelled
+
+
+PUBLISHED = {"outdir": "runs", "data": "latents.zip", "batch": 64}
+
+
+def test_counts_of_steps_and_epochs():
+    """As the published defaults have them: a line every 100 steps, and what else there is in multiples of that."""
+    dataset = SyntheticDataset(8, 1, 0)
+    counts = {"epochs": 3, "log_every": 100, "ckpt_every": 500, "sample_every": 200, "reckpt_every": 300}
+    told = ComboStocOptions(**PUBLISHED, **counts).told(dataset)
+    assert told == ComboStocOptions(**PUBLISHED, duration=3 * len(dataset) / 1e6, tick=6.4, snap=2, dump=3)
+    told = SiTOptions(**PUBLISHED, ckpt_every=50_000, xflip=True, epochs=2).told([0] * 100)
+    assert (told.tick, told.snap, told.duration) == (6.4, 500, 1e-4)
+    plain = SiTOptions(**PUBLISHED)
+    assert plain.told(dataset) == plain
+    for given, message in (
+        ({"ckpt_every": 150}, "no whole number of ticks of 100 steps"), ({"epochs": 2, "duration": 1.0}, "say the same"),
+        ({"log_every": 10, "tick": 3.0}, "say the same"), ({"reckpt_every": 50, "tick": 6.4}, "no whole number"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            SiTOptions(**PUBLISHED, **given).told(dataset)
 
 
 @pytest.mark.slow
