@@ -44,14 +44,21 @@ class _Logged:
 
 
 def _wandb(run_dir: Path, config: Mapping[str, Any], run_id: str | None) -> Tracker:
-    """A run of wandb; WANDB_MODE, WANDB_PROJECT and its other variables hold."""
+    """A run of wandb; WANDB_MODE, WANDB_PROJECT and its other variables hold.
+
+    So do those of the published SiT and ComboStoc programs, where their WANDB_KEY is set: ENTITY and PROJECT.
+    """
     wandb = importlib.import_module("wandb")
+    own = {}
+    if key := os.environ.get("WANDB_KEY"):
+        wandb.login(key=key)
+        own = {name.lower(): os.environ[name] for name in ("ENTITY", "PROJECT") if os.environ.get(name)}
     # Without an account the run is kept on disk instead of asking for a key in the middle of a job.
     mode = os.environ.get("WANDB_MODE") or ("online" if wandb.api.api_key else "offline")
-    project = os.environ.get("WANDB_PROJECT", "fewstep")
     run = wandb.init(
-        project=project, name=run_dir.name, dir=str(run_dir), config=dict(config), id=run_id, resume="allow", mode=mode
-    )
+        **{"project": os.environ.get("WANDB_PROJECT", "fewstep"), **own}, name=run_dir.name, dir=str(run_dir),
+        config=dict(config), id=run_id, resume="allow", mode=mode,
+    )  # fmt: skip
     return _Logged(wandb, run, run.id)
 
 

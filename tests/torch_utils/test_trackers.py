@@ -41,6 +41,22 @@ def test_wandb_offline_keeps_its_id_and_its_figures(tmp_path, monkeypatch, pictu
     again.close()
 
 
+@pytest.mark.parametrize("key", ["secret", None])
+def test_wandb_knows_the_variables_of_published_programs(tmp_path, monkeypatch, key):
+    called = {}
+    fake = types.SimpleNamespace(
+        api=types.SimpleNamespace(api_key=None), login=lambda **given: called.update(given),
+        init=lambda **given: called.update(given) or types.SimpleNamespace(id="x"),
+    )  # fmt: skip
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    monkeypatch.delenv("WANDB_PROJECT", raising=False)
+    for name, value in (("ENTITY", "us"), ("PROJECT", "ours"), *([("WANDB_KEY", key)] if key else [])):
+        monkeypatch.setenv(name, value)
+    TRACKERS["wandb"](tmp_path, {}, None)
+    assert called["project"] == ("ours" if key else "fewstep")
+    assert (called.get("key"), called.get("entity")) == ((key, "us") if key else (None, None))
+
+
 def test_tensorboard_hides_what_came_after_the_state_that_is_continued(tmp_path, picture):
     events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     first = TRACKERS["tensorboard"](tmp_path, {"lr": 1}, None)

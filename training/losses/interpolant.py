@@ -29,6 +29,7 @@ from torch_utils.misc import expand_to
 from torch_utils.rng import TorchRNG
 
 PREDICTIONS = ("velocity", "noise", "score", "data")
+UNBOUNDED = 1e15  # beyond what a shortest distance of 1e-5 from the ends gives, below what rounding leaves of a pole
 COMPENSATION = ("linear-only", "reference", "off")
 
 # Which axes of `[N, C, H, W]` draw times of their own; the others share one. Names of the published command line.
@@ -195,6 +196,28 @@ class InterpolantLoss:
             raise ValueError(
                 f"the loss weight {self.weight} is for noise and score: the {self.predicts} loss has none, leave it out"
             )
+
+    def check(self, interval: tuple[float, float]) -> None:
+        """Refuse times at which what is learnt, or its weight, has no bound.
+
+        Args:
+            interval: times at the noise and at the data.
+
+        Raises:
+            ValueError: it says at which time.
+        """
+        for time, end in zip(interval, ("noise", "data"), strict=True):
+            t = torch.tensor(time, dtype=torch.float64)
+            if self.predicts == "velocity":
+                size = self.path.d_alpha(t).abs() + self.path.d_sigma(t).abs()
+            else:
+                size = torch.zeros_like(t) if self.weight is None else WEIGHTS[self.weight](self.path, t)
+            if not size < UNBOUNDED:
+                what = "velocity" if self.weight is None else f"{self.predicts} loss with the weight {self.weight}"
+                raise ValueError(
+                    f"the {what} has no bound on the {type(self.path).__name__} path at t = {time:g}, the {end}: leave "
+                    "--train-eps out, or make it larger"
+                )
 
     @property
     def compensates(self) -> bool:

@@ -107,6 +107,7 @@ def build(options: InterpolantOptions, dataset: Any, device: torch.device) -> Me
     path = PATHS[net.path]()
     interval = time_interval(path, net.predicts, eps=options.train_eps, training=True)
     loss_fn = InterpolantLoss(path, net.predicts, options.loss_weight, options.compensation)
+    loss_fn.check(interval)
     net.model.checkpointing = options.checkpointing
     net.to(device).train().requires_grad_(True)
     net.compute_dtype = DTYPES[options.precision]

@@ -133,6 +133,16 @@ def test_two_processes_and_a_kill_change_nothing(tmp_path, data, name):
         ({"model": "SiT-S/4"}, "is told one time a sample"), ({"model": "ComboStoc-S/3"}, "do not tile"),
         ({"prediction": "noise", "compensate": "off"}, "changes velocities"),
         ({"loss_weight": "velocity"}, "has none"), ({"label_dropout": 0.2}, "this network has none"),
+        ({"path_type": "VP", "train_eps": 0.0}, "velocity has no bound on the VP path at t = 0, the data"),
+        (
+            {"prediction": "noise", "loss_weight": "velocity", "train_eps": 0.0},
+            "noise loss with the weight velocity has no bound on the Linear path at t = 1, the noise",
+        ),
+        (
+            {"prediction": "score", "loss_weight": "likelihood", "train_eps": 0.0, "path_type": "GVP"},
+            "has no bound on the Trig path at t = 1",
+        ),
+        ({"prediction": "score", "loss_weight": "velocity", "train_eps": 0.0, "path_type": "VP"}, "at t = 0, the data"),
         ({"num_classes": 10}, "add --cond=1"), ({"image_size": 16}, "holds 8x8"),
     ],
 )  # fmt: skip
@@ -152,7 +162,8 @@ def test_every_option_of_the_published_command_has_a_meaning():
         "--global-batch-size",
         "--global-seed",
         "--num-workers",
-        "--ckpt", "--exp",
+        "--ckpt",
+        "--exp",
     } <= spelled
 
 
@@ -170,9 +181,11 @@ def test_counts_of_steps_and_epochs():
     plain = SiTOptions(**PUBLISHED)
     assert plain.told(dataset) == plain
     for given, message in (
-        ({"ckpt_every": 150}, "no whole number of ticks of 100 steps"), ({"epochs": 2, "duration": 1.0}, "say the same"),
-        ({"log_every": 10, "tick": 3.0}, "say the same"), ({"reckpt_every": 50, "tick": 6.4}, "no whole number"),
-    ):  # fmt: skip
+        ({"ckpt_every": 150}, "no whole number of ticks of 100 steps"),
+        ({"epochs": 2, "duration": 1.0}, "say the same"),
+        ({"log_every": 10, "tick": 3.0}, "say the same"),
+        ({"reckpt_every": 50, "tick": 6.4}, "no whole number"),
+    ):
         with pytest.raises(ValueError, match=message):
             SiTOptions(**PUBLISHED, **given).told(dataset)
 
