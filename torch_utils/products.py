@@ -13,8 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["linear", "pays"]
-
 _LEAST = 1 << 22  # multiplications of a sample; below, an operator of our own may cost more than it saves
 
 

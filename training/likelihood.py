@@ -15,6 +15,7 @@ from torch_utils.rng import PerSampleRNG
 from training.data.archive import ImageArchive
 from training.data.image_dataset import ImageDataset
 
+
 def images_for(
     field: Field, archive: ImageArchive, num: int | None, seed: int, kind: type[ImageDataset] = ImageDataset
 ) -> ImageDataset:

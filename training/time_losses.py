@@ -23,8 +23,6 @@ from training.data.image_dataset import ImageDataset
 from training.data.latent_dataset import LatentDataset, holds_latents
 from training.likelihood import images_for
 
-__all__ = ["losses_over_time"]
-
 
 def losses_over_time(
     net: Any,

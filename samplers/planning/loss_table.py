@@ -11,8 +11,6 @@ from typing import Any
 
 from torch_utils.files import read_json, write_json
 
-__all__ = ["LossTable"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class LossTable:
