@@ -121,6 +121,7 @@ BAD = [
     ),
     ("analyze", "forecast --network={step} --data=series:elnino --rtol=1 --outdir=out", "no option rtol"),
     ("generate", "--network={step} --seeds=0 --outdir=out", "analyze.py forecast"),
+    ("generate", "--network={edm} --seeds=0 --outdir=out", "continues a series, whose frames are its condition"),
     ("data", "--source={w}/sst.nc --dest=out.zip", "a series is written as .npz"),
     ("data", "--source={w}/sst.nc --dest=out.npz --resolution=8x8", "--resolution belongs to images"),
     ("data", "--source=digits --dest=out.zip --lat=0,1", "--lat belongs to --layout=box"),
@@ -142,7 +143,7 @@ def test_bad_input(work, tmp_path, monkeypatch, script, text, words):
     np.savez("nan.npz", data=values)
     np.save("mixed.npy", np.array([[0.1, 100.0]] * 4))
     before = set(tmp_path.iterdir())
-    result = run(SCRIPTS[script], text, w=work, step=net_in(work, "step"))
+    result = run(SCRIPTS[script], text, w=work, step=net_in(work, "step"), edm=net_in(work, "edm"))
     assert result.exit_code in (1, 2)
     assert words in " ".join(result.output.replace("│", " ").split())
     assert "Traceback" not in result.output

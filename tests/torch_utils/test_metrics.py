@@ -136,11 +136,17 @@ def no_torchvision(monkeypatch):
 def test_torch_fidelity_says_the_same(case, no_torchvision):
     """Its own functions, where it is installed (`make venv` does)."""
     pytest.importorskip("torch_fidelity")
+    from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
     from torch_fidelity.metric_isc import isc_features_to_metric
     from torch_fidelity.metric_kid import kid_features_to_metric
     from torch_fidelity.metric_prc import prc_features_to_metric
 
     x, y, logits = (case.tensor(name).double() for name in ("features1", "features2", "logits"))
+    sides = (fid_features_to_statistics(f) for f in (x, y))
+    distance = moments(x).distance(moments(y))
+    assert distance == pytest.approx(
+        fid_statistics_to_metric(*sides, verbose=False)["frechet_inception_distance"], rel=1e-6
+    )
     theirs = kid_features_to_metric(x, y, kid_subsets=7, kid_subset_size=50, verbose=False)
     own = m.kid(x, y, 7, 50)
     assert [own.value, own.std] == pytest.approx(list(theirs.values()), rel=1e-9)

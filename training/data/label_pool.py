@@ -73,8 +73,11 @@ def give_labels(net: Any, source: str | None) -> None:
     """Let samples of `net` draw their labels from `source` (see `read_pool`); None changes nothing.
 
     Raises:
-        ValueError: an unconditional network, or labels of another kind or length than it was trained on.
+        ValueError: an unconditional network, labels of another kind or length than it was trained on, or a network that
+            is told what came before in a series.
     """
+    if ((getattr(net, "info", None) or {}).get("dataset") or {}).get("series"):
+        raise ValueError("this network continues a series, whose frames are its condition: use `analyze.py forecast`")
     if source is None:
         return
     facts = Facts.of(net)
