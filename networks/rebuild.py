@@ -52,10 +52,7 @@ def rebuild(config: dict[str, Any], state: Mapping[str, Tensor]) -> nn.Module:
         for name, value in expected.items()
         if name in state and state[name].is_floating_point() != value.is_floating_point()
     ]
-    if problems:
-        rest = len(problems) - MOST_DIFFERENCES
-        more = f" ({rest} further differences)" if rest > 0 else ""
-        raise ValueError("; ".join(problems[:MOST_DIFFERENCES]) + more)
+    refuse_differences(problems)
     tensors = {name: _own(state[name].to(value.dtype)) for name, value in expected.items()}
     net.load_state_dict(tensors, strict=True, assign=True)
     if not _has_meta(net):
@@ -64,6 +61,14 @@ def rebuild(config: dict[str, Any], state: Mapping[str, Tensor]) -> nn.Module:
         net = build(**config)
     net.load_state_dict(tensors, strict=True)
     return net
+
+
+def refuse_differences(problems: list[str]) -> None:
+    """Raise a ValueError with the first five of what differs between a file and its network, where anything does."""
+    if problems:
+        rest = len(problems) - MOST_DIFFERENCES
+        more = f" ({rest} further differences)" if rest > 0 else ""
+        raise ValueError("; ".join(problems[:MOST_DIFFERENCES]) + more)
 
 
 def _own(tensor: Tensor) -> Tensor:

@@ -2,15 +2,19 @@
 
 import contextlib
 import json
+import pickle
 import sys
 import types
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pytest
 import torch
 from golden_cases import fill_weights
+from live_pickles import persistence_in, persistent_tree
 
+import networks
 from networks.models.autoencoder import build_autoencoder
 from networks.models.clip_text import CLIPText
 from networks.trunks.adm_classifier import ADMClassifier
@@ -175,6 +179,44 @@ def sd(folder):
     state["cond_stage_model.transformer.text_model.embeddings.position_ids"] = torch.arange(8)[None]
     config = {"image_size": 8, "num_heads": 2, "scale_factor": 0.18215}
     return Files(lightning(state, folder / "sd.ckpt"), config)
+
+
+def edm_pickle(path, protocol=4):
+    """A pickle of persistent objects, as EDM's training writes it."""
+    config = {
+        "img_resolution": 16, "img_channels": 3, "label_dim": 3, "model_type": "SongUNet", "model_channels": 8,
+        "channel_mult": [1, 1], "num_blocks": 1, "attn_resolutions": [8],
+    }  # fmt: skip
+    net = fill_weights(networks.build("EDMPrecond", **config))
+    with pytest.MonkeyPatch.context() as patch:
+        tree = persistent_tree(
+            net, persistence_in(patch), config, sigma_data=0.5, sigma_min=0, sigma_max=float("inf"), label_dim=3,
+            img_resolution=16, img_channels=3, use_fp16=False,
+        )  # fmt: skip
+        path.write_bytes(pickle.dumps({"ema": tree, "loss_fn": None}, protocol))
+    return path
+
+
+def yaml_of(target="ldm.models.diffusion.ddpm.LatentDiffusion"):
+    return {
+        "model": {
+            "target": target,
+            "params": {
+                "linear_start": LATENT["beta_start"], "linear_end": LATENT["beta_end"], "timesteps": 1000,
+                "image_size": 8, "channels": 3, "cond_stage_config": "__is_unconditional__",
+                "unet_config": {
+                    "target": "ldm.modules.diffusionmodules.openaimodel.UNetModel",
+                    "params": {"image_size": 8, "in_channels": 3, "out_channels": 3, "model_channels": 32,
+                               "attention_resolutions": [2], "num_res_blocks": 1, "channel_mult": [1, 2],
+                               "num_head_channels": 16, "attention_order": "heads_then_qkv"},
+                },
+                "first_stage_config": {
+                    "target": "ldm.models.autoencoder.VQModelInterface",
+                    "params": {"embed_dim": 3, "n_embed": 16, "ddconfig": {"resolution": 16, "attn_resolutions": []}},
+                },
+            },
+        }
+    }  # fmt: skip
 
 
 def tokenizer(folder):

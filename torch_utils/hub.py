@@ -9,7 +9,9 @@ from torch_utils.downloads import offline
 
 WEIGHTS = "model.safetensors"
 MISSING = "the hub needs the package huggingface_hub: pip install 'fewstep[hub]'"
-_HUB = re.compile(r"hf:(?P<repo>[\w.-]+/[\w.-]+)(?:/(?P<file>[\w./-]+))?(?:@(?P<revision>[\w./-]+))?")
+_PART = r"(?!\.{1,2}(?:[/@]|$))[\w.-]+"  # of a path, and none that leads elsewhere
+_PATH = rf"{_PART}(?:/{_PART})*"
+_HUB = re.compile(rf"hf:(?P<repo>{_PART}/{_PART})(?:/(?P<file>{_PATH}))?(?:@(?P<revision>{_PATH}))?")
 
 
 def parse_hub(name: str) -> tuple[str, str, str | None]:
@@ -19,7 +21,7 @@ def parse_hub(name: str) -> tuple[str, str, str | None]:
         ValueError: a name that is not so.
     """
     match = _HUB.fullmatch(name)
-    if match is None or ".." in name.split("/"):
+    if match is None:
         raise ValueError(f"'{name}' names nothing on the hub: write hf:OWNER/NAME, hf:OWNER/NAME/FILE or ...@REVISION")
     return match["repo"], match["file"] or WEIGHTS, match["revision"]
 
@@ -28,7 +30,8 @@ def hub_file(name: str) -> Path:
     """The cached copy of a file on the hub, fetched on first use unless HF_HUB_OFFLINE is set.
 
     Raises:
-        ValueError: huggingface_hub is missing, no such file, no connection; one sentence.
+        ValueError: huggingface_hub is missing, no such file, no connection, a link that leaves the cache of this
+            repository; one sentence.
     """
     repo, file, revision = parse_hub(name)
     try:
@@ -36,10 +39,15 @@ def hub_file(name: str) -> Path:
     except ImportError:
         raise ValueError(MISSING) from None
     try:
-        return Path(hf_hub_download(repo_id=repo, filename=file, revision=revision, local_files_only=offline()))
+        found = Path(hf_hub_download(repo_id=repo, filename=file, revision=revision, local_files_only=offline()))
     except Exception as error:  # the hub's own, requests' and the system's errors have no common class
         reason = " ".join(str(error).split())[:160]
         raise ValueError(
             f"{name} cannot be had from the hub ({type(error).__name__}: {reason}): check the name and the connection, "
             "or fetch the file on another machine and give its path"
         ) from None
+    folder = found.parents[file.count("/")]
+    root = folder.parents[1] if folder.parent.name == "snapshots" else folder  # snapshots link to blobs beside them
+    if not found.resolve().is_relative_to(root.resolve()):
+        raise ValueError(f"{name} is a link out of {root}, to {found.resolve()}: remove that folder and fetch it again")
+    return found

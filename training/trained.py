@@ -138,9 +138,11 @@ def with_settings(options: Any) -> Any:
     if options.network is not None or options.dataset_name not in DATASETS:
         return options
     said = {name for name in (f.name for f in dataclasses.fields(options)) if getattr(options, name) is not None}
-    settings = PUBLISHED[DATASETS[options.dataset_name]].settings
+    published = PUBLISHED[DATASETS[options.dataset_name]]
+    settings = published.settings
     free = {name for name, others in SETTLED.items() if not said & set(others)}
     used = {k: v for k, v in settings.items() if GROUPS.get(k, k) in free and getattr(options, k) is None}
+    used |= {k: v for k, v in published.search.items() if options.dp and getattr(options, k) is None}
     if used:
         dist.print0(f"Settings: {', '.join(f'{k}={v}' for k, v in used.items())} (of the published figures)")
     return dataclasses.replace(options, **used)

@@ -67,7 +67,7 @@ def from_folder(cls: str, source: str | Path, kind: str, option: str = "--weight
             f"'{source}' is neither a folder with config.json and model.safetensors nor in the cache of transformers: "
             f"fetch it first (hf download {source}), or give a folder with {option}"
         ) from error
-    except RuntimeError as error:  # tensors of other sizes
+    except Exception as error:  # tensors of other sizes, or what a library says of damaged ones
         raise ValueError(f"the weights of '{source}' do not fit its configuration: get it again") from error
     if net is None:
         raise ValueError(f"'{source}' is a {config.model_type}, not a {kind}: give another with {option}")

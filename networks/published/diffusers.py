@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from networks.published.configs import read_any
 from networks.published.diffusers_calls import NETWORKS, call_of
 from networks.published.diffusers_models import FlowFolder, FolderModel, NoiseFolder
-from networks.published.diffusers_text import RECIPES, TextParts, check_part
+from networks.published.diffusers_text import RECIPES, TextParts, check_loaded, check_part
 from torch_utils.noise_table import alphas_cumprod, betas_of
 from torch_utils.pickles.machine import shown
 
@@ -48,6 +48,7 @@ def load_folder(folder: str | Path, config: Any = None) -> FolderModel:
         import diffusers
     except ImportError:
         raise ValueError(_MISSING) from None
+    diffusers.utils.logging.set_verbosity_error()  # what is wrong is said below, once
     folder = Path(folder)
     index = read_index(folder)
     name, kind = _part(folder, index, ("unet", "transformer"), NETWORKS)
@@ -178,6 +179,8 @@ def load_part(cls: Any, path: Path) -> nn.Module:
     check_part(path, lambda: cls.from_config(cls.load_config(path, local_files_only=True)))
     full = any(path.glob(f"{_WEIGHTS}.safetensors")) or any(path.glob(f"{_WEIGHTS}.safetensors.index.json"))
     half = not full and any(path.glob(f"{_WEIGHTS}*.fp16*.safetensors"))
-    return cls.from_pretrained(
-        path, local_files_only=True, use_safetensors=True, low_cpu_mem_usage=False, variant="fp16" if half else None
-    ).float()
+    how = {"local_files_only": True, "use_safetensors": True, "variant": "fp16" if half else None}
+    how |= {"low_cpu_mem_usage": False, "ignore_mismatched_sizes": True}  # which are refused below
+    part, found = cls.from_pretrained(path, **how, output_loading_info=True)
+    check_loaded(path, found)
+    return part.float()

@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from networks.rebuild import limited
+from networks.rebuild import limited, refuse_differences
+from torch_utils.pickles.machine import shown
 
 __all__ = ["RECIPES", "Recipe", "TextParts", "check_part", "check_shards", "pack", "unpack"]
 
@@ -135,6 +136,21 @@ def check_part(folder: Path, make: Callable[[], nn.Module]) -> None:
         raise ValueError(f"the configuration of {folder.name} asks for {wanted} numbers, and its files hold fewer")
 
 
+def check_loaded(folder: Path, found: Mapping[str, Any]) -> None:
+    """Refuse a part whose tensors are not those of its configuration, which libraries fill up at random; ValueError.
+
+    Args:
+        found: what `from_pretrained` says of its loading.
+    """
+    problems = [f"its {folder.name} lacks the tensor {name}" for name in sorted(found["missing_keys"])]
+    problems += [
+        f"tensor {name} of its {folder.name} has shape {list(there)}, the configuration says {list(wanted)}"
+        for name, there, wanted in sorted(found["mismatched_keys"])
+    ]
+    unknown = (name for name in sorted(found["unexpected_keys"]) if not name.endswith("position_ids"))
+    refuse_differences(problems + [f"its {folder.name} holds the unknown tensor {shown(name)}" for name in unknown])
+
+
 class TextParts(nn.Module):
     """The encoders and tokenizers of a folder.
 
@@ -154,6 +170,7 @@ class TextParts(nn.Module):
             import transformers
         except ImportError:
             raise ValueError(_MISSING) from None
+        transformers.utils.logging.set_verbosity_error()
         self.recipe, self.width, self.pooled = recipe, width, pooled
         self.encoders = nn.ModuleList()
         self.tokenizers: list[Any] = []
@@ -170,7 +187,9 @@ class TextParts(nn.Module):
             path = folder / f"text_encoder{suffix}"
             made = getattr(transformers, kind)
             check_part(path, lambda m=made, p=path: m(m.config_class.from_pretrained(p, local_files_only=True)))
-            encoder = made.from_pretrained(path, local_files_only=True, use_safetensors=True)
+            how = {"local_files_only": True, "use_safetensors": True, "ignore_mismatched_sizes": True}
+            encoder, loaded = made.from_pretrained(path, **how, output_loading_info=True)
+            check_loaded(path, loaded)
             self.encoders.append(encoder.float())
             words = transformers.T5Tokenizer if kind == _T5 else transformers.CLIPTokenizer
             self.tokenizers.append(words.from_pretrained(str(folder / f"tokenizer{suffix}"), local_files_only=True))

@@ -17,7 +17,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from networks.published.unet_shapes import autoencoder_config, first_match, need, unet_arguments, unet_config
+from networks.published.unet_shapes import (
+    WORDS,
+    autoencoder_config,
+    check_words,
+    first_match,
+    need,
+    unet_arguments,
+    unet_config,
+)
 from torch_utils.noise_table import alphas_cumprod, betas_of
 
 __all__ = ["CATALOGUE", "is_latent_diffusion", "to_checkpoint"]
@@ -75,6 +83,7 @@ def to_checkpoint(
     stage = {k: v for k, v in stage.items() if not k.startswith("loss.")}
     if not stage:
         raise ValueError(f"{path} holds no autoencoder under {STAGE}: its latents could not become images")
+    check_words(config, (*WORDS, "scale_factor", "first_stage", "text"), str(path))
     shown = unet_config(unet)
     merged = {**shown, **first_match(shown, CATALOGUE), **(config or {})}
     if merged.get("context_dim"):

@@ -15,7 +15,15 @@ from typing import Any
 
 from torch import Tensor
 
-from networks.published.unet_shapes import classifier_arguments, first_match, need, unet_arguments, unet_config
+from networks.published.unet_shapes import (
+    WORDS,
+    check_words,
+    classifier_arguments,
+    first_match,
+    need,
+    unet_arguments,
+    unet_config,
+)
 from torch_utils.noise_table import alphas_cumprod, betas_of
 
 __all__ = ["CATALOGUE", "classifier_parts", "is_guided_diffusion", "to_checkpoint"]
@@ -79,6 +87,7 @@ def to_checkpoint(
     """
     if "output_blocks.0.0.in_layers.0.weight" not in state:
         raise ValueError(f"{path} holds a classifier of noisy images: give it with --classifier beside its network")
+    check_words(config, (*WORDS, "type", "classifier", *_OURS), str(path))
     shown = unet_config(state)
     merged = {**shown, **first_match(shown, CATALOGUE), **(config or {})}
     consistency = merged.get("type", "cm_unet" if merged.get("attention_axes") == 2 else "adm_unet") == "cm_unet"
@@ -129,6 +138,7 @@ def classifier_parts(
     """Arguments of `ADMClassifier`, and its tensors under `classifier.`."""
     if not is_guided_diffusion(state) or "output_blocks.0.0.in_layers.0.weight" in state:
         raise ValueError("the file given as classifier holds no classifier of noisy images")
+    check_words(config, (*WORDS, "pool"), "the classifier")
     shown = unet_config(state)
     merged = {**shown, **first_match(shown, _CLASSIFIERS), **(config or {})}
     need(merged, ["num_head_channels", "attention_order"], "this classifier")

@@ -24,6 +24,7 @@ class Checkpoint:
         family: which adapter reads it.
         licence: of the weights.
         settings: options of generate.py that published figures were measured with.
+        search: those of the published search of noise levels, beside --dp.
     """
 
     urls: tuple[str, ...]
@@ -32,6 +33,7 @@ class Checkpoint:
     classifier: str | None = None
     sha256: Mapping[str, str] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
+    search: Mapping[str, Any] = field(default_factory=dict)
 
 
 _EDM = "https://nvlabs-fi-cdn.nvidia.com/edm/pretrained"
@@ -113,6 +115,7 @@ PUBLISHED: dict[str, Checkpoint] = {
     "sd-v1-5": Checkpoint(
         urls=(_SD, f"{_HUB}/runwayml/stable-diffusion-v1-5/resolve/main/v1-5-pruned-emaonly.ckpt"),
         family="ldm", licence="CreativeML Open RAIL-M", settings=_SETTINGS["sd"],
+        search={"coeff": (1.2,), "solver_tea": "dpmpp", "num_steps_tea": 61},
         sha256={_SD: "6ce0161689b3853acaa03779ec93eafe75a02f4ced659bee03f50797806fa2fa"},
     ),
 }  # fmt: skip

@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import Tensor
 
-from networks.published.unet_shapes import autoencoder_config
+from networks.published.unet_shapes import autoencoder_config, check_words
 from networks.trunks.transformer import SIZES
 from torch_utils.noise_table import alphas_cumprod, betas_of
 
@@ -51,6 +51,7 @@ def to_checkpoint(
     Raises:
         ValueError: a file whose type cannot be told, latents without autoencoder, other configuration.
     """
+    check_words(config, ("type", "num_heads", "scale_factor"), str(path))
     kind = _kind(path, state, config or {})
     state = {k: v for k, v in state.items() if not k.startswith("projectors.")}
     width, channels, patch, _ = state["x_embedder.proj.weight"].shape

@@ -13,6 +13,8 @@ from typing import Any
 
 from torch import Tensor
 
+from torch_utils.pickles.machine import shown
+
 __all__ = ["autoencoder_config", "classifier_arguments", "first_match", "unet_arguments", "unet_config"]
 
 ORDERS = {"heads_then_qkv": False, "qkv_then_heads": True, "separate_linears": False}
@@ -116,6 +118,14 @@ def need(config: Mapping[str, Any], names: Sequence[str], what: str) -> None:
         )
 
 
+def check_words(config: Mapping[str, Any] | None, words: Sequence[str], what: str) -> None:
+    """A ValueError that names what a given configuration says and nobody reads."""
+    if unknown := [key for key in config or {} if key not in words]:
+        raise ValueError(
+            f"the configuration for {what} says {shown(unknown[0])}, which is not read: it may say {', '.join(words)}"
+        )
+
+
 def unet_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments of `ADMUNet` besides the resolution, in_channels and label_dim.
 
@@ -139,6 +149,13 @@ def classifier_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
 _SHARED = (
     "out_channels", "model_channels", "num_res_blocks", "channel_mult", "dropout", "conv_resample",
     "use_scale_shift_norm", "resblock_updown",
+)  # fmt: skip
+
+
+WORDS = (
+    "image_size", "in_channels", *_SHARED, "num_heads", "num_head_channels", "num_heads_upsample",
+    "attention_resolutions", "attention_order", "use_new_attention_order", "num_classes", "use_spatial_transformer",
+    "context_dim", "transformer_depth", "attention_axes", "schedule",
 )  # fmt: skip
 
 

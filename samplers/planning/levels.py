@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -35,6 +35,7 @@ DEFAULT_NUM_STEPS = 7
 CALIBRATED = "calibrated"
 FIT = ("objective", "starts")  # of a calibration alone
 SEARCH = tuple(f.name for f in dataclasses.fields(SearchOptions) if f.name != "dp")
+SLACK = 1e-3  # of the ends of a table: published lists have four decimals
 FORMULA = ("num_steps", "schedule_type", "schedule_rho", "sigma_min", "sigma_max")
 OVERRIDDEN = (*FORMULA, "dp", "calibrate", *FIT, *SEARCH)  # by explicit levels
 
@@ -70,7 +71,10 @@ def choose_levels(
     if "nfe" in given and not from_file:
         raise ValueError("--nfe chooses from the schedules of a file: add --schedule=FILE.json, or say --num-steps")
     solver, afs = given.get("solver", DEFAULT_SOLVER), bool(given.get("afs"))
+    for name in ("sigma_min", "sigma_max"):
+        check_known(field, [given[name]] if name in given else [], f"{flag(name)}={given.get(name)}")
     if "t_steps" in given:
+        check_known(field, given["t_steps"], "--t-steps")
         over = [flag(n) for n in OVERRIDDEN if n in given]
         note = f" (instead of {', '.join(over)})" if over else ""
         return ChosenLevels(validate_t_steps(given["t_steps"]), f"as given{note}", solver, options, afs)
@@ -96,6 +100,17 @@ def choose_levels(
     return ChosenLevels(sigmas, kind if fixed or kind == "logsnr" else f"{kind}, rho {rho:g}", solver, options, afs)
 
 
+def check_known(field: Field, levels: Iterable[float], option: str) -> None:
+    """Refuse levels outside of the table that a model was trained on; ValueError."""
+    low, high = field.facts.sigma_min, field.facts.sigma_max
+    wrong = [s for s in levels if s and not low * (1 - SLACK) <= s <= high * (1 + SLACK)]
+    if field.facts.noise_table is not None and wrong:
+        raise ValueError(
+            f"{option} asks for the noise level {wrong[0]:g}, and this network was trained on levels from {low:.6g} to "
+            f"{high:.6g}: stay between them"
+        )
+
+
 def _from_file(field: Field, given: Mapping[str, Any], options: Mapping[str, Any], ahead: int) -> ChosenLevels:
     """The levels of a schedule file, with its solver where no other is asked for."""
     path = given["schedule"]
@@ -113,6 +128,7 @@ def _from_file(field: Field, given: Mapping[str, Any], options: Mapping[str, Any
         options = {**options, "coefficients": entry.coefficients}
     if solver == file.solver:
         options = {**file.options, **options}
+    check_known(field, entry.sigmas, flag("schedule") + f"={path}")
     sigmas = torch.tensor(entry.sigmas, dtype=torch.float64)
     notes = (*((note,) if note else ()), *made)
     return ChosenLevels(sigmas, f"from {path}", solver, options, entry.afs or bool(given.get("afs")), notes)

@@ -2,10 +2,10 @@
 
 from hostile.assemble import CODE, MARKER, glob, items, module_state, p2, persistent, text
 from hostile.bounds import bounded, watched
-from hostile.containers import CONTAINERS, OTHERS, SAFETENSORS, ZIPS
+from hostile.containers import ARCHIVES, CONTAINERS, OTHERS, SAFETENSORS, ZIPS
 from hostile.pickles import BODIES, networks
 
 __all__ = [
-    "BODIES", "CODE", "CONTAINERS", "MARKER", "OTHERS", "SAFETENSORS", "ZIPS", "bounded", "glob", "items",
+    "ARCHIVES", "BODIES", "CODE", "CONTAINERS", "MARKER", "OTHERS", "SAFETENSORS", "ZIPS", "bounded", "glob", "items",
     "module_state", "networks", "p2", "persistent", "text", "watched",
 ]  # fmt: skip

@@ -143,6 +143,39 @@ ZIPS = {
 } | {f"zip {name}": (zip_tensor(**options), reason) for name, (options, reason) in TENSORS.items()}
 
 
+# Archives around a checkpoint: name -> (bytes, text that the refusal must contain)
+
+
+def archive(**members):
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as file:
+        for name, data in members.items():
+            file.writestr(name, data)
+    return content.getvalue()
+
+
+MODEL = "model.ckpt"
+ARCHIVES = {
+    "no checkpoint": (archive(**{"readme.txt": b"x"}), "holds no model.ckpt"),
+    "two checkpoints": (archive(**{"a/model.ckpt": b"x", "b/model.ckpt": b"x"}), "holds 2 model.ckpt"),
+    "too deep": (archive(**{"a/b/model.ckpt": b"x"}), "holds no model.ckpt"),
+    "up": (archive(**{MODEL: b"x", "../../evil": b"x"}), "unsafe name"),
+    "absolute": (archive(**{MODEL: b"x", "/evil": b"x"}), "unsafe name"),
+    "drive": (archive(**{MODEL: b"x", "C:evil": b"x"}), "unsafe name"),
+    "backslash": (archive(**{MODEL: b"x", "a\\evil": b"x"}), "unsafe name"),
+    "bomb": (archive(**{MODEL: b"\0" * (300 << 20)}), "more than it declares, or than its bytes can hold"),
+    "encrypted": (zip_file([(MODEL, b"x", {"flags": 1})]), "encrypted"),
+    "link": (zip_file([(MODEL, b"/etc/passwd", {"attributes": 0xA1FF << 16})]), "link or a device"),
+    "twice": (zip_file([(MODEL, b"x"), (MODEL, b"y")]), "two members of one name"),
+    "declares too much": (zip_file([(MODEL, b"x", {"size": 0xFFFFFFF0, "packed": 0xFFFFFFF0})]), ""),
+    "wrong checksum": (zip_file([(MODEL, b"x", {"crc": 1})]), "cannot be unpacked"),
+    "unknown method": (zip_file([(MODEL, b"x", {"method": 99})]), "cannot be unpacked"),
+    "an archive again": (archive(**{MODEL: archive(**{MODEL: b"x"})}), "archive again"),
+    "no tensors": (archive(**{MODEL: b"text"}), ""),
+    "many members": (zip_file([(f"{i}", b"") for i in range(100_001)], count=100_001 & 0xFFFF), ""),
+}
+
+
 # .safetensors
 
 

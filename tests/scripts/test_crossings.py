@@ -1,6 +1,5 @@
 """Every family of published networks, in the container of the original, by every kind of few-step sampling."""
 
-import pickle
 import shlex
 import socket
 
@@ -8,14 +7,11 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from golden_cases import fill_weights
-from live_pickles import persistence_in, persistent_tree
 from PIL import Image
 from pipelines import PIPELINES, TEXT, write
-from published_files import FAMILIES, KL, state_of, tokenizer
+from published_files import FAMILIES, KL, edm_pickle, state_of, tokenizer
 
 import generate
-import networks
 from networks.models.autoencoder import build_autoencoder
 from networks.trunks.transformer import Transformer
 
@@ -32,19 +28,7 @@ GUIDED = {
 
 
 def edm(folder):
-    """A pickle of persistent objects, as EDM's training writes it."""
-    config = {
-        "img_resolution": 16, "img_channels": 3, "label_dim": 3, "model_type": "SongUNet", "model_channels": 8,
-        "channel_mult": [1, 1], "num_blocks": 1, "attn_resolutions": [8],
-    }  # fmt: skip
-    net = fill_weights(networks.build("EDMPrecond", **config))
-    with pytest.MonkeyPatch.context() as patch:
-        tree = persistent_tree(
-            net, persistence_in(patch), config, sigma_data=0.5, sigma_min=0, sigma_max=float("inf"), label_dim=3,
-            img_resolution=16, img_channels=3, use_fp16=False,
-        )  # fmt: skip
-        (folder / "edm.pkl").write_bytes(pickle.dumps({"ema": tree, "loss_fn": None}, 4))
-    return f"--network={folder / 'edm.pkl'}"
+    return f"--network={edm_pickle(folder / 'edm.pkl')}"
 
 
 def file_of(family):

@@ -146,6 +146,9 @@ BAD = {
     "cfg without dropout": ("adm", "--guidance_type=cfg --guidance_rate=2", "without label dropout"),
     "split without cfg": ("cin", "--cfg_batch=split", "belongs to guidance type cfg"),
     "empty interval": ("cin", "--guidance_type=cfg --guidance_rate=2 --guidance_interval=3,1", "two rising noise"),
+    "level above the table": ("ldm", "--num-steps=4 --sigma-max=200", "--sigma-max=200 asks for the noise level 200"),
+    "level below the table": ("ldm", "--num-steps=4 --sigma-min=1e-3", "asks for the noise level 0.001"),
+    "levels beyond the table": ("cin", "--t-steps=100,10,1 --class=1", "--t-steps asks for the noise level 100"),
     "no extra": ("sd", "--prompt=a --tokenizer=absent", "the tokenizer 'absent'"),
 }
 

@@ -6,6 +6,7 @@ import shutil
 import hostile
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from click.testing import CliRunner
 from pipelines import FLOW, PIPELINES, TEXT, write
@@ -264,11 +265,25 @@ def test_bad_folders(name, folders, tmp_path):
     assert str(folder) in str(caught.value)
 
 
+def without(folder, ending, other=None):
+    """Leave out a tensor, or give it another name."""
+    file = next(folder.glob("*.safetensors"))
+    tensors = safetensors.torch.load_file(file)
+    name = next(n for n in tensors if n.endswith(ending))
+    value = tensors.pop(name)
+    safetensors.torch.save_file(tensors if other is None else {**tensors, other: value}, file, {"format": "pt"})
+
+
 BAD_TEXT = {
     "no encoder": (lambda f: changed(f, "model_index.json", text_encoder=None), "has none there"),
     "other encoder": (lambda f: changed(f, "model_index.json", text_encoder_2=["os", "system"]), "another class"),
-    "further": (lambda f: changed(f, "unet/config.json", encoder_hid_dim_type="text_proj", encoder_hid_dim=8),
-                "further conditions"),
+    "further": (lambda f: changed(f, "unet/config.json", class_embed_type="identity"), "further conditions"),
+    "lacks": (lambda f: changed(f, "unet/config.json", encoder_hid_dim_type="text_proj", encoder_hid_dim=8),
+              "its unet lacks the tensor encoder_hid_proj.bias; its unet lacks the tensor encoder_hid_proj.weight"),
+    "text lacks": (lambda f: without(f / "text_encoder_2", "final_layer_norm.weight"),
+                   "text_encoder_2 lacks the tensor"),
+    "unknown": (lambda f: without(f / "vae", "decoder.conv_out.bias", "decoder.evil"),
+                "lacks the tensor decoder.conv_out.bias; its vae holds the unknown tensor decoder.evil"),
     "no words": (lambda f: shutil.rmtree(f / "tokenizer"), "cannot be loaded"),
 }  # fmt: skip
 

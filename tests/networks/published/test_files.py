@@ -1,5 +1,6 @@
 """Files of others in their own containers: same tensors, averages, what they need to be told, what is refused."""
 
+import dataclasses
 import json
 import math
 import socket
@@ -8,14 +9,16 @@ import zipfile
 import published_files
 import pytest
 import torch
-from published_files import FAMILIES, LATENT, lightning, tokenizer
+from published_files import FAMILIES, lightning, tokenizer, yaml_of
 
+import generate
 import networks
 from networks.published import ldm, openai
 from networks.published.families import read_tensors
 from networks.published.table import DATASETS, PUBLISHED
 from networks.published.unet_shapes import first_match, unet_config
 from networks.trunks.adm_unet import ADMUNet
+from training.trained import with_settings
 
 
 @pytest.fixture(scope="module")
@@ -278,28 +281,6 @@ def test_the_table_convention(folder):
 # The original's own configuration.
 
 
-def yaml_of(target="ldm.models.diffusion.ddpm.LatentDiffusion"):
-    return {
-        "model": {
-            "target": target,
-            "params": {
-                "linear_start": LATENT["beta_start"], "linear_end": LATENT["beta_end"], "timesteps": 1000,
-                "image_size": 8, "channels": 3, "cond_stage_config": "__is_unconditional__",
-                "unet_config": {
-                    "target": "ldm.modules.diffusionmodules.openaimodel.UNetModel",
-                    "params": {"image_size": 8, "in_channels": 3, "out_channels": 3, "model_channels": 32,
-                               "attention_resolutions": [2], "num_res_blocks": 1, "channel_mult": [1, 2],
-                               "num_head_channels": 16, "attention_order": "heads_then_qkv"},
-                },
-                "first_stage_config": {
-                    "target": "ldm.models.autoencoder.VQModelInterface",
-                    "params": {"embed_dim": 3, "n_embed": 16, "ddconfig": {"resolution": 16, "attn_resolutions": []}},
-                },
-            },
-        }
-    }  # fmt: skip
-
-
 def test_yaml_of_the_original(folder, tmp_path):
     found = files("ldm", folder)
     path = tmp_path / "config.yaml"
@@ -335,6 +316,10 @@ def test_data_sets_have_settings():
     }  # fmt: skip
     for name in DATASETS.values():
         assert {"schedule_type", "solver"} <= set(PUBLISHED[name].settings)
+    asked = generate.Options(dataset_name="ms_coco", dp=True, solver_tea="heun")
+    used = with_settings(asked)
+    assert (used.coeff, used.solver_tea, used.num_steps_tea) == ((1.2,), "heun", 61)
+    assert with_settings(dataclasses.replace(asked, dp=None, solver_tea=None)).coeff is None
 
 
 def test_training_checkpoints_are_read_without_their_program(folder, tmp_path):

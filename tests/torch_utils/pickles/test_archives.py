@@ -1,14 +1,12 @@
 """Training checkpoints and archives around them: what is read past, and hostile ones of every kind."""
 
-import io
 import os
-import zipfile
 
 import hostile
 import pytest
 import torch
 from hostile.assemble import call, items, p2, stack_global, text
-from hostile.containers import torch_zip, zip_file
+from hostile.containers import MODEL, archive, torch_zip
 from published_files import lightning
 
 import networks
@@ -79,40 +77,9 @@ def test_only_plain_names_of_known_packages_are_read_past(name):
     refused(read_archive, "x.ckpt", "not on the list of harmless names")
 
 
-def archive(**members):
-    content = io.BytesIO()
-    with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as file:
-        for name, data in members.items():
-            file.writestr(name, data)
-    return content.getvalue()
-
-
-GOOD = b"PK\3\4 no archive of tensors"
-MODEL = "model.ckpt"
-ARCHIVES = {
-    "no checkpoint": (archive(**{"readme.txt": b"x"}), "holds no model.ckpt"),
-    "two checkpoints": (archive(**{"a/model.ckpt": b"x", "b/model.ckpt": b"x"}), "holds 2 model.ckpt"),
-    "too deep": (archive(**{"a/b/model.ckpt": b"x"}), "holds no model.ckpt"),
-    "up": (archive(**{MODEL: b"x", "../../evil": b"x"}), "unsafe name"),
-    "absolute": (archive(**{MODEL: b"x", "/evil": b"x"}), "unsafe name"),
-    "drive": (archive(**{MODEL: b"x", "C:evil": b"x"}), "unsafe name"),
-    "backslash": (archive(**{MODEL: b"x", "a\\evil": b"x"}), "unsafe name"),
-    "bomb": (archive(**{MODEL: b"\0" * (300 << 20)}), "more than it declares, or than its bytes can hold"),
-    "encrypted": (zip_file([(MODEL, b"x", {"flags": 1})]), "encrypted"),
-    "link": (zip_file([(MODEL, b"/etc/passwd", {"attributes": 0xA1FF << 16})]), "link or a device"),
-    "twice": (zip_file([(MODEL, b"x"), (MODEL, b"y")]), "two members of one name"),
-    "declares too much": (zip_file([(MODEL, b"x", {"size": 0xFFFFFFF0, "packed": 0xFFFFFFF0})]), ""),
-    "wrong checksum": (zip_file([(MODEL, b"x", {"crc": 1})]), "cannot be unpacked"),
-    "unknown method": (zip_file([(MODEL, b"x", {"method": 99})]), "cannot be unpacked"),
-    "an archive again": (archive(**{MODEL: archive(**{MODEL: b"x"})}), "archive again"),
-    "no tensors": (archive(**{MODEL: b"text"}), ""),
-    "many members": (zip_file([(f"{i}", b"") for i in range(100_001)], count=100_001 & 0xFFFF), ""),
-}
-
-
-@pytest.mark.parametrize("name", ARCHIVES)
+@pytest.mark.parametrize("name", hostile.ARCHIVES)
 def test_hostile_archives(name):
-    content, reason = ARCHIVES[name]
+    content, reason = hostile.ARCHIVES[name]
     with open("x.zip", "wb") as file:
         file.write(content)
     refused(networks.load_network, "x.zip", reason, seconds=4.0)
