@@ -71,8 +71,8 @@ def choose_levels(
     if "nfe" in given and not from_file:
         raise ValueError("--nfe chooses from the schedules of a file: add --schedule=FILE.json, or say --num-steps")
     solver, afs = given.get("solver", DEFAULT_SOLVER), bool(given.get("afs"))
-    for name in ("sigma_min", "sigma_max"):
-        check_known(field, [given[name]] if name in given else [], f"{flag(name)}={given.get(name)}")
+    for name in [n for n in ("sigma_min", "sigma_max") if n in given]:
+        check_known(field, [given[name]], f"{flag(name)}={given[name]:g}")
     if "t_steps" in given:
         check_known(field, given["t_steps"], "--t-steps")
         over = [flag(n) for n in OVERRIDDEN if n in given]

@@ -119,7 +119,7 @@ def test_crossings(name, sampler, folder, tmp_path, monkeypatch):
     import generate
 
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "c.json").write_text('{"num_heads": 2, "image_size": 8}')
+    (tmp_path / "c.json").write_text('{"num_heads": 2}')
     arguments = [f"--network={folder / name}", f"--vae={folder / 'vae.ckpt'}", "--config=c.json", "--seeds=0,1"]
     done = CliRunner().invoke(
         generate.main, [*arguments, "--guidance-type=cfg", "--guidance-rate=2", "--outdir=out", *sampler.split()]
