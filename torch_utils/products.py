@@ -48,13 +48,43 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return _Product.apply(x.reshape(-1, x.shape[-1]), weight, bias).unflatten(0, x.shape[:-1])
 
 
+def fast_in_batches() -> bool:
+    """Whether batches of products are better taken one by one through oneDNN than together through MKL."""
+    return _available() and torch.backends.cpu.get_cpu_capability() == "AVX512"
+
+
+def matmul(a: Tensor, b: Tensor) -> Tensor:
+    """`a [R, I] @ b [I, O]` in float32 on a CPU, for where nobody asks for derivatives."""
+    return _onednn(a, b.t()) if _available() else a @ b
+
+
+def batched(a: Tensor, b: Tensor) -> Tensor:
+    """`a [P, R, I] @ b [P, I, O]` as `matmul` for each P."""
+    if not fast_in_batches():
+        return torch.bmm(a, b)
+    return torch.stack([matmul(x, y) for x, y in zip(a.unbind(), b.unbind(), strict=True)])
+
+
+def add_batched(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """Add `batched(a, b)` to `total [P, R, O]`."""
+    if not fast_in_batches():
+        total.baddbmm_(a, b)
+        return
+    for t, x, y in zip(total.unbind(), a.unbind(), b.unbind(), strict=True):
+        t.add_(matmul(x, y))
+
+
+def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+
 class _Product(torch.autograd.Function):
     """`x [R, I]` times `weight [O, I]` turned, plus bias; both may be turned views of other tensors."""
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # noqa: ANN001
         ctx.save_for_backward(x, weight)
-        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+        return _onednn(x, weight, bias)
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:  # noqa: ANN001

@@ -15,6 +15,7 @@ differentiated, PyTorch's own convolution steps in.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -22,29 +23,42 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from torch_utils import products
+
 TILE = 4  # pixels of the output per axis and tile
 POINTS = (0.0, 0.625, -0.625, 1.5, -1.5)
-CHANNELS, _SIZE = 128, 16  # fewer channels or pixels do not repay the transforms
+CHANNELS = 128
+LEAST = {"AVX2": (CHANNELS, 16), "AVX512": (192, 32)}  # fewer channels or pixels do not repay the transforms
+_NEVER = (math.inf, math.inf)
 _CHUNK = 256  # tiles at a time, so that their transforms stay in the cache
 
 
 def pays(x: Tensor, weight: Tensor) -> bool:
     """Whether `convolve` is the faster way for `x [N, C, H, W]` and `weight [O, C, k, k]` with k // 2 padding.
 
-    It depends on sizes of one sample alone, so that a sample's numbers do not depend on its batch. With AVX-512,
-    oneDNN's direct convolution is as fast (measured on AMD, where MKL's matrix products are limited to AVX2).
+    It depends on sizes of one sample alone, so that a sample's numbers do not depend on its batch. With AVX-512 it
+    needs oneDNN's matrix products (`torch_utils/products.py`): with MKL's on AMD a direct convolution is as fast.
     """
+    if torch.compiler.is_compiling():  # the compiler cannot look into the questions that follow
+        return False
+    channels, size = _least()
     return (
-        not torch.compiler.is_compiling()  # first: the compiler cannot look into the questions that follow
-        and x.device.type == "cpu"
-        and torch.backends.cpu.get_cpu_capability() == "AVX2"
+        x.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32
         and weight.shape[2:] == (3, 3)
-        and min(weight.shape[:2]) >= CHANNELS
-        and min(x.shape[2:]) >= _SIZE
+        and min(weight.shape[:2]) >= channels
+        and min(x.shape[2:]) >= size
         and not torch.is_autocast_enabled("cpu")
         and not torch._C._are_functorch_transforms_active()
     )
+
+
+@functools.cache
+def _least() -> tuple[float, float]:
+    """Channels and pixels of a side from which on it pays on this processor."""
+    capability = torch.backends.cpu.get_cpu_capability()
+    usable = capability == "AVX2" or products.fast_in_batches()
+    return LEAST.get(capability, _NEVER) if usable else _NEVER
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -87,7 +101,7 @@ class _Convolution(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # noqa: ANN001
         ctx.save_for_backward(x, weight)
-        return _filtered(x, _transformed(weight).permute(1, 2, 0), bias)
+        return _filtered(x, _transformed(weight).mT, bias)
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:  # noqa: ANN001
@@ -98,16 +112,17 @@ class _Convolution(torch.autograd.Function):
             options = (bias, ones, ones, ones, False, [0, 0], 1, wanted)
             return torch.ops.aten.convolution_backward(grad, x, weight, *options)
         return (
-            _filtered(grad, _transformed(weight, flipped=True).permute(1, 0, 2)) if wanted[0] else None,
+            _filtered(grad, _transformed(weight, flipped=True)) if wanted[0] else None,
             _weight_gradient(x, grad) if wanted[1] else None,
             grad.sum((0, 2, 3)) if wanted[2] else None,
         )
 
 
 def _transformed(weight: Tensor, flipped: bool = False) -> Tensor:
-    """Weights at the points, `[O, 36, C]`; `flipped` mirrors them in both axes, as the gradient of the input wants."""
+    """Weights at the points, `[36, O, C]`; `flipped` mirrors them in both axes, as the gradient of the input wants."""
     _, g, _ = _both_axes()
-    return torch.matmul(g.flip(1) if flipped else g, weight.permute(0, 2, 3, 1).reshape(weight.shape[0], 9, -1))
+    values = products.matmul(g.flip(1) if flipped else g, weight.permute(2, 3, 0, 1).reshape(9, -1))
+    return values.view(36, *weight.shape[:2])
 
 
 def _filtered(x: Tensor, weights: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -117,8 +132,8 @@ def _filtered(x: Tensor, weights: Tensor, bias: Tensor | None = None) -> Tensor:
     rows, cols, channels = -(-height // TILE), -(-width // TILE), weights.shape[2]
     out = x.new_empty(n, rows, TILE, cols, TILE, channels)
     for part in _parts(n, rows * cols):
-        products = torch.bmm(_values(x[part]).permute(1, 0, 2), weights)
-        tiles = (at @ products.flatten(1)).view(TILE, TILE, -1, rows, cols, channels).permute(2, 3, 0, 4, 1, 5)
+        values = products.batched(_values(x[part]), weights).flatten(1)
+        tiles = products.matmul(at, values).view(TILE, TILE, -1, rows, cols, channels).permute(2, 3, 0, 4, 1, 5)
         if bias is None:
             out[part].copy_(tiles)
         else:
@@ -136,14 +151,14 @@ def _weight_gradient(x: Tensor, grad: Tensor) -> Tensor:
     total = x.new_zeros(36, channels, x.shape[1])
     for part in _parts(n, rows * cols):
         tiles = grad[part].reshape(-1, rows, TILE, cols, TILE, channels).permute(2, 4, 0, 1, 3, 5)
-        values = (at.mT @ tiles.reshape(TILE**2, -1)).view(36, -1, channels)
-        total.baddbmm_(values.mT, _values(x[part]).permute(1, 0, 2))
-    gradient = (g.mT @ total.flatten(1)).view(3, 3, channels, -1)
+        values = products.matmul(at.mT.contiguous(), tiles.reshape(TILE**2, -1)).view(36, -1, channels)
+        products.add_batched(total, values.mT, _values(x[part]))
+    gradient = products.matmul(g.mT.contiguous(), total.flatten(1)).view(3, 3, channels, -1)
     return gradient.permute(2, 3, 0, 1).contiguous(memory_format=torch.channels_last)
 
 
 def _values(x: Tensor) -> Tensor:
-    """The overlapping 6x6 tiles of `x [N, C, H, W]` at the points: `[tiles, 36, C]`."""
+    """The overlapping 6x6 tiles of `x [N, C, H, W]` at the points: `[36, tiles, C]`."""
     _, _, bt = _both_axes()
     n, channels, height, width = x.shape
     rows, cols = -(-height // TILE), -(-width // TILE)
@@ -151,7 +166,7 @@ def _values(x: Tensor) -> Tensor:
     sample, row, column, _ = x.stride()
     shape = (n, rows, cols, TILE + 2, TILE + 2, channels)
     tiles = x.as_strided(shape, (sample, TILE * row, TILE * column, row, column, 1))
-    return torch.matmul(bt, tiles.reshape(-1, 36, channels))
+    return products.matmul(bt, tiles.permute(3, 4, 0, 1, 2, 5).reshape(36, -1)).view(36, -1, channels)
 
 
 def _parts(n: int, tiles: int) -> list[slice]:

@@ -67,6 +67,23 @@ def test_what_is_taken():
     torch.testing.assert_close(slope, F.linear(x, weight))
 
 
+@pytest.mark.parametrize("one_by_one", [True, False])
+def test_products_without_derivatives(one_by_one, monkeypatch):
+    if one_by_one and not products._available():
+        pytest.skip("this PyTorch has no such operator, or none for this processor")
+    monkeypatch.setattr(products, "fast_in_batches", lambda: one_by_one)
+    g = torch.Generator().manual_seed(0)
+    a, b = torch.randn(3, 50, 40, generator=g), torch.randn(3, 40, 70, generator=g)
+    expected, size = a.double() @ b.double(), a.double().abs() @ b.double().abs()
+    near(products.matmul(a[0], b[0]), expected[0], 41, size[0])
+    turned = b.mT.contiguous().mT
+    for right in (b, turned):
+        near(products.batched(a, right), expected, 41, size)
+        total = torch.ones(3, 50, 70)
+        products.add_batched(total, a.mT.contiguous().mT, right)
+        near(total, expected + 1, 42, size + 1)
+
+
 def test_a_sample_does_not_depend_on_its_batch():
     x, weight, bias = operands()
     for i in range(len(x)):
