@@ -96,6 +96,6 @@ ROWS = [
     for name, prepare, goal in (
         ("10,000 CIFAR images", partial(_cifar, 10_000), 1.5),
         ("2,000 PNG 32x32", partial(_files, 2000, 32, ".png", None), 1.5),
-        ("500 JPEG 512x512 to 64x64", partial(_files, 500, 512, ".jpg", 64), 1.5),
+        ("500 JPEG 512x512 to 64x64", partial(_files, 500, 512, ".jpg", 64), 3),
     )
 ]
