@@ -276,7 +276,7 @@ def is_safetensors(view: memoryview) -> bool:
     return bytes(view[4:9]) == b"\0\0\0\0{"
 
 
-def load_safetensors(path: str | Path, *, verify: bool = True) -> Contents:
+def load_safetensors(path: str | Path) -> Contents:
     """Read a .safetensors file; `info` is empty when it is not one of ours. ValueError as `load`."""
     from safetensors import SafetensorError, safe_open
 
@@ -299,9 +299,7 @@ def load_safetensors(path: str | Path, *, verify: bool = True) -> Contents:
         info, libraries, sha256 = (header.get(key) for key in ("info", "libraries", "sha256"))
         if type(info) is not dict or type(libraries) is not dict or type(sha256) is not str:
             raise ValueError("its description is damaged")
-        if verify:
-            tensors = _as_saved(path, tensors, sha256)
-        return Contents(info, tensors, "snapshot", libraries, sha256)
+        return Contents(info, _as_saved(path, tensors, sha256), "snapshot", libraries, sha256)
 
 
 def _as_saved(path: str | Path, tensors: dict[str, torch.Tensor], sha256: str) -> dict[str, torch.Tensor]:

@@ -15,9 +15,7 @@ FACES = ((0, 1, 3, 2), (4, 5, 7, 6), (0, 1, 5, 4), (2, 3, 7, 6), (0, 2, 6, 4), (
 LIGHT = (0.75, 0.75, 0.85, 0.85, 0.6, 1.0)  # of faces: sides, front and back, bottom, top
 
 
-def draw_shapes(
-    parts: Tensor, *, columns: int = COLUMNS, titles: Sequence[str] = (), kept: Tensor | None = None, dpi: int = 100
-) -> Tensor:
+def draw_shapes(parts: Tensor, *, columns: int = COLUMNS, titles: Sequence[str] = ()) -> Tensor:
     """Parts `[N, L, V]` in the units of the data -> picture uint8 `[3, H, W]` of the first MOST shapes.
 
     All shapes have one scale, and parts of a shape their colours.
@@ -25,7 +23,6 @@ def draw_shapes(
     Args:
         columns: shapes in a row.
         titles: of the first column's shapes, one a row.
-        kept: `[N, L]` bool, parts to be drawn in grey.
 
     Raises:
         ValueError: no shape, or boxes that are not finite.
@@ -49,8 +46,7 @@ def draw_shapes(
         axes = figure.add_axes((left, bottom, 1 / columns, 1 / rows), projection="3d")
         for slot in np.flatnonzero(shape[:, 0] > 0.5):
             corners = shape[slot, 1:4] + CORNERS * np.abs(shape[slot, 4:7])
-            grey = kept is not None and bool(kept[index, slot])
-            colour = np.array((0.7, 0.7, 0.7) if grey else colormaps["tab20"](slot % 20)[:3])
+            colour = np.array(colormaps["tab20"](slot % 20)[:3])
             faces = [corners[list(face)] for face in FACES]
             axes.add_collection3d(
                 Poly3DCollection(
@@ -64,7 +60,7 @@ def draw_shapes(
         axes.set_axis_off()
         if index % columns == 0 and index // columns < len(titles):
             axes.text2D(0.03, 0.93, titles[index // columns], transform=axes.transAxes, fontsize=8)
-    figure.set_dpi(dpi)
+    figure.set_dpi(100)
     canvas.draw()
     return torch.from_numpy(np.asarray(canvas.buffer_rgba())[..., :3].copy()).permute(2, 0, 1).contiguous()
 
