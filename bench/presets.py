@@ -1,4 +1,4 @@
-"""Networks worth timing, by name: the published sizes and the demo's."""
+"""Networks worth timing, by name: the published sizes and one for the 8x8 digits."""
 
 from __future__ import annotations
 
