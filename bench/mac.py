@@ -2,7 +2,7 @@
 
     python -m bench.mac --outdir=runs/bench-mac
 
-Every seed gets its own denoiser (a network of 0.98 M parameters) and, from it, one run of `train_trajectory.py` for each
+Every seed gets its own denoiser (0.98 M parameters) and, from it, one run of `train_trajectory.py` for each
 variant: only the coefficients C trained, a lean C, only the denoiser V, both. Everything is done by the command lines
 that a user would type, which are shown; what is finished already is skipped, so that an interrupted benchmark goes on.
 
