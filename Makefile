@@ -58,7 +58,7 @@ demo: $(STAMP)
 	    --cbase=32 --cres=$(DEMO_CRES) --num-blocks=2 --batch=128 --duration=$(DEMO_MIMG) --lr=2e-3 --lr-rampup=0.01 \
 	    --ema=0.01 --ema-rampup=0.1 --dropout=0 --augment=0 --tick=4 --snap=100
 	$(BIN)/python fid.py ref --data=$(DEMO)/digits.zip --features=pixels --dest=$(DEMO)/digits-pixels.npz
-	$(BIN)/python generate.py --network=$(NET) --calibrate=3,4,8,10,5 --num-warmup=32 --seeds=0-63 \
+	$(BIN)/python generate.py --network=$(NET) --calibrate=3,4,8,10,5 --num-warmup=64 --seeds=0-63 \
 	    --save-schedule=$(DEMO)/demo.json --grid=$(DEMO)/calibrated-5.png
 	$(BIN)/python generate.py --network=$(NET) --schedule=$(DEMO)/demo.json --nfe=3 --seeds=0-63 \
 	    --grid=$(DEMO)/calibrated-3.png
