@@ -35,6 +35,7 @@ from training.forecast import BASELINES, baseline, dataset_of, plan_of, roll_out
 from training.launch import launch
 from training.methods.table import METHODS
 
+MILESTONES = (1, 2, 5, 10, 20, 50)  # leads that are printed of many
 BEST = 0.4891  # CRPS of the best forecast of `advected`, mean of leads 1 to 7
 
 
@@ -72,6 +73,8 @@ _MAPS = {
 }  # fmt: skip
 _FEW = {"solver": "ipndm", "num_steps": 7}
 _DIRECT = {"coupling": "independent"}
+_CHAOS = {"leads": 50, "windows": 20, "gated": False}
+_LONG = {"preset": "lorenz", "batch": 128, "duration": 1.024, "ema": 0.05}
 
 CASES = {
     "elnino-step": Case("series:elnino:window=1:horizon=1:label=none", {**_VECTORS, "sigma": 0.3}),
@@ -80,10 +83,16 @@ CASES = {
         "series:elnino:window=1:label=none", method="edm", sampler=_FEW,
         options={k: v for k, v in _VECTORS.items() if k not in ("preset", "heads")} | {"ema_rampup": 0.0},
     ),
+    "elnino-direct-blurred": Case(
+        "series:elnino:label=none", {**_VECTORS, **_DIRECT, "context_noise": 0.5}, sampler=_FEW
+    ),
     "elnino-step-12": Case("series:elnino:horizon=1", {**_VECTORS, "sigma": 0.3}, gated=False),
     "elnino-direct-12": Case("series:elnino", {**_VECTORS, **_DIRECT}, sampler=_FEW, gated=False),
     "advected-step": Case("series:advected", {**_MAPS, "duration": 0.0256}, leads=7, windows=20),
     "advected-direct": Case("series:advected:horizon=7", {**_MAPS, **_DIRECT}, sampler=_FEW, leads=7, windows=20),
+    "lorenz": Case("series:lorenz", {"preset": "lorenz", "duration": 0.04}, **_CHAOS),
+    "lorenz-long": Case("series:lorenz", _LONG, **_CHAOS),
+    "rossler": Case("series:rossler", _LONG, **_CHAOS),
 }  # fmt: skip
 
 
@@ -166,7 +175,9 @@ def row(name: str, runs: list[dict[str, Any]]) -> tuple[list[str], dict[str, flo
         "-" if k not in mean else f"{mean[k]:.3f}" + (f" ± {np.std(v):.3f}" if len(v) > 1 else "")
         for k, v in found.items()
     ]
-    leads = " ".join(f"{x:.3f}" for x in np.mean([r["by_lead"]["crps"] for r in runs], 0))
+    by_lead = np.mean([r["by_lead"]["crps"] for r in runs], 0)
+    shown = range(len(by_lead)) if len(by_lead) <= 7 else [n - 1 for n in MILESTONES if n <= len(by_lead)]
+    leads = " ".join(f"{by_lead[k]:.3f}" for k in shown)
     return [name, *cells[:4], leads, f"{runs[0]['calls']:g}" if "calls" in runs[0] else "-"], mean
 
 

@@ -15,6 +15,10 @@ import dataset_tool
 import generate
 import networks
 import train
+from torch_utils.rng import BatchRNG, TorchRNG
+from training.data.series import SeriesDataset
+from training.method import Batch
+from training.methods.series import ContextOptions, blurred, previous_pairs
 
 SMALL = "--seed=0 --nosubdir --device=cpu --batch=16 --duration=0.002 --lr=1e-3 --lr-rampup=0 --ema=0.0001 --cbase=16"
 MAPS = SMALL.replace("--cbase=16", "--cbase=32").replace("0.002", "0.001") + " --cres=1,2 --num-blocks=1 --dropout=0"
@@ -102,6 +106,13 @@ BAD = [
     ("train", "idff --data=toy:moons --coupling=previous --outdir=out", "--data is no series"),
     ("train", "idff --data=toy:moons --memorise=1 --outdir=out", "--memorise belongs to series"),
     ("train", "idff --data=series:advected --memorise=1 --outdir=out", "add :label=index"),
+    ("train", "idff --data=series:elnino:window=1:horizon=1 --context-noise=1 --outdir=out", "window=1 has none"),
+    (
+        "train",
+        "idff --data=series:elnino:label=index:horizon=1 --memorise=1 --context-noise=1 --outdir=out",
+        "of which --memorise=1 tells nothing",
+    ),
+    ("train", "edm --data=toy:moons --context-noise=1 --outdir=out", "--context-noise belongs to series"),
     ("train", "edm --data=series:elnino --label-dropout=0.1 --outdir=out", "--label-dropout"),
     ("train", "edm --data=series:elnino --precond=edm_gamma --outdir=out", "--precond=edm_gamma has no series"),
     ("train", "edm --data=series:elnino --precond=vp --outdir=out", "--precond=vp has no series"),
@@ -148,6 +159,29 @@ def test_bad_input(work, tmp_path, monkeypatch, script, text, words):
     assert words in " ".join(result.output.replace("│", " ").split())
     assert "Traceback" not in result.output
     assert {p for p in set(tmp_path.iterdir()) - before if p.is_file() or any(p.iterdir())} == set()
+
+
+@pytest.mark.parametrize(("begins_at_frame", "kept"), [(False, 1), (True, 2)])
+def test_older_frames_are_blurred(begins_at_frame, kept):
+    """With the deviation that was asked for; the last frames and the month stay as they are."""
+    data = SeriesDataset("series:elnino:window=5:horizon=2")
+    options = ContextOptions(context_noise=0.5)
+    labels = data.encode_labels(data.targets())
+    batch = Batch(data.images(), labels, TorchRNG(generator=torch.Generator().manual_seed(0)), 0)
+    moved = blurred(data, options, begins_at_frame)(batch) - labels
+    assert (moved[:, 5 - kept :] == 0).all()
+    torch.testing.assert_close(moved[:, : 5 - kept].std(0), torch.full((5 - kept,), 0.5), atol=0.07, rtol=0)  # 534 rows
+    assert blurred(data, ContextOptions())(batch) is labels
+
+
+@pytest.mark.parametrize("method", ["idff --coupling=independent", "edm"])
+def test_noise_on_the_context_trains_another_network(tmp_path, method):
+    text = method + " --data=series:elnino " + SMALL
+    for name, more in (("plain", ""), ("blurred", " --context-noise=0.5")):
+        result = run(train.main, text + more + " --outdir={t}/{name}", t=tmp_path, name=name)
+        assert result.exit_code == 0, result.output
+    one, other = (networks.load_network(net_in(tmp_path, n)).state_dict() for n in ("plain", "blurred"))
+    assert any((one[k] != other[k]).any() for k in one)
 
 
 # --- angles, and what is learnt by heart ------------------------------------------------------------------------------
@@ -213,10 +247,6 @@ def test_what_is_learnt_by_heart_is_said_again(angles, tmp_path, name, data, lea
 
 def test_turns_go_the_short_way(angles):
     """From 179 to -179 degrees a path of 2 degrees, in pairs and in the loss."""
-    from torch_utils.rng import BatchRNG
-    from training.data.series import SeriesDataset
-    from training.method import Batch
-    from training.methods.series import previous_pairs
 
     data = SeriesDataset(f"series:{angles}/angles.npz:scale=turns:split=sequences")
     labels = torch.full((1, data.label_dim), 179 / 180)

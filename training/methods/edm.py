@@ -29,7 +29,7 @@ from training.losses.denoising import EDMLoss, loss_for
 from training.losses.elementwise import COEFFICIENT_SAMPLERS, CoefficientOptions, gamma_loss
 from training.method import Batch, LossOut, Method
 from training.methods import common
-from training.methods.series import context_trunk, padding
+from training.methods.series import ContextOptions, blurred, context_trunk, padding
 from training.options import CommonOptions
 from training.performance import prepare
 from training.pictures.preview import preview_of
@@ -80,7 +80,7 @@ EMA_RAMPUP = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
-class EDMOptions(CoefficientOptions, CommonOptions):
+class EDMOptions(CoefficientOptions, ContextOptions, CommonOptions):
     group: ClassVar = OptionGroup("Network and loss", "Which network is trained, and what it learns.", rank=3)
 
     preset: str | None = opt(None, "A published recipe: values of options that are not given", presets=PRESETS)
@@ -247,10 +247,11 @@ def build(options: EDMOptions, dataset: ImageDataset, device: torch.device) -> M
     else:
         loss_fn = loss_for(net, loss_name, **loss_kwargs)
     augment_pipe = edm_preset(options.augment_probability) if options.augment_probability else None
+    told = blurred(dataset, options)
     call = prepare(net, options, device)
 
     def loss(batch: Batch) -> LossOut:
-        labels = batch.labels if net.label_dim else None
+        labels = told(batch) if net.label_dim else None
         elementwise = loss_fn(call, batch.data, labels, augment_pipe=augment_pipe, rng=batch.rng)
         return LossOut(elementwise, {"Loss/loss": elementwise})
 

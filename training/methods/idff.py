@@ -24,7 +24,7 @@ from training.losses.idff import Bridge, FusionLoss, State, order1_target
 from training.method import Batch, LossOut, Method, Phase
 from training.methods import common
 from training.methods.idff_options import OF_UNETS, SCORE_TARGETS, IDFFOptions
-from training.methods.series import context_trunk, padding, previous_pairs, refuse_labels_alone
+from training.methods.series import blurred, context_trunk, padding, previous_pairs, refuse_labels_alone
 from training.performance import prepare
 from training.pictures.preview import preview_of
 
@@ -123,11 +123,12 @@ def build(options: IDFFOptions, dataset: ImageDataset, device: torch.device) -> 
     pairs = functools.partial(_noise_pairs, coupling, bool(net.label_dim))
     if options.coupling == "previous":
         pairs = previous_pairs(dataset, options.memorise)
+    told = blurred(dataset, options, begins_at_frame=options.coupling == "previous")
     prepare(net, options, device)
     heads = torch.compile(net.heads) if options.compile else net.heads
 
     def loss(batch: Batch) -> LossOut:
-        data, noise, labels = pairs(batch)
+        data, noise, labels = pairs(batch._replace(labels=told(batch)))
         t, eps = batch.rng.rand([len(data)]), batch.rng.randn_like(data)
         state = bridge.state(data, noise, eps, t)
         flow, score = errors(heads(state.x, t, labels), data, noise, eps, t, state)

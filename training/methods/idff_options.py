@@ -17,6 +17,7 @@ from training.data.series import is_series
 from training.data.toys import is_toy
 from training.losses.idff import BRIDGES, TIME_WEIGHTS
 from training.methods.common import LearningOptions
+from training.methods.series import ContextOptions
 from training.options import CommonOptions
 
 # as written -> as stored (`networks.models.fusion.SCORE_TARGETS`)
@@ -148,7 +149,7 @@ class _Pairs:
 
 
 @dataclass(frozen=True, kw_only=True)
-class IDFFOptions(_Pairs, _Path, _Network, CommonOptions):
+class IDFFOptions(_Pairs, ContextOptions, _Path, _Network, CommonOptions):
     """Options of `train.py idff`, with the values of a preset filled in."""
 
     group: ClassVar = LearningOptions.group
@@ -274,6 +275,8 @@ class IDFFOptions(_Pairs, _Path, _Network, CommonOptions):
             )
         if coupling != "previous":
             refuse(self, ["memorise"], "belongs to --coupling=previous")
+        if self.memorise:
+            refuse(self, ["context_noise"], "is for what came before, of which --memorise=1 tells nothing")
 
     def _check_bridge(self, sigma: float, coupling: str) -> None:
         if is_series(self.data) and self.bridge not in ("idff", "schrodinger_bridge"):
