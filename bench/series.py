@@ -84,11 +84,14 @@ CASES = {
         options={k: v for k, v in _VECTORS.items() if k not in ("preset", "heads")} | {"ema_rampup": 0.0},
     ),
     "elnino-direct-blurred": Case(
-        "series:elnino:label=none", {**_VECTORS, **_DIRECT, "context_noise": 0.5}, sampler=_FEW
+        "series:elnino:label=none", {**_VECTORS, **_DIRECT, "context_noise": 2.0, "duration": 0.128, "ema": 0.01},
+        sampler=_FEW,
     ),
     "elnino-step-12": Case("series:elnino:horizon=1", {**_VECTORS, "sigma": 0.3}, gated=False),
     "elnino-direct-12": Case("series:elnino", {**_VECTORS, **_DIRECT}, sampler=_FEW, gated=False),
-    "advected-step": Case("series:advected", {**_MAPS, "duration": 0.0256}, leads=7, windows=20),
+    "advected-step": Case(
+        "series:advected", {**_MAPS, "duration": 0.0256}, sampler={"N": 19, "time_power": 1.5}, leads=7, windows=20
+    ),
     "advected-direct": Case("series:advected:horizon=7", {**_MAPS, **_DIRECT}, sampler=_FEW, leads=7, windows=20),
     "lorenz": Case("series:lorenz", {"preset": "lorenz", "duration": 0.04}, **_CHAOS),
     "lorenz-long": Case("series:lorenz", _LONG, **_CHAOS),

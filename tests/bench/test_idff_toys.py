@@ -2,7 +2,6 @@
 
 import functools
 import json
-import os
 import statistics
 
 import pytest
@@ -16,8 +15,29 @@ from samplers.fusion import Fusion2024, fused
 from torch_utils.wasserstein import wasserstein
 from training.data.toys import draw
 
-SEEDS = int(os.environ.get("FEWSTEP_TOY_SEEDS", "3"))  # golden numbers, and their tolerances, are means of three
-SETS = 3  # target sets per seed, whose own distance to each other varies
+SETS = 3  # target sets per training, whose own distance to each other varies
+# Trainings, by the coupling of the recipe; without a coupling they differ more. The golden deviations over three seeds
+# are those that the sets alone explain (one step of SSP-RK3 on 8gaussians: 0.17, by sets 0.14, by trainings 0.61; 50
+# Euler steps on moons: 0.047, 0.046 and 0.26), so each golden number is of one training, and ours are several.
+TRAININGS = {"independent": 6}
+FEW = 3
+
+# Means over our trainings that are outside of the tolerance, or by less than their own deviation within it, so that
+# another processor may be outside: (target, field, solver) -> first and last number of steps, and what was found. Only
+# without a coupling; all other means have to hold, and of these the range.
+UNMET = {
+    ("8gaussians", "velocity", "ssprk3"): (1, 1, "1 step: 2.436, own mean 1.95 of 1.50 2.37 1.49 1.23 2.68 2.42"),
+    ("8gaussians", "legacy_2024", "ssprk3"): (
+        1, 2, "1 step: 2.565, own mean 2.02 of 1.44 1.13 1.35 2.43 3.22 2.57; 2: 1.117, own 0.88, within",
+    ),
+    ("moons", "velocity", "euler"): (3, 3, "3 steps: 1.174, own mean 1.32, within by 0.01"),
+    ("moons", "legacy_2024", "euler"): (
+        3, 10, "3 steps: 1.396, own mean 1.24 of 1.18 1.13 1.27 1.36 1.29 1.22; 5: 1.057, own 0.86 of 0.81 0.70 0.90 "
+        "1.02 0.92 0.83; 10: 0.827, own 0.65 of 0.67 0.44 0.69 0.78 0.77 0.56",
+    ),
+    ("moons", "two_head_pf", "euler"): (3, 10, "3 steps: 1.390, own mean 1.24; 5: 1.045, 0.86; 10: 0.805, 0.65"),
+    ("moons", "two_head_pf", "ssprk3"): (2, 2, "2 steps: 0.898, own mean 0.78, within by 0.03"),
+}  # fmt: skip
 
 
 @functools.cache
@@ -41,34 +61,26 @@ def field_of(params, net):
     return {"velocity": as_field, "two_head_pf": idff_toys.two_heads}[params["field"]](net)
 
 
-def is_known_to_miss(params):
-    """Results that differ between trainings by more than their tolerance, and over our three seeds lie outside of it.
-
-    One step of SSP-RK3 asks networks of independent pairs where no data was: 1.3 to 2.6 by seed, 1.5 in the mean, the
-    golden value is 2.4. Few Euler steps of two heads on moons: 0.8 to 1.1 at 5, golden 1.06 (docs/idff.md).
-    """
-    if params["train"]["coupling"] != "independent":
-        return False
-    far = params["target"] == "8gaussians" and (params["solver"], params["steps"]) == ("ssprk3", 1)
-    low = params["target"] == "moons" and params["solver"] == "euler" and params["steps"] in (3, 5, 10)
-    return far or (low and params["train"]["target"] != "velocity")
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("case", cases("idff", "toy_w2"))
-def test_golden_w2(case, request):
-    if is_known_to_miss(case.spec["params"]):
-        request.node.add_marker(pytest.mark.xfail(strict=False, reason="differs between trainings, see docs/idff.md"))
+def test_golden_w2(case):
+    """The golden training is within its tolerance of the range of ours, and of their mean but for what UNMET lists."""
     params = case.spec["params"]
+    train = params["train"]
     assert params["start"] == "standard_normal"
     values = []
-    for seed in range(min(SEEDS, params["seeds"])):
-        net = trained(params["target"], json.dumps(params["train"]), seed)
-        field = field_of(params, net)
+    for seed in range(TRAININGS.get(train["coupling"], FEW)):
+        field = field_of(params, trained(params["target"], json.dumps(train), seed))
         assert idff_toys.calls(field, params["solver"], params["steps"]) == params["nfe"]
         values.append(
             idff_toys.w2(field, params["target"], params["solver"], params["steps"], seed, SETS, params["points"])
         )
+    golden = float(case.reference("w2_mean"))
+    case.check("w2_mean", min(max(golden, min(values)), max(values)))
+    first, last, found = UNMET.get((params["target"], params["field"], params["solver"]), (1, 0, ""))
+    outside = abs(statistics.mean(values) - golden) > case.spec["expect"]["w2_mean"]["tolerance"]["atol"]
+    if outside and train["coupling"] == "independent" and first <= params["steps"] <= last:
+        pytest.xfail(f"trainings differ by more than the tolerance: golden at {found}")
     case.check("w2_mean", statistics.mean(values))
 
 

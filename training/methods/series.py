@@ -18,6 +18,7 @@ from torch_utils.options import OptionGroup, opt, refuse
 from training.data.series import SeriesDataset
 from training.method import Batch
 
+
 @dataclass(frozen=True, kw_only=True)
 class ContextOptions:
     """Options of methods that learn the continuation of a series."""

@@ -68,12 +68,18 @@ def draw_fans(path: Path, past: Array, came: Array, said: Array, title: str, uni
                 ink = colour(c)
                 for low, high in FANS:
                     a, b = np.percentile(said[i, :, :, c], (low, high), axis=0)
-                    ax.fill_between(ahead, a, b, color=ink, alpha=0.22, linewidth=0)
-                ax.plot(ahead, said[i, :, :, c].mean(0), color=ink)
+                    share = f"{high - low} % of members"
+                    ax.fill_between(ahead, a, b, color=ink, alpha=0.22, linewidth=0, label=share)
+                ax.plot(ahead, said[i, :, :, c].mean(0), color=ink, label="their mean")
                 ax.plot(back, past[i, :, c], color="black", linewidth=1)
-                ax.plot(ahead, came[i, :, c], color="black", marker=marker(c), markersize=3, linewidth=0.8)
+                ax.plot(
+                    ahead, came[i, :, c], color="black", marker=marker(c), markersize=3, linewidth=0.8, label="came"
+                )
             ax.axvline(0.5, color="0.6", linewidth=0.8)
             ax.set(xlabel="frames ahead", ylabel=unit if i % 4 == 0 else "")
+            if i == 0:
+                handles, names = ax.get_legend_handles_labels()
+                fig.legend(handles[:4], names[:4], loc="outside lower center", ncols=4)  # those of the first number
 
 
 def draw_maps(path: Path, came: Array, said: Array, title: str, unit: str) -> None:
@@ -84,7 +90,7 @@ def draw_maps(path: Path, came: Array, said: Array, title: str, unit: str) -> No
     """
     rows = {"came": came, "mean": said.mean(0), "spread": said.std(0)}
     rows |= {f"member {m + 1}": said[m] for m in range(min(2, len(said)))}
-    reach = float(np.abs(came[:, 0]).max())
+    reach, wide = float(np.abs(came[:, 0]).max()), float(rows["spread"][:, 0].max())
     with figure(path, title, (1.5 * len(came) + 1, 1.5 * len(rows) + 0.6)) as fig:
         axes = fig.subplots(len(rows), len(came), squeeze=False)
         for row, (name, maps) in zip(axes, rows.items(), strict=True):
@@ -92,7 +98,7 @@ def draw_maps(path: Path, came: Array, said: Array, title: str, unit: str) -> No
                 spread = name == "spread"
                 image = ax.imshow(
                     maps[lead, 0], cmap="viridis" if spread else "RdBu_r", origin="lower",
-                    vmin=0 if spread else -reach, vmax=reach,
+                    vmin=0 if spread else -reach, vmax=wide if spread else reach,
                 )  # fmt: skip
                 ax.set(xticks=[], yticks=[])
                 ax.grid(False)
