@@ -84,8 +84,11 @@ CASES = {
         options={k: v for k, v in _VECTORS.items() if k not in ("preset", "heads")} | {"ema_rampup": 0.0},
     ),
     "elnino-direct-blurred": Case(
-        "series:elnino:label=none", {**_VECTORS, **_DIRECT, "context_noise": 2.0, "duration": 0.128, "ema": 0.01},
-        sampler=_FEW,
+        "series:elnino:label=none", sampler=_FEW,
+        options={
+            **_VECTORS, **_DIRECT, "context_noise": 2.0, "batch": 256, "duration": 1.024, "lr": 1e-3, "lr_rampup": 0.02,
+            "ema": 0.2,
+        },
     ),
     "elnino-step-12": Case("series:elnino:horizon=1", {**_VECTORS, "sigma": 0.3}, gated=False),
     "elnino-direct-12": Case("series:elnino", {**_VECTORS, **_DIRECT}, sampler=_FEW, gated=False),

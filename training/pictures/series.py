@@ -17,7 +17,7 @@ from training.forecast import plan_of, roll_out
 
 Array = np.ndarray[Any, Any]
 
-FANS = ((5, 95), (25, 75))  # percentiles
+FANS = ((5, 95, 0.2), (25, 75, 0.4))  # percentiles, opacity
 PAST = 12  # frames before a fan
 SHOWN = 30  # leads of a fan: more are drawn as trajectories
 DOTS = 20_000
@@ -66,10 +66,10 @@ def draw_fans(path: Path, past: Array, came: Array, said: Array, title: str, uni
             back, ahead = np.arange(-past.shape[1] + 1, 1), np.arange(1, came.shape[1] + 1)
             for c in range(past.shape[2]):
                 ink = colour(c)
-                for low, high in FANS:
+                for low, high, alpha in FANS:
                     a, b = np.percentile(said[i, :, :, c], (low, high), axis=0)
                     share = f"{high - low} % of members"
-                    ax.fill_between(ahead, a, b, color=ink, alpha=0.22, linewidth=0, label=share)
+                    ax.fill_between(ahead, a, b, color=ink, alpha=alpha, linewidth=0, label=share)
                 ax.plot(ahead, said[i, :, :, c].mean(0), color=ink, label="their mean")
                 ax.plot(back, past[i, :, c], color="black", linewidth=1)
                 ax.plot(
