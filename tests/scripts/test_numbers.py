@@ -33,11 +33,19 @@ def numeric():
 CASES = list(numeric())
 
 
+def beyond(kind):
+    """Numbers outside of the bounds that an option declares: zero and a negative one where it asks for more."""
+    low, high = getattr(kind, "min", None), getattr(kind, "max", None)
+    below = [] if low is None else ["0", str(low - 1)] if low > 0 or kind.min_open else [str(low - 1)]
+    return below + ([] if high is None else [str(high + 1)])
+
+
 @pytest.mark.parametrize(("command", "param", "integers"), CASES)
 def test_refused_by_construction(command, param, integers):
     values = ["nan", "", "x", "1,nan"]
     values += ["inf", "-1e999"] if getattr(param, "finite", True) or integers else []
     values += ["9" * 30, "-" + "9" * 30] if integers else []
+    values += beyond(param.type)
     if getattr(param, "_flag_needs_value", False):  # click takes what follows for another option
         values = [value for value in values if not value.startswith("-")]
     for value in values:
@@ -48,3 +56,4 @@ def test_refused_by_construction(command, param, integers):
 
 def test_the_list_is_long():
     assert len(CASES) > 150
+    assert sum(bool(beyond(case.values[1].type)) for case in CASES) > 400
