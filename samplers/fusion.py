@@ -37,7 +37,7 @@ SCORE_SOURCES = ("head", "tweedie", "jacobian")
 _NOISES = ("none", "bridge", "langevin")
 # what second heads were trained on that are no score
 _NO_SCORE = {
-    "none": "not trained",
+    "none": "not trained, or is missing",
     "noise": "trained on the noise at the end of the path",
     "log_density": "trained on a log density",
 }

@@ -14,12 +14,14 @@ from samplers.planning.plan import SamplerOptions
 from torch_utils.report.plot import colour, figure, marker
 from training.data.series import SeriesDataset
 from training.forecast import plan_of, roll_out
+from training.molecules import lifted
 
 Array = np.ndarray[Any, Any]
 
 FANS = ((5, 95, 0.2), (25, 75, 0.4))  # percentiles, opacity
 PAST = 12  # frames before a fan
 SHOWN = 30  # leads of a fan: more are drawn as trajectories
+PANELS = 8  # windows
 DOTS = 20_000
 
 
@@ -38,6 +40,8 @@ def draw_continuation(path: Path, averaged: Mapping[str, nn.Module], *, dataset:
 def draw_forecast(path: Path, dataset: SeriesDataset, starts: Array, members: Array, title: str) -> None:
     """Fans of vectors, or maps of the first window; `members [n, M, leads, C, H, W]` are states."""
     leads = members.shape[2]
+    chosen = np.linspace(0, len(starts) - 1, min(len(starts), PANELS)).astype(int)
+    starts, members = starts[chosen], members[chosen]
     _, after, _ = dataset.windows(starts, leads)
     back = min(PAST, int(starts[:, 1].min()))
     past = dataset.recording.values[starts[:, :1], starts[:, 1:] + np.arange(-back, 0)]
@@ -47,6 +51,9 @@ def draw_forecast(path: Path, dataset: SeriesDataset, starts: Array, members: Ar
         draw_maps(path, came[0], said[0], title, dataset.unit)
     else:  # one of several angles is enough: they jump at the edge
         past, came, said = (x[..., : 1 if dataset.scaling.is_angle else 3, 0, 0] for x in (past, came, said))
+        if dataset.scaling.is_angle:
+            came = np.unwrap(came, period=360, axis=1)
+            said = lifted(said, came)
         draw_fans(path, past, came, said, title, dataset.unit)
 
 
@@ -56,7 +63,7 @@ def draw_fans(path: Path, past: Array, came: Array, said: Array, title: str, uni
     Args:
         past: `[n, W, C]`. came: `[n, leads, C]`. said: `[n, M, leads, C]`.
     """
-    shown, came, said = min(len(past), 8), came[:, :SHOWN], said[:, :, :SHOWN]
+    shown, came, said = min(len(past), PANELS), came[:, :SHOWN], said[:, :, :SHOWN]
     rows = -(-shown // 4)
     with figure(path, title, (3.4 * min(shown, 4), 2.6 * rows)) as fig:
         axes = fig.subplots(rows, min(shown, 4), sharey=True, squeeze=False).flat
