@@ -198,7 +198,7 @@ def optimise(root, network, out, more):
 def denoiser(made, tmp_path_factory):
     """A denoiser of the latents by train.py edm."""
     out = tmp_path_factory.mktemp("v")
-    ok(run_train(made, out, "edm", "--nosubdir --duration=0.0005 --batch=50"))
+    ok(run_train(made, out, "edm", "--nosubdir --duration=0.001 --batch=50"))
     return max(out.glob("network-snapshot-*.pkl"))
 
 

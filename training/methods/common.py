@@ -48,20 +48,25 @@ def adam_phase(
     loss: Callable[[Batch], LossOut],
     options: LearningOptions,
     *,
+    name: str = "net",
+    trains: str = "net",
+    lr: float | None = None,
     betas: tuple[float, float] = (0.9, 0.999),
+    batch_size: int | None = None,
     whole_first_step: bool = False,
 ) -> Phase:
-    """The phase that trains "net" by Adam, with the learning rate of `--lr` after the ramp of `--lr-rampup`.
+    """A phase that one Adam trains, with the learning rate of `--lr` (or `lr`) after the ramp of `--lr-rampup`.
 
     At image 0 the rate is 0, as in the published EDM code; with whole_first_step only where there is a ramp.
     """
-    rate, rampup = options.lr, options.lr_rampup * 1e6
+    rate, rampup = options.lr if lr is None else lr, options.lr_rampup * 1e6
     return Phase(
-        name="net",
-        trains=("net",),
+        name=name,
+        trains=(trains,),
         loss=loss,
         optimizer=functools.partial(torch.optim.Adam, lr=rate, betas=betas, eps=1e-8, fused=True),
         lr=lambda nimg: rate if whole_first_step and not rampup else lr_rampup(nimg, rate, rampup),
+        batch_size=batch_size,
     )
 
 

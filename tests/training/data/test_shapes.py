@@ -52,7 +52,7 @@ def test_the_command_writes_them(tmp_path):
     ])  # fmt: skip
     assert run.exit_code == 0, run.output
     assert torch.equal(read_shapes(str(path)).parts, read_shapes("shapes:boxes:size=30:seed=1").parts[:7])
-    for more, words in ((f"--dest={tmp_path}/b.zip", ".npz"), ("--resolution=8x8", "is for images")):
+    for more, words in ((f"--dest={tmp_path}/b.zip", ".npz"), ("--resolution=8x8", "belongs to images")):
         run = CliRunner().invoke(dataset_tool.main, ["--source=shapes:boxes", f"--dest={path}", more])
         assert (run.exit_code, words in run.output) == (1, True), run.output
 

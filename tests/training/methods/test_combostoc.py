@@ -111,7 +111,7 @@ def data(tmp_path_factory):
 def test_two_processes_and_a_kill_change_nothing(tmp_path, data, name):
     options = {"method": name, "options": OPTIONS.replace("ComboStoc", "SiT") if name == "sit" else OPTIONS}
     for world in (1, 2):
-        drive(tmp_path, data, tmp_path / f"by{world}", 0.3, [{}], world, **options)
+        drive(tmp_path, data, tmp_path / f"by{world}", 1, [{}], world, **options)
     (one, curves), (two, other) = (outcome(tmp_path / f"by{world}") for world in (1, 2))
     for a, b in zip(curves["Loss/loss"], other["Loss/loss"], strict=True):
         assert (a["num"], a["mean"]) == (b["num"], pytest.approx(b["mean"], rel=1e-4))
@@ -122,7 +122,7 @@ def test_two_processes_and_a_kill_change_nothing(tmp_path, data, name):
         assert difference.mean() < 0.05 * 1e-3, key
         assert difference.max() < 1e-3, key
     kills = [{"signal": "KILL", "event": event, "rank": 0} for event in (5, 9)]
-    results, _ = drive(tmp_path, data, tmp_path / "killed", 0.3, [*kills, {}], **options)
+    results, _ = drive(tmp_path, data, tmp_path / "killed", 1, [*kills, {}], **options)
     assert [processes[0][0] for processes in results] == [-signal.SIGKILL] * 2 + [0]
     assert_same(outcome(tmp_path / "killed"), (one, curves))
 

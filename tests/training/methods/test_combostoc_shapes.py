@@ -105,11 +105,11 @@ def test_a_batch_in_two_parts_is_the_whole(halves):
 def test_two_processes_and_a_kill_change_nothing(tmp_path):
     run = {"method": "combostoc", "options": OPTIONS}
     for world in (1, 2):
-        drive(tmp_path, DATA, tmp_path / f"by{world}", 0.2, [{}], world, **run)
+        drive(tmp_path, DATA, tmp_path / f"by{world}", 1, [{}], world, **run)
     (one, curves), (_, other) = (outcome(tmp_path / f"by{world}") for world in (1, 2))
     for a, b in zip(curves["Loss/loss"], other["Loss/loss"], strict=True):
         assert (a["num"], a["mean"]) == (b["num"], pytest.approx(b["mean"], rel=1e-4))
-    results, _ = drive(tmp_path, DATA, tmp_path / "killed", 0.2, [{"signal": "KILL", "event": 5, "rank": 0}, {}], **run)
+    results, _ = drive(tmp_path, DATA, tmp_path / "killed", 1, [{"signal": "KILL", "event": 5, "rank": 0}, {}], **run)
     assert [processes[0][0] for processes in results] == [-signal.SIGKILL, 0]
     assert_same(outcome(tmp_path / "killed"), (one, curves))
 
