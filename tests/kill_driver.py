@@ -66,7 +66,9 @@ def arm(action, report):
     before(training.loop.loop.Loop, "load_state_dict")
     save = torch.save
 
-    def save_in_halves(value, file):
+    def save_in_halves(value, file, **pickling):
+        if pickling:  # a tensor on its way to another process, not a checkpoint
+            return save(value, file, **pickling)
         buffer = io.BytesIO()
         save(value, buffer)
         data = buffer.getvalue()
