@@ -244,9 +244,9 @@ def test_trajectories_of_published_latent_models(made, tmp_path, monkeypatch):
     assert np.abs(images - shown).max() <= 1
 
 
-def test_what_trajectories_refuse(made, denoiser, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    with zipfile.ZipFile(made / "latents.zip") as old, zipfile.ZipFile("latents.zip", "w") as new:
+def without_autoencoder(source, dest):
+    """Write the data set of latents to `dest`, made by an autoencoder that is not at hand."""
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(dest, "w") as new:
         for name in old.namelist():
             content = old.read(name)
             if name == "dataset.json":
@@ -254,6 +254,11 @@ def test_what_trajectories_refuse(made, denoiser, tmp_path, monkeypatch):
                 value["latents"]["network"] = "gone.safetensors"
                 content = json.dumps(value).encode()
             new.writestr(name, content)
+
+
+def test_what_trajectories_refuse(made, denoiser, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    without_autoencoder(made / "latents.zip", "latents.zip")
     refused(optimise(tmp_path, denoiser, "a", "--cond=1"), "are features of images, and the autoencoder", "--decoder")
     pixels = networks.build("EDMPrecond", img_resolution=8, img_channels=4, model_type="SongUNet", model_channels=8,
                             channel_mult=[1], num_blocks=1, attn_resolutions=[])  # fmt: skip
@@ -283,14 +288,7 @@ def test_a_run_on_latents_continues_bit_for_bit(made, tmp_path):
 
 def test_the_decoder_given_found_or_missing(made, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with zipfile.ZipFile(made / "latents.zip") as old, zipfile.ZipFile("moved.zip", "w") as new:
-        for name in old.namelist():
-            content = old.read(name)
-            if name == "dataset.json":
-                value = json.loads(content)
-                value["latents"]["network"] = "gone.safetensors"
-                content = json.dumps(value).encode()
-            new.writestr(name, content)
+    without_autoencoder(made / "latents.zip", "moved.zip")
     output = ok(run_train(made, "runs", "sit", "--nosubdir", data="moved.zip"))
     assert "No pictures: the autoencoder gone.safetensors is not at hand, give --decoder" in output
     assert not list(tmp_path.glob("runs/samples-*.png"))
