@@ -3,8 +3,9 @@
     python kill_driver.py PLAN.json
 
 PLAN: {"command": [...], "world": n, "runs": [{"signal": "KILL", "event": k, "rank": r}, {}, ...]}; `{}` runs to the
-end, and "world" of a run overrides that of the plan. torch is imported once and every process of a run is a fork, so
-that dozens of kills cost seconds. An event is a step, the middle of one, a half-written file, or a call that makes a
+end, and "world" of a run overrides that of the plan. With "step": s the signal comes when the s-th step of this process
+begins, unless event k comes first. torch is imported once and every process of a run is a fork, so that dozens of
+kills cost seconds. An event is a step, the middle of one, a half-written file, or a call that makes a
 file durable, visible or gone, counted per process. FULL is no signal: from that event on, the disk is full. Prints one
 JSON list per run: for each process its exit status (negative: killed by that signal) and its events.
 """
@@ -30,6 +31,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 from PIL import Image
 
 import train
+import training.launch
 import training.loop.loop
 import training.methods.curvature
 import training.methods.edm
@@ -39,16 +41,18 @@ from torch_utils.profile import Cost
 
 def arm(action, report):
     """Count events of this process, each written to the file `report`, and send the signal at the chosen one."""
-    counter = itertools.count(1)
+    counter, steps = itertools.count(1), itertools.count(1)
 
     def event(name):
-        number = next(counter)
+        nonlocal action
+        number, step = next(counter), next(steps) if name == "step" else 0
         os.write(report, f"{name}\n".encode())
         if action and action["signal"] == "FULL":
             if number >= action["event"] and name in ("half", "fsync", "mkdir"):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        elif action and number == action["event"]:
-            os.kill(os.getpid(), getattr(signal, "SIG" + action["signal"]))
+        elif action and (number == action["event"] or step == action.get("step")):
+            name, action = action["signal"], None
+            os.kill(os.getpid(), getattr(signal, "SIG" + name))
 
     def before(module, name):
         original = getattr(module, name)
