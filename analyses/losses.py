@@ -2,36 +2,47 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import ClassVar
 
 import click
 
-from analyses.shared import OUTDIR, make_folder
+from analyses.shared import AnalysisDevice, make_folder
 from samplers.run import prepare
 from torch_utils import distributed as dist
 from torch_utils.cli import Command
+from torch_utils.options import OptionGroup, opt, options_of
 from training.time_losses import losses_over_time
 from training.trained import open_network
 
 
+@dataclass(frozen=True, kw_only=True)
+class LossesOptions(AnalysisDevice):
+    """All options of `losses`."""
+
+    group: ClassVar = OptionGroup("Images and model", "Which images, under which model.", rank=0)
+
+    network: str = opt(None, "Network: a file, an address, or a name", metavar="FILE|URL|NAME", required=True)
+    data: str = opt(None, "Images or latents: a folder or zip; labels are read too", metavar="PATH", required=True)
+    outdir: str = opt(None, "Folder of losses.json", metavar="DIR", required=True)
+    times: int = opt(21, "Times, equally far apart", metavar="INT", at_least=2, at_most=1000)
+    num: int | None = opt(None, "Images, chosen at random [default: all]", metavar="INT", at_least=1)
+    seed: int = opt(0, "Seed of the choice and of the noise", metavar="INT")
+
+
 @click.command("losses", cls=Command)
-@click.option("--network", required=True, metavar="FILE|URL|NAME", help="Network: a file, an address, or a name")
-@click.option("--data", required=True, metavar="PATH", help="Images or latents: a folder or zip; labels are read too")
-@OUTDIR
-@click.option("--times", type=click.IntRange(2, 1000), default=21, metavar="INT", show_default=True, help="Equally far")
-@click.option("--num", type=click.IntRange(1), metavar="INT", help="Images, chosen at random [default: all]")
-@click.option("--seed", type=int, default=0, metavar="INT", help="Seed of the choice and of the noise")
-@click.option("--batch", type=click.IntRange(1), default=64, metavar="INT", help="Most images at once")
-@click.option("--device", default="auto", metavar="DEVICE", help="cpu, cuda or auto (a GPU when there is one)")
-def command(network: str, data: str, outdir: str, device: str, **how: Any) -> None:
+@options_of(LossesOptions)
+def command(options: LossesOptions) -> None:
     """Mean squared error of a model's velocity over time, for generate.py --diffusion-losses."""
-    folder = make_folder(outdir)
-    with dist.process_group(device) as dev:
-        found = losses_over_time(open_network(network, partial(prepare, device=dev)), data, device=dev, **how)
+    folder = make_folder(options.outdir)
+    how = {k: getattr(options, k) for k in ("times", "num", "seed", "batch")}
+    with dist.process_group(options.device) as device:
+        net = open_network(options.network, partial(prepare, device=device))
+        found = losses_over_time(net, options.data, device=device, **how)
         if dist.get_rank() == 0:
             for t, loss in found.pairs:
                 click.echo(f"t = {t:.4f}   {loss:.4f}")
-            found.save(folder / "losses.json", {"network": network, "data": data, **how})
+            found.save(folder / "losses.json", {"network": options.network, "data": options.data, **how})
             click.echo(f"Wrote {folder / 'losses.json'}")
         dist.barrier()
