@@ -10,6 +10,8 @@ from torch_utils import process
 if __name__ == "__main__":
     process.begin()  # before torch starts its threads
 
+import importlib
+
 import click
 
 from torch_utils.cli import LazyGroup
@@ -64,7 +66,11 @@ ANALYSES = {
 }
 
 
-@click.group(cls=LazyGroup, package="analyses", lines=ANALYSES, epilog=EXAMPLES)
+def _load(name: str) -> click.Command:
+    return importlib.import_module(f"analyses.{name}").command
+
+
+@click.group(cls=LazyGroup, lines=ANALYSES, load=_load, epilog=EXAMPLES, context_settings={"show_default": True})
 def main() -> None:
     """Pictures (PNG) and numbers (JSON) about samplers and training runs."""
 

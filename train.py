@@ -9,9 +9,8 @@ if __name__ == "__main__":
 
 import click
 
-from torch_utils.cli import Group, examples_of
+from torch_utils.cli import Command, LazyGroup
 from torch_utils.options import options_of
-from training.launch import launch
 from training.methods.table import METHODS
 
 EXAMPLES = """\b
@@ -52,27 +51,30 @@ Examples:
 """
 
 
-@click.group(cls=Group, default="edm", epilog=EXAMPLES)
+def _load(name: str) -> click.Command:
+    """The command of a method, imported now, with all that trains it."""
+    from training.launch import launch
+
+    method = METHODS[name]
+
+    @click.command(name, cls=Command, help=f"{method.help}\n\nThe same command again continues an unfinished run.")
+    @options_of(method.options)
+    def command(options) -> None:  # noqa: ANN001
+        launch(name, options)
+
+    return command
+
+
+@click.group(
+    cls=LazyGroup, default="edm", lines={name: method.help for name, method in METHODS.items()}, load=_load,
+    epilog=EXAMPLES,
+)  # fmt: skip
 def main() -> None:
     """Train a flow or diffusion model.
 
     `train.py --outdir=... --data=...` without a method is `train.py edm ...`.
     """
 
-
-def _add(name: str) -> None:
-    method = METHODS[name]
-
-    said = f"{method.help}\n\nThe same command again continues an unfinished run."
-
-    @main.command(name, help=said, epilog=examples_of(name, EXAMPLES, name == main.default))
-    @options_of(method.options)
-    def command(options) -> None:  # noqa: ANN001
-        launch(name, options)
-
-
-for _name in METHODS:
-    _add(_name)
 
 if __name__ == "__main__":
     main()

@@ -9,14 +9,13 @@ FEWSTEP_TRACEBACK=1 to see where an error came from.
 
 from __future__ import annotations
 
-import importlib
 import io
 import math
 import os
 import re
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -172,24 +171,26 @@ def examples_of(name: str, epilog: str | None, default: bool = False) -> str | N
 
 
 class LazyGroup(Group):
-    """A group whose sub-commands are imported when they are called: `package.NAME.command` for each NAME in `lines`.
+    """A group whose sub-commands are made when they are called, so that its `--help` waits for no import of theirs.
 
     Args:
-        package: where their modules lie.
         lines: name -> one line of the group's `--help`.
+        load: name -> the sub-command; without an epilog it has those examples of the group that have its name.
     """
 
-    def __init__(self, *args: Any, package: str, lines: dict[str, str], **kwargs: Any) -> None:
-        super().__init__(*args, context_settings={"show_default": True}, **kwargs)
-        self.package = package
+    def __init__(
+        self, *args: Any, lines: Mapping[str, str], load: Callable[[str], click.Command], **kwargs: Any
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.load = load
         for name, line in lines.items():
             self.add_command(Command(name, help=line))
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         if super().get_command(ctx, name) is None:
             return None
-        command = importlib.import_module(f"{self.package}.{name}").command
-        command.epilog = examples_of(name, self.epilog)
+        command = self.load(name)
+        command.epilog = command.epilog or examples_of(name, self.epilog, name == self.default)
         return command
 
 

@@ -20,6 +20,8 @@ import gc
 import math
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # glibc's malloc.h
@@ -49,6 +51,17 @@ def imported() -> None:
     if not gc.isenabled():
         gc.freeze()
         gc.enable()
+
+
+@contextmanager
+def importing() -> Iterator[None]:
+    """What a command itself imports is never looked at either, where `begin` and `imported` have been called."""
+    if gc.get_freeze_count():
+        gc.disable()
+    try:
+        yield
+    finally:
+        imported()
 
 
 def _keep_freed_memory() -> None:

@@ -3,8 +3,6 @@
 import html.parser
 import json
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -392,15 +390,6 @@ def test_bad_pages(run, tmp_path, arguments, message):
 def test_an_unwritable_folder_is_one_sentence(run, tmp_path):
     (tmp_path / "file").write_text("")
     check_refused(run("curve FILES/run --outdir=file/out"), "file")
-
-
-def test_help_waits_for_neither_torch_nor_matplotlib():
-    code = (
-        "import sys, analyze\ntry: analyze.main(['--help'])\nfinally: print({'torch', 'matplotlib'} & set(sys.modules))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
-    assert done.stdout.splitlines()[-1] == "set()", done.stderr
-    assert all(name in done.stdout for name in analyze.ANALYSES)
 
 
 def test_a_file_for_every_line():

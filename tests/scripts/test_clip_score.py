@@ -20,7 +20,7 @@ from published_files import tokenizer
 
 import clip_score
 from networks.features import clip_pairs
-from training import measures
+from torch_utils import distributed as dist
 from training.data.image_dataset import subset_indices
 
 transformers = pytest.importorskip("transformers")
@@ -105,14 +105,14 @@ def test_batches_change_nothing(place):
 def test_shares_of_processes_add_up(place, monkeypatch):
     whole = score(place, "--batch=2")[0]["clip_score"]["value"]
     sums = []
-    monkeypatch.setattr(measures.dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
     for rank in (1, 0):
-        monkeypatch.setattr(measures.dist, "get_rank", lambda rank=rank: rank)
-        monkeypatch.setattr(clip_score.dist, "all_reduce_sum", lambda x: sums.append(x.clone()) or sum(sums))
+        monkeypatch.setattr(dist, "get_rank", lambda rank=rank: rank)
+        monkeypatch.setattr(dist, "all_reduce_sum", lambda x: sums.append(x.clone()) or sum(sums))
         with monkeypatch.context() as m:
             for name in ("rank0_first", "from_rank0"):
-                m.setattr(clip_score.dist, name, lambda function: function())
-            m.setattr(clip_score.dist, "barrier", lambda: None)
+                m.setattr(dist, name, lambda function: function())
+            m.setattr(dist, "barrier", lambda: None)
             text = f"--images={place}/images --prompts={place}/captions.csv --model={place}/model --batch=2"
             result = run(text)
         assert result.exit_code == 0, result.output

@@ -21,6 +21,7 @@ from samplers.run import generate, prepare
 from torch_utils.frechet import Moments
 from torch_utils.images import to_uint8
 from torch_utils.reference_file import save_moments
+from training import image_figures
 from training.data.image_dataset import subset_indices
 
 ROOT = Path(__file__).parents[2]
@@ -186,7 +187,7 @@ def test_inception_is_the_default(data, monkeypatch):
         extractor = load_features("pixels", None, device)
         return type(extractor)("inception", 3, extractor.device, lambda images: images.float().mean(dim=(2, 3)))
 
-    monkeypatch.setattr(fid, "load_features", load)
+    monkeypatch.setattr(image_figures, "load_features", load)
     common = f"--images={data}/images --num=130 --weights=w.pth --device=cpu"
     result = run(f"calc {common} --ref={data}/others.npz")
     assert result.exit_code == 0, result.output

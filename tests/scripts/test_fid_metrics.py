@@ -15,9 +15,11 @@ from click.testing import CliRunner
 from patience import HUNG
 
 import fid
+from networks.features.table import load_features
 from torch_utils.frechet import Moments
 from torch_utils.metrics import inception_score, kid, kid_full, precision_recall
 from torch_utils.reference_file import load_moments, save_moments
+from training import image_figures
 from training.data.image_dataset import subset_indices
 
 ROOT = Path(__file__).parents[2]
@@ -81,7 +83,7 @@ def test_several_features_share_the_pass(data):
     made = {p["features"]: p for p in report["protocol"]["images"]}
     assert (made["pixels"]["weights"], made["efficientnet-lite0"]["weights"]) == (None, "579344248a93e230")
     assert "224" in made["efficientnet-lite0"]["resize"]
-    extractor = fid.load_features("efficientnet-lite0")
+    extractor = load_features("efficientnet-lite0")
     features = extractor(torch.from_numpy(images(130, 1)[subset_indices(130, 12)]))
     score = inception_score(extractor.logits(features), 2)
     assert found["efficientnet-lite0/is"] == pytest.approx(score.value, rel=1e-5)  # float32 features
@@ -143,8 +145,8 @@ def stand_in(monkeypatch, dim=2048):
         plain = type(fid_pixels)("inception", dim, torch.device("cpu"), lambda x: pixels(x.numpy()) @ mix)
         return plain
 
-    fid_pixels, mix = fid.load_features("pixels"), torch.randn(48, dim, generator=torch.Generator().manual_seed(0))
-    monkeypatch.setattr(fid, "load_features", load)
+    fid_pixels, mix = load_features("pixels"), torch.randn(48, dim, generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr(image_figures, "load_features", load)
     return lambda array: pixels(array) @ mix
 
 

@@ -205,7 +205,9 @@ def stand_in(name):
 def sampler_of(command):
     """The network that a command line of fid.py or generate.py samples, and its options of a sampler."""
     program, arguments = (
-        (fid.calc, command.arguments[1:]) if command.module == "fid" else (generate.main, command.arguments)
+        (fid.main.get_command(click.Context(fid.main), "calc"), command.arguments[1:])
+        if command.module == "fid"
+        else (generate.main, command.arguments)
     )
     given = program.make_context(command.module, list(arguments)).params
     fields = SamplerOptions.__dataclass_fields__

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import numpy as np
 import pytest
 import torch
@@ -171,7 +172,7 @@ def test_labels_missing(data, tmp_path):
 
 
 def test_every_option_has_help():
-    method = train.main.commands["edm"]
+    method = train.main.get_command(click.Context(train.main), "edm")
     assert all(option.help for option in method.params)
     assert "Examples" in run("--help").output
 

@@ -54,12 +54,14 @@ from torch_utils import process
 process.begin(); before = gc.isenabled()
 from torch_utils.cli import Command
 @click.command(cls=Command)
-def main(): print(before, gc.isenabled(), gc.get_freeze_count() > 0)
+def main():
+    with process.importing(): while_importing = gc.isenabled()
+    print(before, while_importing, gc.isenabled(), gc.get_freeze_count() > 0)
 main()
 """
     env = {k: v for k, v in os.environ.items() if k != "FEWSTEP_TUNE"} | given
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env=env, check=True)
-    assert done.stdout.split() == [str(not paused), "True", str(paused)]
+    assert done.stdout.split() == [str(not paused), str(not paused), "True", str(paused)]
 
 
 def test_processes_of_one_machine_share_its_cores():
