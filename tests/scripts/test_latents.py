@@ -244,14 +244,14 @@ def test_trajectories_of_published_latent_models(made, tmp_path, monkeypatch):
     assert np.abs(images - shown).max() <= 1
 
 
-def without_autoencoder(source, dest):
+def without_autoencoder(source, dest, network="gone.safetensors"):
     """Write the data set of latents to `dest`, made by an autoencoder that is not at hand."""
     with zipfile.ZipFile(source) as old, zipfile.ZipFile(dest, "w") as new:
         for name in old.namelist():
             content = old.read(name)
             if name == "dataset.json":
                 value = json.loads(content)
-                value["latents"]["network"] = "gone.safetensors"
+                value["latents"]["network"] = network
                 content = json.dumps(value).encode()
             new.writestr(name, content)
 
@@ -267,6 +267,36 @@ def test_what_trajectories_refuse(made, denoiser, tmp_path, monkeypatch):
         optimise(made, "pixels.pkl", "a", "--backbones=light"), "--network=pixels.pkl makes images, and the data set"
     )
     assert not list(tmp_path.glob("a/*"))
+
+
+# every option of the published command lines, but for --ckpt, which continues a run, and --combostoc-type
+PUBLISHED = (
+    "--data-path latents.zip --results-dir runs --image-size 16 --num-classes 2 --exp exp_tmp --epochs 300 --vae {vae} "
+    "--global-batch-size 10 --global-seed 0 --num-workers 4 --log-every 100 --ckpt-every 500 --reckpt-every 200 "
+    "--sample-every 100 --cfg-scale 4.0 --wandb --path-type {path} --prediction {predicts} --loss-weight {weight} "
+    "--sample-eps 1e-3 --train-eps 1e-3 --cond=1 --device=cpu --width=16 --depth=1 --num-heads=2 --dry-run"
+)
+
+
+@pytest.mark.parametrize(
+    ("path", "predicts", "weight"),
+    [("Linear", "velocity", "None"), ("GVP", "velocity", "None"), ("VP", "velocity", "None"),
+     ("Linear", "noise", "None"), ("VP", "noise", "velocity"), ("GVP", "score", "likelihood")],
+)  # fmt: skip
+def test_published_command_lines(path, predicts, weight, made, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    vae, other = ("ema", "mse") if path == "VP" else ("mse", "ema")
+    method = (
+        "combostoc --model ComboStoc-S/2 --combostoc-type UNSYNC_PATCH" if path == "Linear" else "sit --model SiT-S/4"
+    )
+    line = f"{method} {PUBLISHED.format(vae=vae, path=path, predicts=predicts, weight=weight)}"
+    without_autoencoder(made / "latents.zip", "latents.zip", f"diffusers:sd-vae-ft-{vae}")
+    output = ok(CliRunner().invoke(train.main, shlex.split(line)))
+    assert ("loss_weight " in output) == (weight != "None")
+    assert "Dry run" in output
+    named = f"names diffusers:sd-vae-ft-{vae} as what made its latents"
+    refused(CliRunner().invoke(train.main, shlex.split(f"{line} --vae={other}")), named)
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_run_on_latents_continues_bit_for_bit(made, tmp_path):

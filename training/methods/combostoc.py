@@ -8,15 +8,20 @@ transformers of the same sizes; `sit` draws one uniform time a sample, whatever 
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import networks
 from networks.models.interpolant import part_config, transformer_config
-from samplers.path import PATHS
+from samplers.guidance import cfg
+from samplers.path import PATHS, VP
+from samplers.solvers.churn import edm_sampler
 from samplers.solvers.interpolant import time_interval
+from samplers.solvers.native import sample_native
 from torch_utils.dropout import reordered
 from torch_utils.misc import format_count
 from torch_utils.options import refuse
@@ -28,6 +33,8 @@ from training.performance import DTYPES
 from training.pictures.preview import preview_of
 
 __all__ = ["ComboStocOptions", "SiTOptions", "build"]
+
+PICTURE_TIMES = 18  # of --sample-eps, as many as EDM's sampler has levels
 
 
 def build_network(options: InterpolantOptions, dataset: Any) -> nn.Module:
@@ -67,10 +74,10 @@ def build_network(options: InterpolantOptions, dataset: Any) -> nn.Module:
 def _check_data(options: InterpolantOptions, dataset: Any) -> None:
     """Compare what the published command line says of its data with the data."""
     if options.of_parts:
-        refuse(options, ("image_size",), f"is for images, {options.data} holds shapes")
+        refuse(options, ("image_size", "vae", "cfg_scale", "sample_eps"), f"is for images, {options.data} holds shapes")
     elif options.image_size is not None:
         size = dataset.resolution
-        if options.image_size not in (size, *([8 * size] if dataset.num_channels == 4 else [])):
+        if options.image_size not in (size, *([] if dataset.latents is None else [dataset.latents.image])):
             raise ValueError(
                 f"--image-size={options.image_size}, and the data set holds {size}x{size}: "
                 "leave it out, or convert the data by dataset_tool.py --resolution"
@@ -81,6 +88,50 @@ def _check_data(options: InterpolantOptions, dataset: Any) -> None:
             f"--num-classes={options.num_classes}, and this run has {classes} classes: "
             + ("leave it out" if options.cond else "add --cond=1 for those of the data, or leave it out")
         )
+    if options.vae is not None:
+        if dataset.latents is None:
+            raise ValueError(
+                f"--vae={options.vae} made latents, and {options.data} holds images: let dataset_tool.py --encode make "
+                "latents of them, or leave it out"
+            )
+        found = re.search(r"ft-(ema|mse)", str(dataset.latents.network))
+        if found is None or found[1] != options.vae:
+            raise ValueError(
+                f"--vae={options.vae} is sd-vae-ft-{options.vae}, and {options.data} names {dataset.latents.network} "
+                "as what made its latents: leave it out, or encode the images anew"
+            )
+
+
+def _pictures(net: nn.Module, options: InterpolantOptions) -> dict[str, Callable[..., Tensor]]:
+    """How the pictures of a run are sampled where the published options say so, for `preview_of`.
+
+    Raises:
+        ValueError: guidance of a network without an unconditional prediction, or times at which the flow has no bound.
+    """
+    scale, eps = options.cfg_scale, options.sample_eps
+    guided = scale not in (None, 1)
+    if guided and not net.label_dropout:
+        raise ValueError(
+            f"--cfg-scale={scale:g} guides away from what is made without labels, and this network learns "
+            + ("no labels: add --cond=1" if not options.cond else "nothing without: let --label-dropout be above 0")
+            + ", or leave it out"
+        )
+    path = PATHS[net.path]()
+    if eps == 0 and (net.predicts != "velocity" or isinstance(path, VP)):
+        raise ValueError(
+            f"--sample-eps=0 ends where the flow of a network that predicts {net.predicts} on the path "
+            f"{options.path_type} has no bound: leave it out, or make it larger"
+        )
+
+    def sample(net: nn.Module, noise: Tensor, labels: Tensor | None) -> Tensor:
+        channels = 3 if noise.shape[1] > 3 else None
+        field = cfg(net, scale, channels=channels) if guided else net
+        if eps is None:
+            return edm_sampler(field, noise, labels)
+        times = torch.linspace(*time_interval(path, net.predicts, eps=eps), PICTURE_TIMES, dtype=torch.float64)
+        return sample_native(field, noise, times, solver="heun2", class_labels=labels)
+
+    return {"sampler": sample} if guided or eps is not None else {}
 
 
 def _compensates(options: InterpolantOptions) -> bool:
@@ -137,7 +188,7 @@ def build(options: InterpolantOptions, dataset: Any, device: torch.device) -> Me
         phases=(common.adam_phase(loss, options, whole_first_step=True),),
         averages=common.averages(options),
         save=common.save,
-        preview=preview_of(dataset),
+        preview=preview_of(dataset, **_pictures(net, options)),
         flops_per_image=3 * cost.flops,
         summary=_summary(net, cost, options, dataset, interval),
     )

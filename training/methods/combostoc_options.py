@@ -63,11 +63,20 @@ class InterpolantOptions(CommonOptions):
         None, "What the network predicts [default: velocity, of shapes data]", choices=list(PREDICTIONS)
     )
     loss_weight: str | None = opt(
-        None, "Weight of the loss of noise and score over time [default: 1]", choices=list(WEIGHTS)
-    )
+        None, "Weight of the loss of noise and score over time; None, as published, is 1 [default: 1]",
+        choices=["None", *WEIGHTS],
+    )  # fmt: skip
     train_eps: float | None = opt(
         None, "Shortest distance of a time from the ends [default: 0 for velocity, else 1e-3; VP 1e-5]",
         metavar="FLOAT", at_least=0, at_most=0.5,
+    )  # fmt: skip
+    cfg_scale: float | None = opt(
+        None, "Pictures: strength of classifier-free guidance, of 3 channels where there are more [default: 1, none]",
+        metavar="FLOAT", at_least=1, may_change=True,
+    )  # fmt: skip
+    sample_eps: float | None = opt(
+        None, "Pictures: by Heun's steps in time, from this distance of the noise to this distance of the data (VP: of "
+        "the data alone) [default: EDM's sampler]", metavar="FLOAT", at_least=0, at_most=0.5, may_change=True,
     )  # fmt: skip
     checkpointing: bool = opt(
         False, "Recompute the blocks in the backward pass: less memory, a third more arithmetic", metavar="BOOL",
@@ -94,6 +103,10 @@ class InterpolantOptions(CommonOptions):
     )
     image_size: int | None = opt(None, "Refuse data of another size", metavar="INT", at_least=1)
     num_classes: int | None = opt(None, "Refuse data of another number of classes", metavar="INT", at_least=0)
+    vae: str | None = opt(
+        None, "Refuse latents that were not made by this one of the two published autoencoders sd-vae-ft-...",
+        choices=["ema", "mse"],
+    )  # fmt: skip
 
     desc: str | None = opt(
         None, "Text to add to the run directory's name", metavar="STR", may_change=True, names=("--exp",)
@@ -119,7 +132,7 @@ class InterpolantOptions(CommonOptions):
     family: ClassVar = "SiT"
 
     def told(self, dataset: Any) -> Self:
-        """The published counts of steps and epochs as images and ticks, which are what is recorded."""
+        """The published counts of steps and epochs as images and ticks, which are what is recorded, and its None."""
         defaults = {f.name: f.default for f in dataclasses.fields(self)}
         given, changes = {name: getattr(self, name) for name in _COUNTED if getattr(self, name) is not None}, {}
         if given.keys() - {"epochs"} and self.tick == defaults["tick"]:
@@ -140,7 +153,8 @@ class InterpolantOptions(CommonOptions):
                     "steps: choose a multiple of that, or another --log-every"
                 )
             changes[own] = min(ticks, changes.get(own, ticks))
-        return dataclasses.replace(self, **changes)
+        weight = None if self.loss_weight == "None" else self.loss_weight
+        return dataclasses.replace(self, **changes, loss_weight=weight)
 
     @property
     def of_parts(self) -> bool:

@@ -30,15 +30,18 @@ MAX_ROWS = 10
 POINTS = 2048  # samples in a picture of points in the plane
 
 
-def preview_of(dataset: Any) -> Callable[[Path, Mapping[str, nn.Module]], None]:
-    """What writes the picture of a snapshot."""
-    return functools.partial(draw, dataset)
+Sampler = Callable[[Any, Tensor, Tensor | None], Tensor]  # of (net, noise, labels)
+
+
+def preview_of(dataset: Any, **how: Any) -> Callable[[Path, Mapping[str, nn.Module]], None]:
+    """What writes the picture of a snapshot; of images, `how` is as of `sample_grid`."""
+    return functools.partial(draw, dataset, **how)
 
 
 @functools.singledispatch
-def draw(dataset: Any, path: Path, averaged: Mapping[str, nn.Module]) -> None:
+def draw(dataset: Any, path: Path, averaged: Mapping[str, nn.Module], **how: Any) -> None:
     """Images: a grid of samples. Each other kind of data registers its own picture below."""
-    save_image(sample_grid(averaged["ema"]), path)
+    save_image(sample_grid(averaged["ema"], **how), path)
 
 
 @draw.register
@@ -57,11 +60,11 @@ def _(dataset: SeriesDataset, path: Path, averaged: Mapping[str, nn.Module]) -> 
 
 
 @torch.inference_mode()
-def sample_grid(net: Any, columns: int = 8, num_steps: int = 18) -> Tensor:
-    """`[C, H', W']` uint8: rows of `columns` samples by the EDM sampler, 2 * num_steps - 1 evaluations."""
+def sample_grid(net: Any, columns: int = 8, sampler: Sampler = edm_sampler) -> Tensor:
+    """`[C, H', W']` uint8: rows of `columns` samples."""
     rows = min(net.label_dim or columns, MAX_ROWS) if getattr(net, "conditions", None) is None else columns
     noise, labels = fixed_starts(net, rows * columns, repeat=columns)
-    images = to_uint8(decoded(as_field(net), edm_sampler(net, noise, labels, num_steps=num_steps)))
+    images = to_uint8(decoded(as_field(net), sampler(net, noise, labels)))
     return enlarged(make_grid(torch.nn.functional.pad(images, (1, 1, 1, 1)), columns=columns))
 
 
@@ -73,9 +76,9 @@ def sample_points(net: Any, count: int = POINTS, num_steps: int = 18) -> Tensor:
 
 
 @torch.inference_mode()
-def sample_shapes(net: Any, count: int = 40, evaluations: int = 50, repeat: int = 1) -> Tensor:
-    """`[count, L, V]` in the units of the data: shapes by Euler steps, classes in turn, each `repeat` times."""
-    plan = build_plan(net, SamplerOptions(N=evaluations))
+def sample_shapes(net: Any, count: int = 40, evaluations: int = 50, repeat: int = 1, solver: str = "euler") -> Tensor:
+    """`[count, L, V]` in the units of the data: shapes by equal steps, classes in turn, each `repeat` times."""
+    plan = build_plan(net, SamplerOptions(N=evaluations, solver=solver))
     return net.decode(plan(net, *fixed_starts(net, count, repeat))).float().cpu()
 
 

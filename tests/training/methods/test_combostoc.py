@@ -1,5 +1,6 @@
 """Training of interpolant transformers: losses fall, processes and interruptions change nothing, samplers take them."""
 
+import dataclasses
 import signal
 
 import pytest
@@ -8,15 +9,17 @@ from exact_runs import assert_same, drive, make_data, outcome
 
 from bench.presets import SyntheticDataset
 from bench.train import SyntheticBatches
+from networks.models.decoder import LatentFacts
 from samplers.field import Facts, Field
 from samplers.planning.options import SamplerOptions
 from samplers.planning.plan import build_plan
+from samplers.solvers.native import sample_native
 from torch_utils.rng import BatchRNG
 from training.loop.loop import Loop
 from training.loop.settings import LoopOptions
 from training.method import Batch
-from training.methods import combostoc
 from training.methods.combostoc import ComboStocOptions, SiTOptions, build
+from training.pictures.preview import fixed_starts
 
 TINY = {"width": 32, "depth": 2, "num_heads": 2, "outdir": "runs", "data": "digits.zip"}
 CLASSES = {"combostoc": ComboStocOptions, "sit": SiTOptions}
@@ -143,7 +146,10 @@ def test_two_processes_and_a_kill_change_nothing(tmp_path, data, name):
             "has no bound on the Trig path at t = 1",
         ),
         ({"prediction": "score", "loss_weight": "velocity", "train_eps": 0.0, "path_type": "VP"}, "at t = 0, the data"),
-        ({"num_classes": 10}, "add --cond=1"), ({"image_size": 16}, "holds 8x8"),
+        ({"num_classes": 10}, "add --cond=1"), ({"image_size": 16}, "holds 8x8"), ({"vae": "ema"}, "holds images"),
+        ({"cfg_scale": 4.0}, "learns no labels: add --cond=1"),
+        ({"sample_eps": 0.0, "prediction": "noise"}, "--sample-eps=0 ends where the flow"),
+        ({"sample_eps": 0.0, "path_type": "VP", "train_eps": 1e-3}, "predicts velocity on the path VP has no bound"),
     ],
 )  # fmt: skip
 def test_options_that_do_not_fit(more, message):
@@ -151,20 +157,53 @@ def test_options_that_do_not_fit(more, message):
         method(**more)
 
 
-def test_every_option_of_the_published_command_has_a_meaning():
-    """Of those that map exactly; docs/coming-from.md says what replaces the others."""
-    spelled = {
-        name for f in combostoc.ComboStocOptions.__dataclass_fields__.values() for name in f.metadata.get("names", ())
-    }
-    assert {
-        "--data-path",
-        "--results-dir",
-        "--global-batch-size",
-        "--global-seed",
-        "--num-workers",
-        "--ckpt",
-        "--exp",
-    } <= spelled
+def test_latents_of_the_published_autoencoders():
+    """They are told by the name that the data set records."""
+
+    def latents(network):
+        facts = LatentFacts("moments", (8, 8, 8), 0.18215, 64, network=network)
+        return dataclasses.replace(SyntheticDataset(8, 4, 10), latents=facts)
+
+    options = {**TINY, "model": "SiT-S/4", "vae": "mse"}
+    for name in ("diffusers:models/sd-vae-ft-mse", "hf:stabilityai/x/vae-ft-mse-840000-ema-pruned.safetensors"):
+        assert build(SiTOptions(**options), latents(name), torch.device("cpu")).modules
+    for name in ("diffusers:models/sd-vae-ft-ema", "vae.safetensors", None):
+        with pytest.raises(ValueError, match=f"--vae=mse is sd-vae-ft-mse, and digits.zip names {name} as"):
+            build(SiTOptions(**options), latents(name), torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("more", "calls"), [({}, 36), ({"cfg_scale": 1.0}, 36), ({"cfg_scale": 4.0}, 72), ({"sample_eps": 0.01}, 34),
+                        ({"cfg_scale": 2.0, "sample_eps": 0.0}, 68),
+                        ({"sample_eps": 0.01, "prediction": "noise", "path_type": "VP"}, 34)],
+)  # fmt: skip
+def test_pictures_as_the_published_options_say(more, calls, tmp_path):
+    """Guided on three of four channels, and over the times that --sample-eps leaves."""
+    options = SiTOptions(**{**TINY, "model": "SiT-S/4", "cond": True, **more})
+    made = build(options, SyntheticDataset(8, 4, 2), torch.device("cpu"))
+    net = made.modules["net"].eval().requires_grad_(False)
+    with torch.no_grad():
+        for p in net.parameters():
+            p.add_(0.05 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())))
+    net.decode = lambda x: (seen.setdefault("x", x), x[:, :3])[1]
+    seen, times, rows = {}, [], []
+
+    def note(module, args):
+        times.append(1 - args[1].flatten().double())
+        rows.append(len(args[0]))
+
+    with net.model.register_forward_pre_hook(note):
+        made.preview(tmp_path / "grid.png", {"ema": net})
+    assert (tmp_path / "grid.png").is_file()
+    assert sum(rows) == 16 * calls
+    if (eps := more.get("sample_eps")) is not None:
+        first = 1.0 if more.get("path_type") == "VP" else 1 - eps
+        torch.testing.assert_close(times[0].max().item(), first, rtol=0, atol=1e-6)
+        torch.testing.assert_close(times[-1].min().item(), eps, rtol=0, atol=1e-6)
+    if more == {"cfg_scale": 2.0, "sample_eps": 0.0}:
+        noise, labels = fixed_starts(net, 16, 8)
+        plain = sample_native(net, noise, torch.linspace(1, 0, 18), solver="heun2", class_labels=labels)
+        assert not torch.allclose(seen["x"], plain[:8].float(), atol=1e-3)  # decoded eight at a time
 
 
 PUBLISHED = {"outdir": "runs", "data": "latents.zip", "batch": 64}
