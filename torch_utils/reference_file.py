@@ -8,7 +8,6 @@ kinds of features the arrays of all but the first have the name of the features 
 from __future__ import annotations
 
 import json
-import zipfile
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from torch_utils.arrays import opened_arrays
 from torch_utils.distributed import get_rank, rank0_first
 from torch_utils.downloads import download
 from torch_utils.files import atomic_write
@@ -38,15 +38,6 @@ def local_file(ref: str) -> str:
     if not ref.startswith(("https://", "http://")):
         return ref
     return str(rank0_first(lambda: download(ref, verbose=get_rank() == 0)))
-
-
-def holds(path: str | PathLike[str], *arrays: str) -> bool:
-    """Whether it is an npz with all of these arrays."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return {f"{name}.npy" for name in arrays} <= set(archive.namelist())
-    except (zipfile.BadZipFile, IsADirectoryError):
-        return False
 
 
 def check_fits(ref: str, reference: Moments, features: str, dim: int, weights: str | None = None) -> None:
@@ -109,14 +100,11 @@ def load_moments(path: str | PathLike[str], features: str | None = None, rows: b
     Raises:
         ValueError: not an npz, or one without these arrays.
     """
-    try:
-        with np.load(path, allow_pickle=False) as data:
-            found = set(data.files)
-            prefix = f"{features}/" if f"{features}/mu" in found else ""
-            wanted = ("mu", "sigma", "num", "features", "protocol", *(["rows"] if rows and get_rank() == 0 else []))
-            arrays = {key: data[prefix + key] for key in wanted if prefix + key in found}
-    except (zipfile.BadZipFile, EOFError, ValueError, AttributeError) as error:
-        raise ValueError(f"{path} is not an npz file of feature statistics: {error}") from error
+    with opened_arrays(path, "an npz file of feature statistics") as data:
+        found = set(data)
+        prefix = f"{features}/" if f"{features}/mu" in found else ""
+        wanted = ("mu", "sigma", "num", "features", "protocol", *(["rows"] if rows and get_rank() == 0 else []))
+        arrays = {key: data[prefix + key] for key in wanted if prefix + key in found}
     if not {"mu", "sigma"} <= arrays.keys():
         kind = "images" if {"arr_0", "images"} & found else "arrays"
         raise ValueError(

@@ -19,13 +19,14 @@ from samplers.field import Field, as_field
 from samplers.path import Linear
 from samplers.planning.plan import Plan
 from samplers.solvers import asynchronous
+from torch_utils.arrays import read_array
 from torch_utils.checkpoint import tensor_hash
 from torch_utils.images import from_uint8
 from torch_utils.options import OptionGroup, opt
 from torch_utils.rng import PerSampleRNG
 from training.data.image_dataset import ImageDataset
 from training.keep_parts import WORDS as PART_WORDS
-from training.keep_parts import checked_strengths, read_part_keep, read_part_references
+from training.keep_parts import checked_strengths, naming_keep, read_mask, read_part_keep, read_part_references
 
 HALVES = {
     "left": lambda h, w: (slice(None), slice(0, w // 2)), "right": lambda h, w: (slice(None), slice(w // 2, None)),
@@ -68,7 +69,7 @@ def read_references(source: str, shape: tuple[int, ...]) -> Tensor:
     if not path.exists():
         raise ValueError(f"there is nothing at --reference={source}: give a file, folder or zip of images")
     if path.suffix == ".npy":
-        array = torch.from_numpy(np.load(path, allow_pickle=False)).float()
+        array = torch.from_numpy(read_array(path, "an array of samples")).float()
         images = array[None] if array.ndim == len(shape) else array
     elif path.is_dir() or path.suffix == ".zip":
         images = from_uint8(ImageDataset(path).images())
@@ -101,21 +102,17 @@ def read_keep(text: str, shape: tuple[int, ...]) -> Tensor:
     """
     channels, height, width = shape
     kind, _, rest = text.partition(":")
-    try:
+    with naming_keep(text, f"strengths: give for example {WORDS}"):
         if kind in HALVES:
             keep = torch.zeros(1, 1, height, width, dtype=torch.float64)
             keep[(0, 0, *HALVES[kind](height, width))] = float(rest)
         elif kind == "quadrants":
             a, b, c, d = map(float, rest.split(",")) if rest else QUADRANTS
             keep = torch.zeros(1, 1, height, width, dtype=torch.float64)
-            for value, row, column in (
-                (a, "top", "left"),
-                (b, "top", "right"),
-                (c, "bottom", "left"),
-                (d, "bottom", "right"),
-            ):
-                rows, columns = HALVES[row](height, width)[0], HALVES[column](height, width)[1]
-                keep[0, 0, rows, columns] = value
+            for row, values in (("top", (a, b)), ("bottom", (c, d))):
+                for column, value in zip(("left", "right"), values, strict=True):
+                    rows, columns = HALVES[row](height, width)[0], HALVES[column](height, width)[1]
+                    keep[0, 0, rows, columns] = value
         elif kind == "channels":
             keep = torch.zeros(1, channels, 1, 1, dtype=torch.float64)
             for part in rest.split(","):
@@ -125,31 +122,12 @@ def read_keep(text: str, shape: tuple[int, ...]) -> Tensor:
                         f"--keep={text} names channel {int(index)}, and samples have channels 0 to {channels - 1}"
                     )
                 keep[0, int(index)] = float(value)
-        elif Path(text).suffix in (".png", ".npy"):
-            keep = _mask(Path(text), shape)
+        elif (path := Path(text)).suffix in (".png", ".npy"):
+            pixels = (lambda path: _pixels(path, 1)[:, :, 0] / 255) if path.suffix == ".png" else None
+            keep = read_mask(path, shape, "samples", "channels, height, width", pixels)
         else:
             keep = torch.full((1, 1, 1, 1), float(text), dtype=torch.float64)
-    except ValueError as error:
-        if str(error).startswith(("--keep", str(Path(text)))):
-            raise
-        raise ValueError(f"--keep={text} says no strengths: give for example {WORDS}") from error
     return checked_strengths(keep, text)
-
-
-def _mask(path: Path, shape: tuple[int, ...]) -> Tensor:
-    if not path.is_file():
-        raise ValueError(f"{path} is not a file: --keep takes a mask of {shape[1]}x{shape[2]} pixels, or words")
-    if path.suffix == ".npy":
-        mask = torch.from_numpy(np.load(path, allow_pickle=False)).double()
-    else:
-        mask = torch.from_numpy(_pixels(path, 1)[:, :, 0]).double() / 255
-    whole = mask if mask.ndim == 3 else mask[None]
-    if whole.ndim != 3 or any(n not in (1, size) for n, size in zip(whole.shape, shape, strict=True)):
-        raise ValueError(
-            f"{path} is a mask of {'x'.join(map(str, mask.shape))}, and samples are {'x'.join(map(str, shape))} "
-            "(channels, height, width): make it that large"
-        )
-    return whole[None]
 
 
 class Graded:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from samplers.field import Facts
+from torch_utils.arrays import read_array
 from torch_utils.misc import parse_int_list
 from torch_utils.parts import PartLayout
 from training.data.shapes import read_shapes
@@ -57,7 +60,7 @@ def read_part_keep(text: str, layout: PartLayout, shape: tuple[int, ...]) -> Ten
     count, size = shape
     kind, _, rest = text.partition(":")
     keep = torch.zeros(1, count if kind == "parts" else 1, size if kind != "parts" else 1, dtype=torch.float64)
-    try:
+    with naming_keep(text, f"strengths of parts: give for example {WORDS}"):
         if kind == "parts":
             numbers, _, strength = rest.partition("=")
             chosen = parse_int_list(numbers)
@@ -74,14 +77,21 @@ def read_part_keep(text: str, layout: PartLayout, shape: tuple[int, ...]) -> Ten
                     raise ValueError(f"--keep={text} names {name}, and parts have {', '.join(layout.attributes)}")
                 keep[0, 0, layout.attributes[name]] = float(value)
         elif Path(text).suffix == ".npy":
-            keep = _mask(Path(text), shape)
+            keep = read_mask(Path(text), shape, "shapes", "parts, numbers of a part")
         else:
             keep = torch.full((1, 1, 1), float(text), dtype=torch.float64)
+    return checked_strengths(keep, text)
+
+
+@contextmanager
+def naming_keep(text: str, words: str) -> Iterator[None]:
+    """Let errors about `--keep=text` be of what it names, or else say that it gives no `words`."""
+    try:
+        yield
     except ValueError as error:
         if str(error).startswith(("--keep", str(Path(text)))):
             raise
-        raise ValueError(f"--keep={text} says no strengths of parts: give for example {WORDS}") from error
-    return checked_strengths(keep, text)
+        raise ValueError(f"--keep={text} says no {words}") from error
 
 
 def checked_strengths(keep: Tensor, text: str) -> Tensor:
@@ -91,13 +101,26 @@ def checked_strengths(keep: Tensor, text: str) -> Tensor:
     return keep
 
 
-def _mask(path: Path, shape: tuple[int, ...]) -> Tensor:
+def read_mask(
+    path: Path, shape: tuple[int, ...], what: str, axes: str, pixels: Callable[[Path], np.ndarray] | None = None
+) -> Tensor:
+    """Strengths `[1, ...]` float64 of a mask, whose axes are 1 or those of a sample; that of maps may have no channels.
+
+    Args:
+        shape: of a sample.
+        what, axes: what samples and their axes are called.
+        pixels: reads a file that is no array file.
+
+    Raises:
+        ValueError: no file, one that cannot be read, or a mask of another shape.
+    """
     if not path.is_file():
-        raise ValueError(f"{path} is not a file: --keep takes a mask of {shape[0]}x{shape[1]} numbers, or words")
-    mask = torch.from_numpy(np.load(path, allow_pickle=False)).double()
-    if mask.ndim != 2 or any(n not in (1, size) for n, size in zip(mask.shape, shape, strict=True)):
+        raise ValueError(f"{path} is not a file: --keep takes a mask of {'x'.join(map(str, shape[-2:]))}, or words")
+    mask = torch.from_numpy(pixels(path) if pixels else read_array(path, "a mask of numbers")).double()
+    whole = mask[None] if (mask.ndim, len(shape)) == (2, 3) else mask
+    if whole.ndim != len(shape) or any(n not in (1, size) for n, size in zip(whole.shape, shape, strict=True)):
         raise ValueError(
-            f"{path} is a mask of {'x'.join(map(str, mask.shape))}, and shapes are {'x'.join(map(str, shape))} (parts, "
-            "numbers of a part): make it that large"
+            f"{path} is a mask of {'x'.join(map(str, mask.shape))}, and {what} are {'x'.join(map(str, shape))} "
+            f"({axes}): make it that large"
         )
-    return mask[None]
+    return whole[None]

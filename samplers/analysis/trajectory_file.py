@@ -7,16 +7,15 @@ estimates follow: data = x - sigma * drift (coordinates x = data + sigma * noise
 
 from __future__ import annotations
 
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from samplers.analysis import geometry
+from torch_utils.arrays import opened_arrays
 from torch_utils.misc import expand_to
 
 KEYS = ("x", "drift", "sigmas", "seeds")
@@ -55,12 +54,9 @@ def load_trajectory(path: str | Path, num: int | None = None) -> Trajectory:
     """
     if not Path(path).is_file():
         raise ValueError(f"there is no file {path}: make one with `generate.py --save-traj=FILE`")
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            names = file.files
-            arrays = {key: file[key] for key in KEYS if key in names}
-    except (zipfile.BadZipFile, EOFError, ValueError, AttributeError) as error:
-        raise ValueError(f"{path} is not a trajectory file: {error}") from error
+    with opened_arrays(path, "a trajectory file") as file:
+        names = list(file)
+        arrays = {key: file[key] for key in KEYS if key in names}
     if len(arrays) < len(KEYS):
         raise ValueError(
             f"{path} holds {', '.join(names) or 'nothing'}, not {', '.join(KEYS)}: "

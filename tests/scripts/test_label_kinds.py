@@ -116,7 +116,7 @@ def test_classes_may_be_drawn_at_the_rates_of_the_data(runs):
         ("multi-hot", "halves.json", "vector labels of 3 numbers"), ("classes", "vector.zip", "vector labels of 2"),
         ("classes", "four.json", "of 4 classes"), ("vector", "plain.zip", "has no labels"),
         ("vector", "text.json", "a text"), ("vector", "flat.npy", "row 0 the label 1.0, a fraction"),
-        ("vector", "none.npz", "no plain array called labels"), ("vector", "bad.json", "neither a list"),
+        ("vector", "none.npz", "not a file of a plain array called labels"), ("vector", "bad.json", "neither a list"),
         ("vector", "empty.json", "no list of labels"), ("vector", "absent.zip", "does not exist"),
         ("vector", "scalar.npy", "no list of labels"),
     ],

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import zipfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from samplers.field import Facts
+from torch_utils.arrays import opened_arrays
 from training.data.image_dataset import ImageDataset
 from training.data.labels import LabelFile, check_labels
 
@@ -53,12 +52,9 @@ def _json(path: Path) -> tuple[str | None, Any, list[str] | None]:
 
 
 def _array(path: Path) -> Any:
-    try:
-        loaded = np.load(path, allow_pickle=False)
-        array = loaded if isinstance(loaded, np.ndarray) else loaded["labels"]
-    except (ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} holds no plain array{' called labels' if path.suffix == '.npz' else ''}") from error
-    return array.tolist()
+    npz = path.suffix.lower() == ".npz"
+    with opened_arrays(path, f"a file of a plain array{' called labels' * npz}") as arrays:
+        return arrays["labels" if npz else ""].tolist()
 
 
 def refuse_labels(source: str | None, class_idx: int | None, conditional: bool) -> None:

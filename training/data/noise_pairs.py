@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from torch_utils.arrays import read_array
 from training.data.image_dataset import ImageDataset
 
 SAMPLES, LATENTS = "samples", "zs"
@@ -151,10 +152,7 @@ class PairDataset(ImageDataset):
 
 def _read(path: str, file: io.BytesIO | None = None) -> np.ndarray:
     """The array of a file, or of its content."""
-    try:
-        latent = np.load(path if file is None else file, allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise ValueError(f"{path} is not a readable .npy file of numbers: generate it again") from error
+    latent = read_array(path, "a readable .npy file of numbers", file)
     if latent.ndim != 3 or latent.dtype.kind != "f":
         raise ValueError(f"{path} holds {latent.dtype} of shape {list(latent.shape)}, expected floats [C, H, W]")
     return latent

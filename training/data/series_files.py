@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from torch_utils.arrays import opened_arrays
 from torch_utils.files import atomic_write
 from training.data.series_sources import Recording
 
@@ -61,11 +62,8 @@ def read_series(path: str | Path, axes: str | None = None, variable: str | None 
 
 
 def _load_arrays(path: Path) -> dict[str, Array]:
-    try:
-        loaded = np.load(path, allow_pickle=False)
-        stored = {"data": loaded} if isinstance(loaded, np.ndarray) else {k: loaded[k] for k in loaded.files}
-    except (ValueError, OSError, EOFError, KeyError) as error:
-        raise ValueError(f"{path} is no file of plain numpy arrays: {error}") from error
+    with opened_arrays(path, "a file of plain numpy arrays") as arrays:
+        stored = {name or "data": arrays[name] for name in arrays}
     if "data" not in stored:
         raise ValueError(f"{path} has no array 'data', only {', '.join(stored)}: rename the one that is meant")
     return stored

@@ -7,7 +7,6 @@ of each (default 1, 6, V - 7), `labels [N]`, classes from 0, and `class_names`. 
 
 from __future__ import annotations
 
-import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from torch_utils.arrays import holds, opened_arrays
 from torch_utils.files import atomic_write
 from torch_utils.parts import BOX, PartLayout, check_groups
 from training.data.boxes import FAMILIES, draw_boxes
@@ -43,13 +43,7 @@ def is_shapes(data: object) -> bool:
     """Whether `--data` names shapes."""
     if str(data).startswith(PREFIX):
         return True
-    if not str(data).endswith(".npz") or not Path(str(data)).is_file():
-        return False
-    try:
-        with zipfile.ZipFile(str(data)) as archive:
-            return "parts.npy" in archive.namelist()
-    except (OSError, zipfile.BadZipFile):
-        return False
+    return str(data).endswith(".npz") and Path(str(data)).is_file() and holds(str(data), "parts")
 
 
 def read_shapes(data: str) -> Shapes:
@@ -67,11 +61,8 @@ def read_shapes(data: str) -> Shapes:
         return Shapes(torch.from_numpy(parts), (1, BOX, parts.shape[2] - 7), torch.from_numpy(labels), list(FAMILIES))
     if not Path(data).is_file():
         raise ValueError(f"there is no file {data}: give a .npz file of parts, or shapes:boxes")
-    try:
-        with np.load(data, allow_pickle=False) as arrays:
-            found = {name: arrays[name] for name in ("parts", "groups", "labels", "class_names") if name in arrays}
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{data} is not an array file that can be read: {error}") from error
+    with opened_arrays(data, "an array file that can be read") as arrays:
+        found = {name: arrays[name] for name in ("parts", "groups", "labels", "class_names") if name in arrays}
     return _checked(data, found)
 
 

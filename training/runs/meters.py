@@ -23,10 +23,11 @@ from samplers.field import Facts
 from samplers.planning.plan import SamplerOptions, build_plan
 from samplers.run import decoded_shape, generate
 from torch_utils import distributed as dist
+from torch_utils.arrays import holds
 from torch_utils.feature_pass import Needs, describe, dim_of
 from torch_utils.frechet import Moments
 from torch_utils.options import OptionGroup, opt, refuse
-from torch_utils.reference_file import check_fits, holds, load_moments, load_reference, save_moments
+from torch_utils.reference_file import check_fits, load_moments, load_reference, save_moments
 from torch_utils.wasserstein import wasserstein
 from training.data.boxes import rules
 from training.data.image_dataset import ImageDataset, decoded, subset_indices

@@ -1,0 +1,52 @@
+"""Array files of numpy (.npy, .npz) that strangers wrote: nothing in them is run, and what is wrong is one sentence."""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from os import PathLike
+from typing import IO, Any
+
+import numpy as np
+
+Array = np.ndarray[Any, Any]
+
+
+@contextmanager
+def opened_arrays(path: str | PathLike[str], what: str, file: IO[bytes] | None = None) -> Iterator[Mapping[str, Array]]:
+    """The arrays of an npz by name, each read when it is asked for; the one of an .npy file is called "".
+
+    Args:
+        what: the kind of file that is expected, for the message: "a trajectory file".
+        file: the content, where `path` only says where it is from.
+
+    Raises:
+        ValueError: neither of these files, a damaged one, or one without an array that the block asks for.
+        OSError: a file that cannot be read.
+    """
+    try:
+        loaded = np.load(path if file is None else file, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            yield {"": loaded}
+        else:
+            with loaded:
+                yield loaded
+    except (ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"{path} is not {what}: {error}") from error
+
+
+def read_array(path: str | PathLike[str], what: str, file: IO[bytes] | None = None) -> Array:
+    """The array of an .npy file; arguments and errors as of `opened_arrays`."""
+    with opened_arrays(path, what, file) as arrays:
+        return arrays[""]
+
+
+def holds(path: str | PathLike[str], *arrays: str) -> bool:
+    """Whether it is an npz with all of these arrays."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return {f"{name}.npy" for name in arrays} <= set(archive.namelist())
+    except (zipfile.BadZipFile, IsADirectoryError):
+        return False
