@@ -3,8 +3,8 @@
 import pytest
 from golden_cases import cases
 
-from training.learning_rate import lr_rampup
 from training.loop.ema import halflife_beta
+from training.loop.step import lr_rampup
 
 
 @pytest.mark.parametrize("case", cases("edm", "lr_ema_schedule"))

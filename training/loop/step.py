@@ -18,6 +18,15 @@ def _gradients(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
     return [p.grad for p in parameters if p.grad is not None and p.grad.numel() > 0]
 
 
+def lr_rampup(nimg: int, lr: float, rampup: float) -> float:
+    """`lr` after a linear ramp over the first `rampup` images, 0 at image 0 (Karras et al. 2022, appendix F).
+
+    Args:
+        nimg: training images seen before the step that uses the rate.
+    """
+    return lr * min(nimg / max(rampup, 1e-8), 1)
+
+
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
     """Set the learning rate of every parameter group; rates held as tensors (capturable optimisers) change in place."""
     for group in optimizer.param_groups:

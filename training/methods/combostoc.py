@@ -23,7 +23,6 @@ from samplers.solvers.churn import edm_sampler
 from samplers.solvers.interpolant import time_interval
 from samplers.solvers.native import sample_native
 from torch_utils.dropout import reordered
-from torch_utils.misc import format_count
 from torch_utils.options import refuse
 from training.losses.interpolant import InterpolantLoss, split_shape
 from training.method import Batch, LossOut, Method
@@ -202,6 +201,6 @@ def _summary(
         ("Network", f"{options.named} of {tokens}, {common.size(net)}"),
         ("Data", common.data(dataset, net)),
         ("Times", f"{options.split or 'one a sample'}, from {interval[0]:g} (noise) to {interval[1]:g} (data)"),
-        ("FLOPs per image", f"{format_count(cost.flops)} forward, {format_count(3 * cost.flops)} per training step"),
+        common.flops(cost),
         common.steps(options),
     )

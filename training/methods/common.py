@@ -19,9 +19,9 @@ from samplers.run import image_shape
 from torch_utils.misc import format_count
 from torch_utils.options import OptionGroup, opt
 from torch_utils.profile import Cost, forward_cost
-from training.learning_rate import lr_rampup
 from training.loop.ema import halflife_beta
 from training.loop.settings import LoopOptions
+from training.loop.step import lr_rampup
 from training.method import Average, Batch, LossOut, Phase
 from training.runs import phema
 
@@ -51,11 +51,12 @@ def adam_phase(
     name: str = "net",
     trains: str = "net",
     lr: float | None = None,
+    kind: Callable[..., torch.optim.Optimizer] = torch.optim.Adam,
     betas: tuple[float, float] = (0.9, 0.999),
     batch_size: int | None = None,
     whole_first_step: bool = False,
 ) -> Phase:
-    """A phase that one Adam trains, with the learning rate of `--lr` (or `lr`) after the ramp of `--lr-rampup`.
+    """A phase that one Adam (or `kind`) trains, with the rate of `--lr` (or `lr`) after the ramp of `--lr-rampup`.
 
     At image 0 the rate is 0, as in the published EDM code; with whole_first_step only where there is a ramp.
     """
@@ -64,7 +65,7 @@ def adam_phase(
         name=name,
         trains=(trains,),
         loss=loss,
-        optimizer=functools.partial(torch.optim.Adam, lr=rate, betas=betas, eps=1e-8, fused=True),
+        optimizer=functools.partial(kind, lr=rate, betas=betas, eps=1e-8, fused=True),
         lr=lambda nimg: rate if whole_first_step and not rampup else lr_rampup(nimg, rate, rampup),
         batch_size=batch_size,
     )
@@ -101,6 +102,16 @@ def training_cost(net: nn.Module) -> Cost:
 def size(module: nn.Module) -> str:
     """`55.7M parameters`."""
     return f"{format_count(sum(p.numel() for p in module.parameters()))} parameters"
+
+
+def network(net: nn.Module) -> tuple[str, str]:
+    """The line of a summary that says what is trained."""
+    return "Network", f"{type(net).__name__} ({type(net.model).__name__}), {size(net)}"
+
+
+def flops(cost: Cost) -> tuple[str, str]:
+    """The line of a summary that says what an image costs."""
+    return "FLOPs per image", f"{format_count(cost.flops)} forward, {format_count(3 * cost.flops)} per training step"
 
 
 def data(dataset: Any, net: nn.Module) -> str:

@@ -24,8 +24,8 @@ from torch_utils.pickles.foreign import naming
 from torch_utils.profile import forward_cost
 from training.couplings import COUPLINGS
 from training.data.batches import ImageDataset
-from training.learning_rate import lr_rampup
 from training.loop.ema import halflife_beta
+from training.loop.step import lr_rampup
 from training.losses.flow import flow_loss
 from training.method import Average, Batch, LossOut, Method, Phase
 from training.methods import common
@@ -177,7 +177,7 @@ def _summary(
 ) -> tuple[tuple[str, str], ...]:
     learned = "" if encoder is None else f"encoder of {common.size(encoder)}, beta {options.weight_prior:g}"
     return (
-        ("Network", f"{type(net).__name__} ({type(net.model).__name__}), {common.size(net)}"),
+        common.network(net),
         ("Coupling", learned or options.coupling),
         ("Data", f"{len(dataset)} samples {list(dataset.image_shape)}"),
         ("FLOPs per image", f"{format_count(3 * cost.flops)} per training step"),

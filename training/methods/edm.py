@@ -19,7 +19,6 @@ import torch
 from torch import nn
 
 import networks
-from torch_utils.misc import format_count
 from torch_utils.options import OptionGroup, opt
 from training.augment import edm_preset
 from training.data.batches import ImageDataset
@@ -273,9 +272,9 @@ def _summary(net: nn.Module, cost: Any, options: EDMOptions, dataset: ImageDatas
     # fp32 weights, gradients, two Adam moments and the average; activations of one accumulation round
     fixed, per_image = 20 * parameters, cost.activation_bytes
     return (
-        ("Network", f"{type(net).__name__} ({net.model.__class__.__name__}), {common.size(net)}"),
+        common.network(net),
         ("Data", common.data(dataset, net)),
-        ("FLOPs per image", f"{format_count(cost.flops)} forward, {format_count(3 * cost.flops)} per training step"),
+        common.flops(cost),
         (
             "Memory",
             f"{fixed / 2**30:.2f} GiB for weights, gradients, Adam and EMA + {per_image / 2**20:.1f} MiB of "

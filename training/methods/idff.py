@@ -14,14 +14,12 @@ import torch
 from torch import Tensor, nn
 
 import networks
-from torch_utils.misc import format_count
 from torch_utils.options import refuse
 from training.couplings import Coupling
 from training.data.batches import ImageDataset
 from training.data.series import SeriesDataset
-from training.learning_rate import lr_rampup
 from training.losses.idff import Bridge, FusionLoss, State, order1_target
-from training.method import Batch, LossOut, Method, Phase
+from training.method import Batch, LossOut, Method
 from training.methods import common
 from training.methods.idff_options import OF_UNETS, SCORE_TARGETS, IDFFOptions
 from training.methods.series import blurred, context_trunk, padding, previous_pairs, refuse_labels_alone
@@ -136,29 +134,19 @@ def build(options: IDFFOptions, dataset: ImageDataset, device: torch.device) -> 
         terms = {"Loss/loss": total, "Loss/flow": flow}
         return LossOut(total, terms if score is None else {**terms, "Loss/score": score})
 
-    phase = Phase(
-        name="net",
-        trains=("net",),
-        loss=loss,
-        optimizer=functools.partial(_OPTIMIZERS[options.optimizer], lr=options.lr, eps=1e-8, fused=True),
-        lr=functools.partial(_lr, options=options),
-    )
     return Method(
         name="idff",
         modules={"net": net},
-        phases=(phase,),
+        phases=(common.adam_phase(loss, options, kind=_OPTIMIZERS[options.optimizer], whole_first_step=True),),
         averages=common.averages(options),
         save=common.save,
         preview=preview_of(dataset),
         flops_per_image=3 * cost.flops,
         summary=(
-            ("Network", f"{type(net).__name__} ({type(net.model).__name__}), {common.size(net)}"),
+            common.network(net),
             ("Data", common.data(dataset, net)),
             ("Path", f"bridge {options.bridge} of sigma {options.sigma:g}, {_coupling_of(coupling)}"),
-            (
-                "FLOPs per image",
-                f"{format_count(cost.flops)} forward, {format_count(3 * cost.flops)} per training step",
-            ),
+            common.flops(cost),
             common.steps(options),
         ),
     )
@@ -167,11 +155,6 @@ def build(options: IDFFOptions, dataset: ImageDataset, device: torch.device) -> 
 def _noise_pairs(coupling: Coupling, labelled: bool, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
     noise = batch.rng.randn_like(batch.data)
     return coupling(batch.data, noise, batch.labels if labelled else None, batch.rng)
-
-
-def _lr(nimg: int, *, options: IDFFOptions) -> float:
-    rampup = options.lr_rampup * 1e6
-    return lr_rampup(nimg, options.lr, rampup) if rampup else options.lr
 
 
 def _coupling_of(coupling: Coupling) -> str:

@@ -10,9 +10,8 @@ from golden_cases import cases, fill_weights
 import networks
 from torch_utils.images import from_uint8
 from training.augment import AugmentPipe
-from training.learning_rate import lr_rampup
 from training.loop.ema import halflife_beta, update_ema
-from training.loop.step import nonfinite_count, sanitize_gradients, set_lr
+from training.loop.step import lr_rampup, nonfinite_count, sanitize_gradients, set_lr
 from training.losses.denoising import loss_for
 
 
