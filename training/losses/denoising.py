@@ -37,6 +37,10 @@ class DenoisingLoss:
     def weight(self, sigma: Tensor) -> Tensor:
         return 1 / sigma**2
 
+    def levels(self, sigma: Tensor, rng: TorchRNG) -> tuple[Tensor, dict[str, Tensor]]:
+        """Levels of the noise of elements at nominal levels `sigma`, and what the network is told besides these."""
+        return sigma, {}
+
     def __call__(
         self,
         net: Callable[..., Tensor],
@@ -45,7 +49,7 @@ class DenoisingLoss:
         augment_pipe: AugmentPipe | None = None,
         rng: TorchRNG | None = None,
     ) -> Tensor:
-        """Loss of every element, of the shape of `images`.
+        """Loss of every element, of the shape of `images`. Drawn in this order: levels, augmentation, noise.
 
         Args:
             net: `net(x, sigma, labels, augment_labels=...)` -> clean estimate; sigma is `[N, 1, ...]`. The keyword is
@@ -62,12 +66,12 @@ class DenoisingLoss:
             raise ValueError(f"a loss needs floating-point images in [-1, 1], got {images.dtype}: convert them first")
         rng = TorchRNG(images.device) if rng is None else rng
         sigma = self.sigma(self.draw(rng, [images.shape[0]] + [1] * (images.ndim - 1)))
-        extra: dict[str, Tensor] = {}
+        level, extra = self.levels(sigma, rng)
         if augment_pipe is not None:
             images, extra["augment_labels"] = augment_pipe(images, rng=rng)
         noise = rng.randn_like(images)
-        denoised = net(images + noise * sigma, sigma, labels, **extra)
-        return self.weight(sigma) * (denoised - images) ** 2
+        denoised = net(images + noise * level, sigma, labels, **extra)
+        return self.weight(level) * (denoised - images) ** 2
 
 
 @dataclass(frozen=True)

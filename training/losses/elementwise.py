@@ -10,7 +10,6 @@ and scaled ("defined"); the published code summed all maps to one, and used f fo
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -28,7 +27,6 @@ from networks.models.coefficients import (
 )
 from torch_utils.options import OptionGroup, opt
 from torch_utils.rng import TorchRNG
-from training.augment import AugmentPipe
 from training.losses.denoising import EDMLoss
 
 COEFFICIENT_SAMPLERS = ("defined", "published")
@@ -83,33 +81,15 @@ class RandomCoefficients:
 
 @dataclass(frozen=True)
 class EDMGammaLoss(EDMLoss):
-    """The EDM loss with a noise level for every element."""
+    """The EDM loss with a noise level for every element: `net(x, t, labels, gamma=..., augment_labels=...)`."""
 
     coefficients: RandomCoefficients | None = None  # required; fields after those with defaults need one
 
-    def __call__(
-        self,
-        net: Callable[..., Tensor],
-        images: Tensor,
-        labels: Tensor | None = None,
-        augment_pipe: AugmentPipe | None = None,
-        rng: TorchRNG | None = None,
-    ) -> Tensor:
-        """Loss of every element; as `DenoisingLoss`, but `net(x, t, labels, gamma=..., augment_labels=...)`.
-
-        Drawn in this order: nominal levels, coefficients, augmentation, noise.
-        """
-        rng = TorchRNG(images.device) if rng is None else rng
-        batch = images.shape[0]
-        t = self.sigma(self.draw(rng, [batch, 1, 1, 1]))
+    def levels(self, sigma: Tensor, rng: TorchRNG) -> tuple[Tensor, dict[str, Tensor]]:
+        """gamma of random coefficients, which the network is told."""
         with torch.no_grad():
-            gamma = self.coefficients.family.gamma(t.flatten(), self.coefficients(batch, rng))
-        extra: dict[str, Tensor] = {}
-        if augment_pipe is not None:
-            images, extra["augment_labels"] = augment_pipe(images, rng=rng)
-        noise = rng.randn_like(images)
-        denoised = net(images + noise * gamma, t, labels, gamma=gamma, **extra)
-        return self.weight(gamma) * (denoised - images) ** 2
+            gamma = self.coefficients.family.gamma(sigma.flatten(), self.coefficients(len(sigma), rng))
+        return gamma, {"gamma": gamma}
 
 
 @dataclass(frozen=True, kw_only=True)
