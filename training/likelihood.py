@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -39,6 +40,20 @@ def images_for(
     return dataset
 
 
+def questions(
+    field: Field, dataset: ImageDataset, seed: int, batch: int, device: torch.device | str
+) -> Iterator[tuple[list[int], PerSampleRNG, Field]]:
+    """This process's share of a data set in batches: items, their random numbers, and the field with their labels.
+
+    Args:
+        seed: with the place of an image in the data set it decides its numbers.
+    """
+    labels = dataset.labels()
+    for items in seed_batches(range(len(dataset)), batch, dist.get_rank(), dist.get_world_size()):
+        rng = PerSampleRNG([seed * 1_000_003 + int(dataset.raw_idx[i]) for i in items])
+        yield items, rng, field.bind(labels[items].to(device), **field.cond) if dataset.label_dim else field
+
+
 def image_likelihood(
     net: Any,
     data: str,
@@ -67,13 +82,11 @@ def image_likelihood(
     field = as_field(net)
     dataset, shape = images_for(field, ImageArchive(data), num, seed), image_shape(field)
     options = {name: value for name, value in (("rtol", rtol), ("atol", atol)) if value is not None}
-    images, labels, size = dataset.images(), dataset.labels(), math.prod(shape)
+    images, size = dataset.images(), math.prod(shape)
     logp, evaluations = [], []
-    for items in seed_batches(range(len(dataset)), batch, dist.get_rank(), dist.get_world_size()):
-        rng = PerSampleRNG([seed * 1_000_003 + int(dataset.raw_idx[i]) for i in items])
+    for items, rng, bound in questions(field, dataset, seed, batch, device):
         x = dequantised(images[items], rng).to(device)
         random_signs = signs(x, rng)
-        bound = field.bind(labels[items].to(device), **field.cond) if dataset.label_dim else field
         found = likelihood(
             bound, x, random_signs, solver=solver, steps=steps, options=options, count=evaluations.extend
         )

@@ -14,14 +14,12 @@ from samplers.field import as_field
 from samplers.planning.interpolant import on_a_path, reached_times
 from samplers.planning.loss_table import LossTable
 from samplers.recipe import path_name
-from samplers.run import seed_batches
 from torch_utils import distributed as dist
 from torch_utils.images import from_uint8
-from torch_utils.rng import PerSampleRNG
 from training.data.archive import ImageArchive
 from training.data.image_dataset import ImageDataset
 from training.data.latent_dataset import LatentDataset, holds_latents
-from training.likelihood import images_for
+from training.likelihood import images_for, questions
 
 
 def losses_over_time(
@@ -47,14 +45,12 @@ def losses_over_time(
     """
     field, archive = on_a_path(as_field(net)), ImageArchive(data)
     dataset = images_for(field, archive, num, seed, LatentDataset if holds_latents(archive) else ImageDataset)
-    stored, labels = dataset.images(), dataset.labels()
+    stored = dataset.images()
     grid = torch.linspace(*reached_times(field), times, dtype=torch.float64)
     total = torch.zeros(times, dtype=torch.float64, device=device)
-    for items in seed_batches(range(len(dataset)), batch, dist.get_rank(), dist.get_world_size()):
-        rng = PerSampleRNG([seed * 1_000_003 + int(dataset.raw_idx[i]) for i in items])
+    for items, rng, bound in questions(field, dataset, seed, batch, device):
         drawn = from_uint8(stored[items]) if dataset.latents is None else dataset.draw(stored[items], rng)
         noise, x = rng.randn(list(drawn.shape)).to(device), drawn.to(device)
-        bound = field.bind(labels[items].to(device), **field.cond) if dataset.label_dim else field
         for k, t in enumerate(grid):
             with torch.no_grad():
                 found = bound.velocity(field.path.mix(x, noise, t), t.to(device))

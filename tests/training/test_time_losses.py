@@ -1,6 +1,8 @@
 """Losses over time from the command line, against what they are of a Gaussian."""
 
+import io
 import json
+import zipfile
 
 import numpy as np
 import pytest
@@ -10,6 +12,9 @@ from PIL import Image
 
 import analyze
 import networks
+from networks.models.decoder import LatentFacts
+from torch_utils.images import from_uint8
+from training.data.image_dataset import ImageDataset
 from training.time_losses import losses_over_time
 
 DEVIATION = 0.4
@@ -55,6 +60,23 @@ def test_losses_of_a_gaussian(data, flow):
     split = losses_over_time(Gaussian(flow), str(data), times=6, batch=7)
     np.testing.assert_allclose(np.array(split.pairs), np.array(found.pairs), rtol=1e-12)
     assert losses_over_time(Gaussian(flow), str(data), times=6, num=50).pairs != found.pairs
+
+
+def test_latents_as_images(tmp_path, data):
+    """Latents that are the pixels themselves have their losses, also of some of them."""
+    images = from_uint8(ImageDataset(data).images())
+    facts = LatentFacts("latents", (1, 4, 4), 1.0, 32)
+    with zipfile.ZipFile(tmp_path / "latents.zip", "w") as archive:
+        for i, image in enumerate(images.numpy()):
+            buffer = io.BytesIO()
+            np.save(buffer, image)
+            archive.writestr(f"{i:03}.npy", buffer.getvalue())
+        archive.writestr("dataset.json", json.dumps({"labels": None, "latents": facts.record()}))
+    for num in (None, 50):
+        of_images, of_latents = (
+            losses_over_time(Gaussian(), str(source), times=3, num=num) for source in (data, tmp_path / "latents.zip")
+        )
+        assert of_latents == of_images
 
 
 def test_command(tmp_path, data):

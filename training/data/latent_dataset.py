@@ -6,19 +6,21 @@ import io
 import json
 import os
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from networks.models.decoder import LatentFacts
+from torch_utils.misc import root_mean_square
 from torch_utils.rng import TorchRNG
 from training.data.archive import ImageArchive
 from training.data.image_dataset import ImageDataset
 from training.data.labels import FILE
 
 SUFFIX, MIRRORED = ".npy", "-flip.npy"
-_DTYPES = {"float16": torch.float16, "float32": torch.float32}
+DTYPES = {"float16": torch.float16, "float32": torch.float32}
 _ENOUGH = 4096  # images whose latents tell the deviation
 
 
@@ -31,7 +33,7 @@ class LatentDataset(ImageDataset):
     """Items `0..n-1` are what is stored of the images in order of their names, `n..2n-1` of their mirror images.
 
     Args:
-        path, use_labels: of `ImageDataset`.
+        path, options: of `ImageDataset`.
         xflip: also what was encoded of mirrored images: a mirrored latent is not the latent of a mirrored image.
 
     Attributes:
@@ -45,10 +47,8 @@ class LatentDataset(ImageDataset):
 
     latents: LatentFacts
 
-    def __init__(
-        self, path: str | os.PathLike[str] | ImageArchive, *, use_labels: bool = False, xflip: bool = False
-    ) -> None:
-        super().__init__(path, use_labels=use_labels, xflip=xflip)
+    def __init__(self, path: str | os.PathLike[str] | ImageArchive, *, xflip: bool = False, **options: Any) -> None:
+        super().__init__(path, xflip=xflip, **options)
         if xflip and not self.latents.flips:
             raise ValueError(
                 f"--xflip doubles latents by those of mirrored images, and {self.path} has none: encode with "
@@ -59,7 +59,7 @@ class LatentDataset(ImageDataset):
         try:
             value = json.loads(self._archive.read(FILE))["latents"]
             self.latents = LatentFacts.of(value)
-            self.dtype = _DTYPES[value.get("dtype", "float32")]
+            self.dtype = DTYPES[value.get("dtype", "float32")]
         except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise ValueError(
                 f"{self.path} holds array files, and its {FILE} does not say which latents they are ({error}): make it "
@@ -94,7 +94,7 @@ class LatentDataset(ImageDataset):
         indices = range(0, self.num_images, -(-self.num_images // _ENOUGH))
         stored = torch.from_numpy(np.stack([self._item(i, False) for i in indices]))
         drawn = self.draw(stored, TorchRNG(generator=torch.Generator().manual_seed(0)))
-        return float(f"{drawn.double().square().mean().sqrt().item():.4g}")
+        return root_mean_square(drawn)
 
     def draw(self, stored: Tensor, rng: TorchRNG) -> Tensor:
         """Latents float32 of what batches hold, see `LatentFacts.draw`."""
