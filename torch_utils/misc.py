@@ -37,6 +37,11 @@ def expand_to(level: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     )
 
 
+def root_mean_square(samples: torch.Tensor) -> float:
+    """Root mean square of all elements, to four digits: what EDM calls sigma_data."""
+    return float(f"{samples.double().square().mean().sqrt().item():.4g}")
+
+
 def parse_int_list(text: str | Sequence[int]) -> list[int]:
     """Parse `"1,2,5-10"` into integers; ranges are inclusive, a descending range is empty, duplicates stay.
 

@@ -25,9 +25,8 @@ from networks.models.decoder import Autoencoder, LatentFacts
 from torch_utils.files import atomic_write
 from torch_utils.images import from_uint8
 from training.data.image_dataset import ImageDataset, decoded
+from training.data.latent_dataset import DTYPES
 from training.data.stored_zip import StoredZip
-
-DTYPES = {"float16": torch.float16, "float32": torch.float32}
 
 
 @torch.inference_mode()

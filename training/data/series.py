@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from torch_utils.misc import root_mean_square
 from training.data.scaling import SCALINGS, Scaling
 from training.data.series_files import FILES, read_series
 from training.data.series_sources import SOURCES, Recording
@@ -46,9 +47,8 @@ class SeriesDataset:
 
     Args:
         text: `series:NAME[:KEY=VALUE...]`. Keys: window, horizon; stride, frames between windows; frames, only the
-            first of them; scale and label
-            (choices below); split (time or sequences) and the shares train and val; seed of generated series; axes and
-            variable of files.
+            first of them; scale and label (choices below); split (time or sequences) and the shares train and val; seed
+            of generated series; axes and variable of files.
         part: one of PARTS, or "all".
         learnt: what a snapshot says of the series it was trained on (`facts`), whose window, horizon, label and scale
             then count.
@@ -184,7 +184,7 @@ class SeriesDataset:
     @functools.cached_property
     def std(self) -> float:
         """Root mean square of all targets, to four digits: what EDM calls sigma_data."""
-        return float(f"{self.images().double().square().mean().sqrt().item():.4g}")
+        return root_mean_square(self.images())
 
     def drop_images(self) -> None:
         """Nothing to drop: targets are made of the frames when they are asked for."""

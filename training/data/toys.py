@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from torch_utils.misc import root_mean_square
 from training.data.decode import decode_image
 from training.data.in_memory import InMemoryDataset
 from training.data.transforms import to_gray_or_rgb
@@ -154,7 +155,7 @@ class ToyDataset(InMemoryDataset):
     @cached_property
     def std(self) -> float:
         """Root mean square of all coordinates, to four digits: what EDM calls sigma_data."""
-        return float(f"{self._samples.double().square().mean().sqrt().item():.4g}")
+        return root_mean_square(self._samples)
 
 
 def sized(text: str, given: Sequence[str], example: str) -> tuple[int, int]:
