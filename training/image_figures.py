@@ -19,13 +19,14 @@ from samplers.field import Facts
 from samplers.planning.plan import SamplerOptions, build_plan, check_options
 from samplers.run import prepare
 from torch_utils import distributed as dist
+from torch_utils.arrays import holds
 from torch_utils.feature_pass import Described, Needs, Pictures, describe, dim_of
 from torch_utils.files import write_json
 from torch_utils.frechet import Moments
 from torch_utils.metrics import KID_SEED, Figure
 from torch_utils.npz_images import NAMES, NpzImages
 from torch_utils.options import OptionGroup, opt
-from torch_utils.reference_file import check_fits, holds, load_reference, local_file, save_moments
+from torch_utils.reference_file import check_fits, load_reference, local_file, save_moments
 from training.data.image_dataset import ImageDataset, decoded, subset_indices
 from training.data.label_pool import give_labels, refuse_labels
 from training.measures import MetricOptions, Wanted, check_counts, measure, sampled, stored, wanted_of
