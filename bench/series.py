@@ -93,7 +93,10 @@ CASES = {
     ),
     "elnino-step-12": Case("series:elnino:horizon=1", {**_VECTORS, "sigma": 0.3}, gated=False),
     "elnino-direct-12": Case("series:elnino", {**_VECTORS, **_DIRECT}, sampler=_FEW, gated=False),
-    "advected-step": Case("series:advected", {**_MAPS, "duration": 0.0256}, leads=7, windows=20),
+    "advected-step": Case(
+        "series:advected", {**_MAPS, "duration": 0.0256, "sigma": 0.4, "residual": True}, leads=7, windows=20,
+        sampler={"N": 10, "time_power": 3.0},
+    ),
     "advected-direct": Case("series:advected:horizon=7", {**_MAPS, **_DIRECT}, sampler=_FEW, leads=7, windows=20),
     "lorenz": Case("series:lorenz", {"preset": "lorenz", "duration": 0.04}, **_CHAOS),
     "lorenz-long": Case("series:lorenz", _LONG, **_CHAOS),

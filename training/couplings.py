@@ -12,6 +12,7 @@ replacement, where some rows come twice and others not at all.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
@@ -44,7 +45,7 @@ def minibatch_ot(data: Tensor, noise: Tensor) -> Tensor:
         ValueError: a batch of one, which leaves nothing to choose.
     """
     _refuse_one(data)
-    return noise[_assignment(squared_distances(data, noise)).to(noise.device)]
+    return noise[_assignment(squared_distances(data, noise))]
 
 
 def _refuse_one(data: Tensor) -> None:
@@ -56,9 +57,27 @@ def _refuse_one(data: Tensor) -> None:
 
 
 def _assignment(cost: Tensor) -> Tensor:
+    """The column for each row of `cost [B, B]` float64 at the least total; infinite entries are not chosen."""
     from scipy.optimize import linear_sum_assignment  # late: a third of a second that only this coupling needs
 
-    return torch.from_numpy(linear_sum_assignment(cost.cpu().numpy())[1])
+    rows = linear_sum_assignment(_reduced(cost.T).cpu().numpy())[1]
+    return torch.from_numpy(rows).argsort().to(cost.device)
+
+
+def _reduced(cost: Tensor, blur: float = 0.05, rounds: int = 20) -> Tensor:
+    """A number taken off each row and each column of `cost`, so that the best entries come near zero.
+
+    Every permutation loses the same, the best one stays the best. The search for it, which begins with shortest paths
+    at zero potentials, takes a third of the time at the potentials of a few rounds of Sinkhorn's (Cuturi 2013,
+    arXiv 1306.0895).
+    """
+    cost = cost - cost.amin(1, keepdim=True)
+    scale = (blur * cost[cost.isfinite()].mean()).clamp(min=1e-300)
+    kernel = (-cost / scale).exp()
+    columns = torch.ones_like(cost[0])
+    for _ in range(rounds):
+        columns = 1 / ((1 / (kernel @ columns)) @ kernel + 1e-100)
+    return cost - scale * columns.log()
 
 
 @torch.no_grad()
@@ -73,15 +92,13 @@ def same_label_ot(data: Tensor, noise: Tensor, source_labels: Tensor, labels: Te
     """
     _refuse_one(data)
     own, target = (v.reshape(len(v), -1) for v in (source_labels, labels))
-    apart = (target[:, None] != own[None]).any(2)
-    cost = squared_distances(data, noise)
-    order = _assignment(cost + apart * (cost.sum() + 1)).to(noise.device)
-    if bool(apart[torch.arange(len(order), device=apart.device), order.to(apart.device)].any()):
+    equal, alike = ((target[:, None] == v[None]).all(2) for v in (own, target))
+    if not torch.equal(equal.sum(1), alike.sum(1)):
         raise ValueError(
             "the labels of the noise and of the data do not match up: a coupling among equal labels needs each label "
             "as often on both ends"
         )
-    return noise[order]
+    return noise[_assignment(squared_distances(data, noise).masked_fill(~equal, math.inf))]
 
 
 COUPLINGS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"independent": independent, "ot": minibatch_ot}

@@ -42,6 +42,9 @@ class FusionNetwork(Model):
         model_type: key of TRUNKS; `model_kwargs` are its further arguments.
         sigma: path noise of training.
         bridge_type: key of BRIDGES; but for the first two, noise of deviation sigma remains at the data.
+        residual: the trunk says what is left of the way, in units of its size, and the clean estimate is the state and
+            that: an error of the trunk vanishes towards the data, and drifts, which divide by the time left, stay
+            right. Of Brownian bridges.
         heads: 2, or 1 without a score head.
         score_target: key of SCORE_TARGETS, what the second head was trained on; "none" of one head.
         begins: what lies at t = 1: noise, or of a series the frame before.
@@ -70,6 +73,7 @@ class FusionNetwork(Model):
         gaussian_noise: bool = True,
         begins: str = "noise",
         bridge_type: str = "idff",
+        residual: bool = False,
         **model_kwargs: Any,
     ) -> None:
         if heads not in (1, 2):
@@ -80,11 +84,14 @@ class FusionNetwork(Model):
             raise ValueError(f"begins '{begins}' is unknown: choose from {', '.join(BEGINS)}")
         if bridge_type not in BRIDGES:
             raise ValueError(f"there is no bridge '{bridge_type}': choose from {', '.join(BRIDGES)}")
+        if residual and BRIDGES[bridge_type][0] != "bridge":
+            raise ValueError(f"residual is of Brownian bridges, and the bridge {bridge_type} is another path")
         if not 0 <= sigma < math.inf:
             raise ValueError(f"sigma={sigma:g} is the noise of the path: give 0 or more")
         super().__init__(img_resolution, img_channels, label_dim)
         self.bridge, self.num_heads, self.score_target = sigma, heads, score_target if heads == 2 else "none"
         self.gaussian_noise, self.begins, self.bridge_type = gaussian_noise, begins, bridge_type
+        self.residual = residual
         self.path, self._parameter = BRIDGES[bridge_type]
         self.sigma_min = sigma if self._parameter == "floor" else 0.0
         channels = img_channels * heads
@@ -108,10 +115,14 @@ class FusionNetwork(Model):
         """Clean estimate and second head (None without one) at x_t, each `[N, C, H, W]` float32; as `forward`."""
         x = x.to(torch.float32)
         dtype = self.trunk_dtype(x)
-        time = 1 - per_sample_level(t, x).flatten()
+        level = per_sample_level(t, x)
         labels = (class_labels,) if self.label_dim else ()
-        out = self.model(torch.cat([x] * self.num_heads, dim=1).to(dtype), time, *labels).to(torch.float32)
-        return (out, None) if self.num_heads == 1 else out.chunk(2, dim=1)
+        out = self.model(torch.cat([x] * self.num_heads, dim=1).to(dtype), 1 - level.flatten(), *labels)
+        estimate, second = (*out.to(torch.float32).chunk(self.num_heads, dim=1), None)[:2]
+        if self.residual:
+            left = (level.square() + self.bridge**2 * level * (1 - level)).sqrt()
+            estimate = x + left * estimate
+        return estimate, second
 
     def forward(self, x: Tensor, t: Tensor | float, class_labels: Tensor | None = None) -> Tensor:
         """Clean estimate at x_t, float32.

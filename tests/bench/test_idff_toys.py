@@ -101,14 +101,14 @@ def test_command(tmp_path, monkeypatch):
     result = CliRunner().invoke(
         idff_toys.main,
         ["--targets=moons", "--models=icfm,idff_ot", "--seeds=0", "--iterations=2", "--sets=1",
-         f"--json={tmp_path / 'a.json'}", f"--picture={tmp_path / 'a.png'}"],
+         f"--outdir={tmp_path}", f"--picture={tmp_path / 'a.png'}"],
     )  # fmt: skip
     assert result.exit_code == 1, result.output
     assert "Outside of the spread" in result.output
-    found = json.loads((tmp_path / "a.json").read_text())["w2"]["moons"]
+    found = json.loads((tmp_path / "w2.json").read_text())["w2"]["moons"]
     assert set(found) == {"icfm velocity", *(f"idff_ot {f}" for f in idff_toys.fields_of("idff_ot"))}
     assert (tmp_path / "a.png").stat().st_size > 10_000
-    refused = CliRunner().invoke(idff_toys.main, ["--models=cfm"])
+    refused = CliRunner().invoke(idff_toys.main, [f"--outdir={tmp_path}", "--models=cfm"])
     assert refused.exit_code == 1
     assert "--models=cfm is unknown" in refused.output
 
@@ -125,7 +125,10 @@ def test_calls_are_those_of_the_network():
             assert len(count) == idff_toys.calls(field, solver, steps)
 
 
-def test_the_same_seed_trains_the_same_network():
+def test_the_same_seed_trains_the_same_network(tmp_path):
     one, again, other = (idff_toys.train("idff", "moons", seed, iterations=2).state_dict() for seed in (0, 0, 1))
     assert all(torch.equal(one[k], again[k]) for k in one)
     assert not all(torch.equal(one[k], other[k]) for k in one)
+    for _ in ("made", "found"):
+        net = idff_toys.trained(tmp_path, "idff", "moons", 0, 2)
+        assert all(torch.equal(one[k], v) for k, v in net.state_dict().items())

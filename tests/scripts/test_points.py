@@ -26,6 +26,17 @@ def run(script, text, **kwargs):
     return result
 
 
+def test_steps_that_were_published_as_evaluations(tmp_path):
+    """`--nfe-convention=steps` prints them beside the network calls."""
+    net = networks.build("FusionNetwork", img_resolution=1, img_channels=2, model_type="SELUMLP", width=8)
+    networks.save_network(tmp_path / "a.pkl", net)
+    sampler = "--field=legacy_2024 --solver=ssprk3 --N=30 --seeds=0-3 --device=cpu --nfe-convention=steps"
+    result = run(generate.main, "--network={t}/a.pkl --outdir={t}/out " + sampler, t=tmp_path)
+    assert result.exit_code == 0, result.output
+    assert "Steps:    10, what IDFF was published with" in result.output
+    assert "30" in result.output.split("Steps:")[0]
+
+
 @pytest.fixture(scope="module")
 def nets(tmp_path_factory):
     """Snapshots: a denoiser, a conditional one, one that is told every element's level, flows on two paths."""

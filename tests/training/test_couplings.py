@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from golden_cases import cases
+from scipy.optimize import linear_sum_assignment
 
 from samplers.path import Linear
 from torch_utils.rng import BatchRNG, TorchRNG
@@ -35,6 +36,16 @@ def test_optimal_among_all_permutations(shape):
     best = min(cost(noise[list(order)]) for order in itertools.permutations(range(shape[0])))
     torch.testing.assert_close(cost(paired), best)
     assert sorted(paired.flatten(1).tolist()) == sorted(noise.flatten(1).tolist())
+
+
+@pytest.mark.parametrize("spread", [0.0, 1.0, 1e4])
+def test_a_shorter_search_finds_the_same(spread):
+    """Potentials taken off first leave the best assignment as it is, also of clusters far apart, or in one point."""
+    g = torch.Generator().manual_seed(0)
+    data, noise = spread * torch.randn(64, 2, generator=g) ** 3, torch.randn(64, 2, generator=g)
+    cost = squared_distances(data, noise)
+    best = cost[linear_sum_assignment(cost.numpy())].sum()
+    torch.testing.assert_close((data - minibatch_ot(data, noise)).double().square().sum(), best)
 
 
 def test_independent_is_as_drawn():

@@ -49,7 +49,7 @@ def build_network(options: IDFFOptions, dataset: ImageDataset) -> nn.Module:
         label_dim=label_dim, bridge_type=options.bridge, sigma=options.sigma, heads=options.heads,
         score_target="none" if options.heads == 1 else SCORE_TARGETS[options.score_target],
         gaussian_noise=options.coupling == "independent",
-        begins="frame" if options.coupling == "previous" else "noise", **trunk,
+        begins="frame" if options.coupling == "previous" else "noise", residual=options.residual, **trunk,
     )  # fmt: skip
 
 

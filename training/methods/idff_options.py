@@ -118,6 +118,10 @@ class _Path:
         None, "Where the first head's error counts more: near the noise (early), near the data (late)"
         + _default("time_weight"), choices=list(TIME_WEIGHTS),
     )  # fmt: skip
+    residual: bool = opt(
+        False, "The network says what to add to a state to reach the data, in units of what is left of the path, so "
+        "that its errors vanish towards the data; off as published", metavar="BOOL",
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -292,6 +296,8 @@ class IDFFOptions(_Pairs, ContextOptions, _Path, _Network, CommonOptions):
             raise ValueError(
                 f"--bridge=target ends in fresh noise, which --coupling={coupling} cannot choose: leave it out"
             )
+        if self.bridge not in ("idff", "schrodinger_bridge"):
+            refuse(self, ["residual"], f"belongs to Brownian bridges, and --bridge={self.bridge} is another path")
         if self.bridge not in ("idff", "schrodinger_bridge") and self.score_target in ("score", "log-density"):
             raise ValueError(
                 f"--score-target={self.score_target} is of Brownian bridges, and --bridge={self.bridge} is another "

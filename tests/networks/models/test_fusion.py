@@ -87,6 +87,21 @@ def test_one_head():
     assert estimate.shape == (2, 2, 8, 8)
 
 
+@pytest.mark.parametrize("heads", [1, 2])
+def test_residual(heads):
+    """The trunk says what is added to a state, in units of the root mean square of the way left: none at the data."""
+    net = fill_weights(small(heads=heads, sigma=0.5, residual=True)).eval()
+    x, t = torch.randn(3, 2, 8, 8), torch.tensor([0.0, 0.3, 1.0])
+    out = net.model(torch.cat([x] * heads, 1), 1 - t)
+    left = (t**2 + 0.25 * t * (1 - t)).sqrt()[:, None, None, None]
+    estimate, second = net.heads(x, t)
+    torch.testing.assert_close(estimate, x + left * out[:, :2])
+    torch.testing.assert_close(estimate[0], x[0], rtol=0, atol=0)
+    assert (second is None) == (heads == 1)
+    if heads == 2:
+        torch.testing.assert_close(second, out[:, 2:])
+
+
 def test_points_with_labels_need_them():
     net = networks.build("FusionNetwork", img_resolution=1, img_channels=2, label_dim=4, model_type="SELUMLP", width=16)
     x = torch.randn(1, 2, 1, 1)
@@ -99,7 +114,7 @@ def test_points_with_labels_need_them():
     ("given", "message"),
     [
         ({"heads": 3}, "heads=3"), ({"score_target": "x"}, "score target 'x'"), ({"sigma": -1.0}, "0 or more"),
-        ({"model_type": "MLP"}, "is unknown"),
+        ({"model_type": "MLP"}, "is unknown"), ({"bridge_type": "target", "residual": True}, "of Brownian bridges"),
     ],
 )  # fmt: skip
 def test_arguments_that_do_not_fit(given, message):

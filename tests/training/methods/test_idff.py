@@ -144,6 +144,7 @@ def test_processes_draw_the_same_numbers():
         {"coupling": "ot-labels", "cond": True},
         {"ot_method": "sinkhorn", "ot_reg": 5.0}, {"ot_method": "unbalanced", "ot_reg": 5.0},
         {"ot_method": "partial", "ot_reg": 5.0}, {"ot_replacement": True}, {"coupling": "independent"},
+        {"residual": True},
     ],
 )  # fmt: skip
 def test_every_loss_trains(more):
@@ -160,10 +161,16 @@ def test_every_loss_trains(more):
 
 
 def test_snapshots_keep_path_and_heads(tmp_path):
-    method, _ = losses(toy_options(sigma=0.3, score_target="x0"))
+    method, _ = losses(toy_options(sigma=0.3, score_target="x0", residual=True))
     method.save(tmp_path / "a.pkl", {"ema": method.modules["net"]}, {})
     net = networks.load_network(tmp_path / "a.pkl")
-    assert (net.bridge, net.num_heads, net.score_target, net.gaussian_noise) == (0.3, 2, "noise", False)
+    assert (net.bridge, net.num_heads, net.score_target, net.gaussian_noise, net.residual) == (
+        0.3,
+        2,
+        "noise",
+        False,
+        True,
+    )
 
 
 def test_learning_rate_warms_up():

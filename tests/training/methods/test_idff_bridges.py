@@ -122,6 +122,7 @@ def test_published_drifts_are_of_brownian_bridges(bridge):
         ("target", {"coupling": "ot"}, "cannot choose"),
         ("target", {"sigma": 1.0}, "give less"),
         ("independent", {"score_target": "score"}, "of Brownian bridges"),
+        ("variance_preserving", {"residual": True}, "--residual belongs to Brownian bridges"),
     ],
 )
 def test_bridges_that_do_not_fit(bridge, more, words):
