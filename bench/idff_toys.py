@@ -4,12 +4,12 @@
     python -m bench.idff_toys --outdir=runs/toys --targets=moons --models=idff_ot --seeds=0 --picture=idff.png
 
 Five models per target: velocity or two heads (bridge sigma 0.2, flow weight 5), noise independent or coupled by
-minibatch optimal transport, and coupled with `--residual=1`; MLPs of 64 units, 8000 steps of Adam on 256 fresh points. The five take three
-minutes of a CPU core per target and seed; networks that are in --outdir already are not trained again. Samples start
-from N(0, I). W2 is exact, between 1024 samples and as many fresh points, mean over sets,
-then mean and deviation over seeds. Between two sets of the target alone it is 0.68 (8gaussians) and 0.10 (moons).
-Measured numbers stand beside those of the original code (in brackets); the command exits with 1 where one is off by
-more than the spread between runs.
+minibatch optimal transport, and coupled with `--residual=1`; MLPs of 64 units, 8000 steps of Adam on 256 fresh points.
+The five take three minutes of a CPU core per target and seed; networks that are in --outdir already are not trained
+again. Samples start from N(0, I). W2 is exact, between 1024 samples and as many fresh points, mean over sets, then mean
+and deviation over seeds. Between two sets of the target alone it is 0.68 (8gaussians) and 0.10 (moons). Measured
+numbers stand beside those of the original code (in brackets); the command exits with 1 where one is off by more than
+the spread between runs.
 """
 
 from __future__ import annotations
