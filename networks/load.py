@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from networks.models.autoencoder import AUTOENCODERS
 from networks.models.decoder import Autoencoder, LatentFacts, give_decoder
 from networks.published.configs import read_any
-from networks.published.diffusers import PREFIX, load_folder, load_part
+from networks.published.diffusers import PREFIX, load_folder
 from networks.published.diffusers_vae import load_folder_autoencoder
 from networks.published.edm import read_edm_pickle
 from networks.published.families import Config, Parts, bare_autoencoder, is_state, read_parts, read_tensors
@@ -157,7 +157,7 @@ def load_autoencoder(source: str | Path, verbose: bool = False, config: Config |
         ValueError: as `load_network`, and for a file without an autoencoder.
     """
     if str(source).startswith(PREFIX):
-        return load_folder_autoencoder(str(source).removeprefix(PREFIX), load_part)
+        return load_folder_autoencoder(str(source).removeprefix(PREFIX))
     path = _locate(str(source), verbose, None)
     state = bare_autoencoder(path)
     if state is None:

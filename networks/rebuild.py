@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from networks.table import NETWORKS, build
+from torch_utils.errors import reason
 from torch_utils.pickles.machine import shown
 
 MOST_DIFFERENCES = 5  # named, of a file that does not fit its network
@@ -111,7 +112,6 @@ def limited(count: int) -> Iterator[None]:
     except ValueError:
         raise
     except Exception as error:  # arguments of a file reach a constructor: anything may go wrong there
-        text = " ".join(str(error).split())[:200]
-        raise ValueError(f"its network cannot be built ({type(error).__name__}: {text})") from error
+        raise ValueError(f"its network cannot be built ({reason(error)})") from error
     finally:
         handle.remove()

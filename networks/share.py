@@ -24,6 +24,7 @@ from torch import nn
 from networks.load import load_network, save_network
 from torch_utils.cli import Group
 from torch_utils.downloads import offline
+from torch_utils.errors import importing, reason
 from torch_utils.files import atomic_write, write_json
 from torch_utils.hub import MISSING, WEIGHTS, hub_file, parse_hub
 
@@ -61,10 +62,8 @@ def push(source: str, target: str, schedules: tuple[str, ...] = (), private: boo
         ValueError: no such network, huggingface_hub is missing, no connection or no permission; one sentence.
     """
     repo, _, revision = parse_hub(target)
-    try:
+    with importing(MISSING):
         from huggingface_hub import HfApi
-    except ImportError:
-        raise ValueError(MISSING) from None
     net = load_network(source)
     with tempfile.TemporaryDirectory() as folder:
         write_folder(net, Path(folder), repo, schedules)
@@ -75,10 +74,8 @@ def push(source: str, target: str, schedules: tuple[str, ...] = (), private: boo
             api.create_repo(repo, private=private, exist_ok=True)
             api.upload_folder(repo_id=repo, folder_path=folder, revision=revision, commit_message="Upload network")
         except Exception as error:
-            reason = " ".join(str(error).split())[:160]
             raise ValueError(
-                f"{target} cannot be written ({type(error).__name__}: {reason}): log in with 'hf auth login' and check "
-                "the name"
+                f"{target} cannot be written ({reason(error)}): log in with 'hf auth login' and check the name"
             ) from None
     return f"https://huggingface.co/{repo}"
 

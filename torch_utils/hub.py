@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from torch_utils.downloads import offline
+from torch_utils.errors import importing, reason
 
 WEIGHTS = "model.safetensors"
 MISSING = "the hub needs the package huggingface_hub: pip install 'fewstep[hub]'"
@@ -34,16 +35,13 @@ def hub_file(name: str) -> Path:
             repository; one sentence.
     """
     repo, file, revision = parse_hub(name)
-    try:
+    with importing(MISSING):
         from huggingface_hub import hf_hub_download
-    except ImportError:
-        raise ValueError(MISSING) from None
     try:
         found = Path(hf_hub_download(repo_id=repo, filename=file, revision=revision, local_files_only=offline()))
     except Exception as error:  # the hub's own, requests' and the system's errors have no common class
-        reason = " ".join(str(error).split())[:160]
         raise ValueError(
-            f"{name} cannot be had from the hub ({type(error).__name__}: {reason}): check the name and the connection, "
+            f"{name} cannot be had from the hub ({reason(error)}): check the name and the connection, "
             "or fetch the file on another machine and give its path"
         ) from None
     folder = found.parents[file.count("/")]

@@ -8,8 +8,10 @@ log alpha = -log(1 + sigma^2) / 2 (Lu et al. 2022, arXiv 2206.00927, Appendix D.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,6 +31,7 @@ def _sqrt(start: float, end: float, num: int) -> Tensor:
 
 # kind -> betas [num]; files of latent diffusion call the second "linear" and the first "sqrt_linear"
 BETAS = {"linear": _linear, "sqrt_linear_squared": _sqrt_linear_squared, "sqrt": _sqrt}
+SCHEDULER_BETAS = {"linear": "linear", "scaled_linear": "sqrt_linear_squared", "squaredcos_cap_v2": "cosine"}
 
 
 def betas_of(
@@ -64,6 +67,22 @@ def betas_of(
 def alphas_cumprod(betas: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
     """The cumulative product of 1 - betas, rounded to `dtype` as a model holds it, returned in float64."""
     return (1 - betas.double()).cumprod(0).to(dtype).double()
+
+
+def scheduler_alphas(config: Mapping[str, Any]) -> Tensor:
+    """alphas_cumprod that a scheduler of diffusers with this configuration has, rounded to float32.
+
+    Raises:
+        ValueError: a noise schedule of another name.
+    """
+    betas = config.get("trained_betas")
+    if betas is None:
+        name = config.get("beta_schedule", "linear")
+        if name not in SCHEDULER_BETAS:
+            raise ValueError(f"there is no noise schedule '{name!s:.80}': choose from {', '.join(SCHEDULER_BETAS)}")
+        ends = config.get("beta_start", 1e-4), config.get("beta_end", 0.02)  # of no use to the cosine
+        betas = betas_of(SCHEDULER_BETAS[name], config.get("num_train_timesteps", 1000), *ends)
+    return alphas_cumprod(torch.as_tensor(betas, dtype=torch.float64), torch.float32)
 
 
 def scaled_linear_alphas(start: float = 0.00085, end: float = 0.012, num: int = 1000) -> Tensor:

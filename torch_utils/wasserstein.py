@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from torch_utils.errors import importing
+
 MAX_PIVOTS = 10_000_000
 
 
@@ -27,10 +29,8 @@ def wasserstein(x: Tensor, y: Tensor, power: int = 2) -> float:
         )
     if not (x.isfinite().all() and y.isfinite().all()):
         raise ValueError("the points hold values that are not finite: the sampler or the network is broken")
-    try:
+    with importing("the Wasserstein distance needs the package POT: pip install POT"):
         import ot
-    except ImportError as error:
-        raise ValueError("the Wasserstein distance needs the package POT: pip install POT") from error
     cost = torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist") ** power
     total = float(ot.emd2(ot.unif(len(x)), ot.unif(len(y)), cost.numpy(), numItermax=MAX_PIVOTS))
     return max(total, 0.0) ** (1 / power)

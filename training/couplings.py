@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from torch_utils.errors import importing
 from torch_utils.rng import TorchRNG
 
 Array = np.ndarray[Any, Any]
@@ -105,10 +106,8 @@ COUPLINGS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"independent": indep
 
 
 def _pot() -> ModuleType:
-    try:
+    with importing("transport plans other than the assignment need the package POT: pip install POT"):
         import ot
-    except ImportError as error:
-        raise ValueError("transport plans other than the assignment need the package POT: pip install POT") from error
     return ot
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from networks.features.resize import centre_crop, stretch
+from torch_utils.errors import importing
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 DINO_RESOLUTION = 224  # of the published figures, whatever the network was trained with
@@ -50,10 +51,8 @@ def from_folder(cls: str, source: str | Path, kind: str, option: str = "--weight
     Raises:
         ValueError: transformers is missing, nothing is there, or something else.
     """
-    try:
+    with importing(f"'{source}' needs the package transformers: pip install 'fewstep[text]'"):
         import transformers
-    except ImportError:
-        raise ValueError(f"'{source}' needs the package transformers: pip install 'fewstep[text]'") from None
     transformers.utils.logging.disable_progress_bar()
     try:
         config = transformers.AutoConfig.from_pretrained(str(source), local_files_only=True, trust_remote_code=False)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from torch_utils.downloads import offline
+from torch_utils.errors import importing, reason
 
 TOKENIZER = "openai/clip-vit-large-patch14"
 _MISSING = "text conditions need the package transformers: pip install 'fewstep[text]'"
@@ -40,10 +41,8 @@ class CLIPText(nn.Module):
         vocab_size: int = 49408,
         hidden_act: str = "quick_gelu",
     ) -> None:
-        try:
+        with importing(_MISSING):
             from transformers import CLIPTextConfig, CLIPTextModel
-        except ImportError:
-            raise ValueError(_MISSING) from None
         super().__init__()
         self.length, self.vocab_size = max_position_embeddings, vocab_size
         model = CLIPTextModel(
@@ -87,10 +86,8 @@ def load_tokenizer(source: str | Path = TOKENIZER, *, option: str = "--tokenizer
     Raises:
         ValueError: transformers is missing, or there is no tokenizer of this name and no connection; one sentence.
     """
-    try:
+    with importing(_MISSING):
         from transformers import CLIPTokenizer
-    except ImportError:
-        raise ValueError(_MISSING) from None
     folder = Path(source).is_dir()
     if folder and not any(Path(source, name).exists() for name in ("tokenizer.json", "vocab.json")):
         raise ValueError(
@@ -99,9 +96,8 @@ def load_tokenizer(source: str | Path = TOKENIZER, *, option: str = "--tokenizer
     try:
         tokenizer = CLIPTokenizer.from_pretrained(str(source), local_files_only=local or folder or offline())
     except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:160]
         raise ValueError(
-            f"the tokenizer '{source}' cannot be loaded ({reason}): give a folder that holds tokenizer.json or "
+            f"the tokenizer '{source}' cannot be loaded ({reason(error)}): give a folder that holds tokenizer.json or "
             f"vocab.json and merges.txt with {option}"
         ) from None
     tokenizer.pad_token = tokenizer.eos_token  # Stable Diffusion fills with the end token

@@ -14,23 +14,22 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from networks.published.configs import read_any
 from networks.published.diffusers_calls import NETWORKS, call_of
 from networks.published.diffusers_models import FlowFolder, FolderModel, NoiseFolder
 from networks.published.diffusers_text import RECIPES, TextParts, check_loaded, check_part
-from torch_utils.noise_table import alphas_cumprod, betas_of
+from torch_utils.errors import importing, reason
+from torch_utils.noise_table import scheduler_alphas
 from torch_utils.pickles.machine import shown
 
-__all__ = ["PREFIX", "load_folder", "load_part", "read_index"]
+__all__ = ["MISSING", "PREFIX", "load_folder", "load_part", "read_index"]
 
 PREFIX = "diffusers:"
 _AUTOENCODERS = ("AutoencoderKL", "VQModel")
-_KINDS = {"linear": "linear", "scaled_linear": "sqrt_linear_squared", "squaredcos_cap_v2": "cosine"}
 _PREDICTIONS = ("epsilon", "v_prediction", "sample")
-_MISSING = "folders of diffusers need that package: pip install 'fewstep[diffusers]'"
+MISSING = "folders of diffusers need that package: pip install 'fewstep[diffusers]'"
 _WEIGHTS = "diffusion_pytorch_model"
 
 
@@ -44,10 +43,8 @@ def load_folder(folder: str | Path, config: Any = None) -> FolderModel:
     Raises:
         ValueError: diffusers is missing, or a folder, class or scheduler that is not read; names the folder.
     """
-    try:
+    with importing(MISSING):
         import diffusers
-    except ImportError:
-        raise ValueError(_MISSING) from None
     diffusers.utils.logging.set_verbosity_error()  # what is wrong is said below, once
     folder = Path(folder)
     index = read_index(folder)
@@ -67,8 +64,7 @@ def load_folder(folder: str | Path, config: Any = None) -> FolderModel:
     except ValueError as error:
         raise ValueError(f"{folder} is refused: {error}") from None
     except Exception as error:  # what a library says of a damaged folder has no common class
-        reason = " ".join(str(error).split())[:160]
-        raise ValueError(f"{folder} cannot be loaded ({type(error).__name__}: {reason})") from None
+        raise ValueError(f"{folder} cannot be loaded ({reason(error)})") from None
     net.info = {"method": "diffusers", "source": folder.name, "class": kind}
     return net
 
@@ -161,17 +157,7 @@ def _levels(config: Mapping[str, Any]) -> tuple[Tensor, str]:
     prediction = config.get("prediction_type", "epsilon")
     if prediction not in _PREDICTIONS:
         raise ValueError(f"it predicts {shown(prediction)}: {', '.join(_PREDICTIONS)} are read")
-    if config.get("trained_betas") is not None:
-        betas = torch.tensor(config["trained_betas"], dtype=torch.float64)
-    else:
-        name = config.get("beta_schedule", "linear")
-        if name not in _KINDS:
-            raise ValueError(f"it has the noise schedule {shown(name)}: {', '.join(_KINDS)} are read")
-        ends = {} if name == "squaredcos_cap_v2" else {
-            "beta_start": config.get("beta_start", 1e-4), "beta_end": config.get("beta_end", 0.02),
-        }  # fmt: skip
-        betas = betas_of(_KINDS[name], config.get("num_train_timesteps", 1000), **ends)
-    return alphas_cumprod(betas, torch.float32), prediction
+    return scheduler_alphas(config), prediction
 
 
 def load_part(cls: Any, path: Path) -> nn.Module:

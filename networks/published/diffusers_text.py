@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from networks.rebuild import limited, refuse_differences
+from torch_utils.errors import importing
 from torch_utils.pickles.machine import shown
 
 __all__ = ["RECIPES", "Recipe", "TextParts", "check_part", "check_shards", "pack", "unpack"]
@@ -166,10 +167,8 @@ class TextParts(nn.Module):
 
     def __init__(self, folder: Path, index: Mapping[str, Any], recipe: Recipe, width: int, pooled: int) -> None:
         super().__init__()
-        try:
+        with importing(_MISSING):
             import transformers
-        except ImportError:
-            raise ValueError(_MISSING) from None
         transformers.utils.logging.set_verbosity_error()
         self.recipe, self.width, self.pooled = recipe, width, pooled
         self.encoders = nn.ModuleList()

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from networks.models.decoder import Autoencoder
+from networks.published.diffusers import MISSING, load_part
+from torch_utils.errors import importing, reason
 
 __all__ = ["FolderAutoencoder", "load_folder_autoencoder"]
 
@@ -37,19 +38,14 @@ class FolderAutoencoder(nn.Module):
         return self.vae.decode(z + self.shift, return_dict=False)[0]
 
 
-def load_folder_autoencoder(folder: str | Path, load: Any) -> Autoencoder:
+def load_folder_autoencoder(folder: str | Path) -> Autoencoder:
     """The AutoencoderKL of a pipeline, or of a folder that holds it alone.
-
-    Args:
-        load: class, folder -> part.
 
     Raises:
         ValueError: another folder or class; names it.
     """
-    try:
+    with importing(MISSING):
         from diffusers import AutoencoderKL
-    except ImportError:
-        raise ValueError("folders of diffusers need that package: pip install 'fewstep[diffusers]'") from None
     path = Path(folder) / "vae" if (Path(folder) / "vae").is_dir() else Path(folder)
     try:
         kind = json.loads((path / "config.json").read_text(encoding="utf-8"))["_class_name"]
@@ -58,8 +54,7 @@ def load_folder_autoencoder(folder: str | Path, load: Any) -> Autoencoder:
     if kind != "AutoencoderKL":
         raise ValueError(f"{folder} holds no AutoencoderKL of diffusers")
     try:
-        vae = load(AutoencoderKL, path).eval().requires_grad_(False)
+        vae = load_part(AutoencoderKL, path).eval().requires_grad_(False)
     except Exception as error:  # what a library says of a damaged folder has no common class
-        reason = " ".join(str(error).split())[:160]
-        raise ValueError(f"{folder} cannot be loaded ({type(error).__name__}: {reason})") from None
+        raise ValueError(f"{folder} cannot be loaded ({reason(error)})") from None
     return Autoencoder(FolderAutoencoder(vae), float(vae.config.scaling_factor), f"diffusers:{folder}")

@@ -19,7 +19,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from samplers.export.core import FORMULAS, Run, looks, program
-from samplers.export.lookup import levels_by_steps, levels_for, schedule_program
+from samplers.export.lookup import level_at, levels_by_steps, levels_for, schedule_program, time_at
 
 __all__ = ["SAMPLERS", "STEPS", "get_sigmas", "sample_any", "sample_schedule"]
 
@@ -35,7 +35,7 @@ def get_sigmas(steps: int | None = None, device: str | torch.device = "cpu") -> 
     """Levels of the file's schedule of `steps` evaluations per evaluation of its solver, float32."""
     levels = levels_for(SCHEDULE, steps)
     if _is_flow():
-        levels = [1.0 if s == math.inf else s / (1 + s) for s in levels]
+        levels = [time_at(s) for s in levels]
     return torch.tensor(levels, dtype=torch.float32, device=device)
 
 
@@ -59,7 +59,7 @@ def _sample(
                 "this schedule file was made for a flow model, whose levels are times of at most 1, and the list "
                 f"begins at {levels[0]:g}: sample a flow model, or export a file that was made for this one"
             )
-        levels = [math.inf if t == 1 else t / (1 - t) for t in levels]
+        levels = [level_at(t) for t in levels]
 
     def alpha(level: float) -> float:  # from data + level * noise to the model's own state
         return 1.0 if level == math.inf or not flow else 1 / (1 + level)
@@ -70,7 +70,7 @@ def _sample(
     ahead = int(levels[0] == math.inf) if order > 1 else 0  # one evaluation, before steps of several
     for n in tqdm(range(len(looks(lines))), disable=disable):
         level = run.line.level
-        sigma = level if not flow else 1.0 if level == math.inf else level / (1 + level)
+        sigma = time_at(level) if flow else level
         own = state * alpha(level)
         data = model(own, sigma * x.new_ones([len(x)]), **(extra_args or {}))
         if callback is not None and (n < ahead or (n - ahead) % order == 0):

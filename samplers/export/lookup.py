@@ -9,10 +9,22 @@ from typing import Any
 
 from samplers.export.core import FORMULAS, Assignment, program
 
-__all__ = ["fit_to_levels", "fold", "levels_by_steps", "levels_for", "schedule_program", "steps_of"]
+__all__ = [
+    "fit_to_levels", "fold", "level_at", "levels_by_steps", "levels_for", "schedule_program", "steps_of", "time_at",
+]  # fmt: skip
 
 FALLBACK = "ipndm"  # solver for levels that a calibrated file does not know
 CLOSE = 1e-4  # relative difference of levels that are the same but for rounding to float32
+
+
+def time_at(level: float) -> float:
+    """Time of a flow model, from 0 (data) to 1 (noise), at a level of x = data + level * noise."""
+    return 1.0 if level == math.inf else level / (1 + level)
+
+
+def level_at(time: float) -> float:
+    """The inverse of `time_at`."""
+    return math.inf if time == 1 else time / (1 - time)
 
 
 def fold(row: Sequence[float], there: int) -> list[float]:

@@ -22,14 +22,13 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from samplers.export.core import FORMULAS, Run, looks
-from samplers.export.lookup import levels_for, schedule_program
-from torch_utils.noise_table import NoiseTable, alphas_cumprod, betas_of
+from samplers.export.lookup import level_at, levels_for, schedule_program, time_at
+from torch_utils.noise_table import NoiseTable, scheduler_alphas
 
 __all__ = ["FewstepScheduler"]
 
 SCHEDULE: dict[str, Any] = {}  # the content of a schedule file, written here by the exporter
 
-_BETAS = {"linear": "linear", "scaled_linear": "sqrt_linear_squared", "squaredcos_cap_v2": "cosine"}
 _PREDICTIONS = {"ve": ("epsilon", "v_prediction", "sample"), "linear": ("flow_prediction",)}
 
 
@@ -129,14 +128,14 @@ class FewstepScheduler(SchedulerMixin, ConfigMixin):
         elif sigmas is not None:
             self._levels = torch.as_tensor(sigmas, dtype=torch.float64).tolist()
             if self.flow:
-                self._levels = [math.inf if t == 1 else t / (1 - t) for t in self._levels]
+                self._levels = [level_at(t) for t in self._levels]
         else:
             self._levels = levels_for(self.schedule, num_inference_steps)
         lines = schedule_program(self.schedule, self._levels, logging.getLogger(__name__).warning)
         self._looks = [line.level for line in looks(lines)]
         times = [self._time_of(level) for level in self._looks]
         self.timesteps = torch.tensor(times, dtype=torch.float32).to(device)
-        shown = [1.0 if s == math.inf else s / (1 + s) for s in self._levels] if self.flow else self._levels
+        shown = [time_at(s) for s in self._levels] if self.flow else self._levels
         self.sigmas = torch.tensor(shown, dtype=torch.float32)
         self.num_inference_steps = len(times)
         top = self._levels[0]
@@ -153,7 +152,7 @@ class FewstepScheduler(SchedulerMixin, ConfigMixin):
     def _time_of(self, level: float) -> float:
         """Time step that the network is told."""
         if self.flow:
-            return self.config.num_train_timesteps * (1.0 if level == math.inf else level / (1 + level))
+            return self.config.num_train_timesteps * time_at(level)
         return float(self.table.network_time(level))
 
     def _level_of(self, timestep: Tensor) -> Tensor:
@@ -253,10 +252,4 @@ def _precise(x: Tensor) -> Tensor:
 def _alphas(config: Any) -> Tensor:
     if config.get("rescale_betas_zero_snr"):
         raise ValueError("a model with rescale_betas_zero_snr has no finite first noise level: it cannot be sampled")
-    if config.trained_betas is not None:
-        return alphas_cumprod(torch.tensor(config.trained_betas, dtype=torch.float64), torch.float32)
-    if config.beta_schedule not in _BETAS:
-        raise ValueError(f"there is no noise schedule '{config.beta_schedule}': choose from {', '.join(_BETAS)}")
-    kind = _BETAS[config.beta_schedule]
-    ends = {} if kind == "cosine" else {"beta_start": config.beta_start, "beta_end": config.beta_end}
-    return alphas_cumprod(betas_of(kind, config.num_train_timesteps, **ends), torch.float32)
+    return scheduler_alphas(config)

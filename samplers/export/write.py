@@ -17,7 +17,7 @@ from typing import Any
 from samplers.calibration.between import entries_of
 from samplers.export.bundle import bundle
 from samplers.export.core import FORMULAS
-from samplers.export.lookup import levels_by_steps
+from samplers.export.lookup import levels_by_steps, time_at
 from samplers.recipe import ScheduleFile
 from torch_utils.files import atomic_write, read_json
 
@@ -139,7 +139,7 @@ def _comfyui(schedule: Mapping[str, Any], name: str, model: Mapping[str, Any]) -
 def _sigmas(schedule: Mapping[str, Any], name: str, model: Mapping[str, Any]) -> dict[str, str]:
     lists = list(levels_by_steps(schedule).values())
     if schedule["path"] == "linear":
-        lists = [[1.0 if s == float("inf") else s / (1 + s) for s in levels] for levels in lists]
+        lists = [[time_at(s) for s in levels] for levels in lists]
     if name.endswith(".json"):
         return {"": json.dumps(lists[0] if len(lists) == 1 else lists) + "\n"}
     return {"": "".join(", ".join(f"{s:.8g}" for s in levels) + "\n" for levels in lists)}

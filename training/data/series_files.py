@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from torch_utils.arrays import opened_arrays
+from torch_utils.errors import importing
 from torch_utils.files import atomic_write
 from training.data.series_sources import Recording
 
@@ -167,10 +168,8 @@ def _netcdf3(path: Path) -> Variables:
 
 
 def _netcdf4(path: Path) -> Variables:
-    try:
+    with importing(f"{path} is NetCDF version 4, which needs the package h5py: pip install h5py"):
         import h5py
-    except ImportError as error:
-        raise ValueError(f"{path} is NetCDF version 4, which needs the package h5py: pip install h5py") from error
     try:
         with h5py.File(path, "r") as file:
             found = {}

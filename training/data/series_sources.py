@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from torch_utils.errors import importing
+
 __all__ = ["RESIDUE_WELLS", "SOURCES", "AdvectedField", "Recording", "langevin"]
 
 Array = np.ndarray[Any, Any]
@@ -58,10 +60,8 @@ class Recording:
 
 
 def _elnino(seed: int) -> Recording:
-    try:
+    with importing("series:elnino comes with the package statsmodels: pip install statsmodels"):
         from statsmodels.datasets import elnino
-    except ImportError as error:
-        raise ValueError("series:elnino comes with the package statsmodels: pip install statsmodels") from error
     table = elnino.load_pandas().data.to_numpy(np.float64)
     values = table[:, 1:].reshape(1, -1, 1, 1, 1)
     return Recording(

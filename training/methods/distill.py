@@ -28,6 +28,7 @@ from samplers.path import Linear, Trig
 from samplers.planning.options import SamplerOptions
 from samplers.run import decoded
 from torch_utils import distributed as dist
+from torch_utils.errors import importing
 from torch_utils.images import enlarged, from_uint8, make_grid, save_image, to_uint8
 from torch_utils.options import OptionGroup, opt
 from torch_utils.provenance import MADE_BY, read_record
@@ -136,12 +137,8 @@ def reconstruction_loss(
     """
     if name == "l2":
         return lambda estimate, target: (estimate - target).square()
-    try:
+    with importing("--loss=lpips needs the package lpips, which is not installed: pip install lpips, or use --loss=l2"):
         import lpips
-    except ImportError as error:
-        raise ValueError(
-            "--loss=lpips needs the package lpips, which is not installed: pip install lpips, or use --loss=l2"
-        ) from error
     try:
         net = lpips.LPIPS(net="vgg", verbose=False).to(device).eval().requires_grad_(False)
     except OSError as error:

@@ -240,7 +240,7 @@ def test_latents_without_an_autoencoder_are_refused(folders, tmp_path):
 BAD = {
     "class": (lambda f: changed(f, "model_index.json", unet=["os", "system"]), "unet of class system"),
     "no part": (lambda f: changed(f, "model_index.json", unet=[None, None]), "no unet or transformer"),
-    "schedule": (lambda f: changed(f, "scheduler/scheduler_config.json", beta_schedule="x"), "noise schedule x"),
+    "schedule": (lambda f: changed(f, "scheduler/scheduler_config.json", beta_schedule="x"), "noise schedule 'x'"),
     "prediction": (lambda f: changed(f, "scheduler/scheduler_config.json", prediction_type="x"), "predicts x"),
     "zero": (lambda f: changed(f, "scheduler/scheduler_config.json", rescale_betas_zero_snr=True), "zero signal"),
     "flow": (lambda f: changed(f, "scheduler/scheduler_config.json", _class_name="FlowMatchX"), "does not go with"),
