@@ -228,11 +228,19 @@ def network_levels(values: Sequence[Scalar], x: Tensor) -> list[Tensor]:
     return [v if v.ndim == 0 else v.to(x.dtype) for v in values]
 
 
-def evaluate(field: Field, x: Tensor, level: Tensor, data: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Clean estimate and drift by one network call, or by none where the clean estimate is known."""
-    if data is None:
-        return field.data_and_drift(x, level)
-    return data, field.velocity_of(data, x, level)
+def evaluate(
+    field: Field,
+    x: Tensor,
+    level: Tensor,
+    data: Tensor | None = None,
+    trace: Callable[[Step], Any] | None = None,
+    i: int = 0,
+) -> tuple[Tensor, Tensor]:
+    """Clean estimate and drift by one network call, or by none where `data` is known, shown to `trace` as step i."""
+    data, drift = field.data_and_drift(x, level) if data is None else (data, field.velocity_of(data, x, level))
+    if trace is not None:
+        trace(Step(i, level, x, data, drift))
+    return data, drift
 
 
 def traced_estimate(

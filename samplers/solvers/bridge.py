@@ -70,9 +70,7 @@ def srid2(
     rng = TorchRNG(x.device) if rng is None else rng
     for i, step in enumerate(grid.h):
         h, start = -step, grid.s[i]
-        data, drift = evaluate(field, x, grid.label[i])
-        if trace is not None:
-            trace(Step(i, grid.label[i], x, data, drift))
+        _, drift = evaluate(field, x, grid.label[i], None, trace, i)
         if grid.stops_at_zero(i) and not field.defined_at_zero:
             return combine(x, 1, [step], [drift])
         one = None

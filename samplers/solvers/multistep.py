@@ -58,9 +58,7 @@ def linear_multistep(
             value = minus(x, data, spare) if from_data else data.to(x.dtype)
             value = value if transform is None else transform(value)
         else:
-            data, value = evaluate(field, x, label, known)
-            if trace is not None:
-                trace(Step(i, label, x, data, value))
+            _, value = evaluate(field, x, label, known, trace, i)
         if ends:
             return value if quantity == "data" else combine(x, 1, [-s], [value])
         kept, units = [value, *kept], [1 / s if from_data else 1, *units[: history - 1]]

@@ -70,9 +70,7 @@ def _leap(
     """`x + h * drift(x, s)`, traced as step i."""
     if steps_from_data(field):
         return towards(x, traced_estimate(field, x, label, known, trace, i), -h / s)
-    data, drift = evaluate(field, x, label, known)
-    if trace is not None:
-        trace(Step(i, label, x, data, drift))
+    _, drift = evaluate(field, x, label, known, trace, i)
     return combine(x, 1, [h], [drift])
 
 
@@ -109,9 +107,7 @@ def renoise(
     grid = read_levels(levels, x)
     rng = TorchRNG(x.device) if rng is None else rng
     for i, s in enumerate(grid.s[1:]):
-        data, drift = evaluate(field, x, grid.label[i])
-        if trace is not None:
-            trace(Step(i, grid.label[i], x, data, drift))
+        data, _ = evaluate(field, x, grid.label[i], None, trace, i)
         if grid.stops_at_zero(i):
             return data
         level = torch.as_tensor(s, dtype=torch.float64, device=x.device)
@@ -136,9 +132,7 @@ def dpm(
     middle = network_levels([b**r * a ** (1 - r) for a, b in pairwise(grid.raw)], x)
     reach = [b**r * a ** (1 - r) - a for a, b in pairwise(grid.s)]
     for i, h in enumerate(grid.h):
-        data, drift = evaluate(field, x, grid.label[i], first if i == 0 else None)
-        if trace is not None:
-            trace(Step(i, grid.label[i], x, data, drift))
+        _, drift = evaluate(field, x, grid.label[i], first if i == 0 else None, trace, i)
         if grid.stops_at_zero(i):
             return combine(x, 1, [h], [drift])
         y = combine(x, 1, [reach[i]], [drift])

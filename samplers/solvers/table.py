@@ -117,8 +117,5 @@ def sample(
         options["rng"] = rng
     x = entry.fn(field, x, sigmas, trace=trace, **options)
     if denoise_to_zero:
-        data, drift = evaluate(field, x, levels.label[-1])
-        if trace is not None:
-            trace(Step(len(levels.steps), levels.label[-1], x, data, drift))
-        return data
+        x, _ = evaluate(field, x, levels.label[-1], None, trace, len(levels.steps))
     return x
