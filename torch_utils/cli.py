@@ -26,6 +26,9 @@ from torch_utils import process
 from torch_utils.misc import parse_int_list
 from torch_utils.signals import SignalExit, ending_as_exit
 
+# What torch says in a RuntimeError of a machine that has no such memory or device
+LACKING = "out of memory", "can't allocate memory", "No CUDA GPUs", "CUDA driver", "CUDA generator"
+
 
 def sentence(error: BaseException) -> str:
     """The error as one line for a person."""
@@ -40,24 +43,14 @@ def sentence(error: BaseException) -> str:
 def _errors_as_sentences():  # noqa: ANN202
     try:
         yield
-    except (ValueError, OSError, MemoryError) as error:
-        if os.environ.get("FEWSTEP_TRACEBACK"):
+    except (ValueError, OSError, MemoryError, OverflowError, RuntimeError) as error:
+        lacking = any(key in str(error) for key in LACKING)
+        if os.environ.get("FEWSTEP_TRACEBACK") or (isinstance(error, RuntimeError) and not lacking):
             raise
-        raise click.ClickException(sentence(error)) from error
-    except OverflowError as error:  # options within their bounds whose combination is not
-        if os.environ.get("FEWSTEP_TRACEBACK"):
-            raise
-        raise click.ClickException(
-            "numbers grow beyond what can be computed: an option is too large or small"
-        ) from error
-    except RuntimeError as error:  # torch reports exhausted memory and missing devices as RuntimeError
-        text = str(error)
-        if os.environ.get("FEWSTEP_TRACEBACK") or not any(
-            key in text
-            for key in ("out of memory", "can't allocate memory", "No CUDA GPUs", "CUDA driver", "CUDA generator")
-        ):
-            raise
-        raise click.ClickException(text.splitlines()[0]) from error
+        text = str(error).split("\n")[0] if isinstance(error, RuntimeError) else sentence(error)
+        if isinstance(error, OverflowError):  # options within their bounds whose combination is not
+            text = "numbers grow beyond what can be computed: an option is too large or small"
+        raise click.ClickException(text) from error
 
 
 def _print_anything() -> None:

@@ -138,6 +138,12 @@ def build_autoencoder(class_name: str, **kwargs: object) -> _Autoencoder:
     return AUTOENCODERS[class_name](**kwargs)
 
 
+def decode_latents(net: Any, latent: Tensor) -> Tensor:
+    """Latents `[B, C, h, w]` of a model with an autoencoder -> images in about [-1, 1], float32, not clamped."""
+    dtype = torch.float32 if net.compute_dtype == torch.float16 else net.compute_dtype  # float16 may overflow
+    return net.first_stage.decode((latent.float() / net.scale_factor).to(dtype)).float()
+
+
 def _norm(channels: int) -> GroupNorm:
     return GroupNorm(channels, 32, min_channels_per_group=1, eps=1e-6)
 

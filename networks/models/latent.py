@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from networks.models.autoencoder import KLAutoencoder, build_autoencoder
+from networks.models.autoencoder import KLAutoencoder, build_autoencoder, decode_latents
 from networks.models.clip_text import TOKENIZER, CLIPText, load_tokenizer
 from networks.models.noise_precond import NoisePrecond
 
@@ -113,10 +113,7 @@ class LatentDenoiser(NoisePrecond):
             self._empty = self._encode_text([""])
         return self._empty
 
-    def decode(self, latent: Tensor) -> Tensor:
-        """Latents `[B, C, h, w]` -> images in about [-1, 1], float32, not clamped."""
-        dtype = torch.float32 if self.compute_dtype == torch.float16 else self.compute_dtype  # float16 may overflow
-        return self.first_stage.decode((latent.float() / self.scale_factor).to(dtype)).float()
+    decode = decode_latents
 
     def encode(self, image: Tensor, noise: Tensor | None = None) -> Tensor:
         """Images `[B, 3, H, W]` in [-1, 1] -> latents in the scale of diffusion; `noise` draws from moments."""

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from networks.models.autoencoder import build_autoencoder
+from networks.models.autoencoder import build_autoencoder, decode_latents
 
 
 class LatentModel(nn.Module):
@@ -58,7 +58,4 @@ class LatentModel(nn.Module):
         """What the network predicts."""
         return self.network(*args, **kwargs)
 
-    def decode(self, latent: Tensor) -> Tensor:
-        """Latents `[B, C, h, w]` -> images in about [-1, 1], float32, not clamped."""
-        dtype = torch.float32 if self.compute_dtype == torch.float16 else self.compute_dtype
-        return self.first_stage.decode((latent.float() / self.scale_factor).to(dtype)).float()
+    decode = decode_latents

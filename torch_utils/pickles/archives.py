@@ -16,6 +16,7 @@ from typing import Any
 
 from torch_utils.files import cache_directory, map_file
 from torch_utils.pickles.foreign import Words, naming, read_foreign
+from torch_utils.pickles.zip_directory import refuse_unsafe
 from torch_utils.temporaries import temporary_beside
 
 # Modules whose classes are read past, by how their names begin, and single names.
@@ -103,7 +104,7 @@ def _member(archive: zipfile.ZipFile) -> zipfile.ZipInfo:
         raise ValueError(f"the archive has {len(infos)} members, more than the {MAX_MEMBERS} allowed")
     names = [info.filename for info in infos]
     for info in infos:
-        _check_name(info.filename)
+        refuse_unsafe(info.filename)
         if info.flag_bits & 1:
             raise ValueError(f"the archive member {info.filename[:80]!a} is encrypted")
         if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
@@ -119,12 +120,6 @@ def _member(archive: zipfile.ZipFile) -> zipfile.ZipInfo:
     if found[0].file_size > MAX_MEMBER:
         raise ValueError(f"its {WANTED} has {found[0].file_size} bytes, more than the {MAX_MEMBER} allowed")
     return found[0]
-
-
-def _check_name(name: str) -> None:
-    unsafe = name.startswith("/") or any(c in name for c in "\\\0:") or ".." in name.split("/") or len(name) > 512
-    if unsafe:
-        raise ValueError(f"the archive holds a member with the unsafe name {name[:80]!a}")
 
 
 def _extract(archive: zipfile.ZipFile, info: zipfile.ZipInfo, target: Path) -> None:

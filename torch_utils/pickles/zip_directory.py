@@ -131,9 +131,14 @@ def _plain_name(raw: bytes) -> str:
         name = raw.decode("utf-8")
     except UnicodeDecodeError:
         raise ValueError(f"the archive holds a member with an unreadable name {raw[:80]!a}") from None
+    refuse_unsafe(name)
+    return name
+
+
+def refuse_unsafe(name: str) -> None:
+    """A ValueError for the name of a member that could lead out of the folder it is unpacked to."""
     if name.startswith("/") or any(c in name for c in "\\\0:") or ".." in name.split("/") or len(name) > 512:
         raise ValueError(f"the archive holds a member with the unsafe name {name[:80]!a}")
-    return name
 
 
 def _zip64(extra: bytes, size: int, packed: int, header: int) -> tuple[int, int, int]:

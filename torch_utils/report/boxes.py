@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from torch import Tensor
+
+from torch_utils.report.plot import pixels
 
 COLUMNS = 8
 MOST = 64  # shapes in one picture
@@ -28,7 +29,6 @@ def draw_shapes(parts: Tensor, *, columns: int = COLUMNS, titles: Sequence[str] 
         ValueError: no shape, or boxes that are not finite.
     """
     from matplotlib import colormaps
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from mpl_toolkits.mplot3d.art3d import Poly3DCollection
 
@@ -38,7 +38,6 @@ def draw_shapes(parts: Tensor, *, columns: int = COLUMNS, titles: Sequence[str] 
     columns = min(columns, len(parts))
     rows = -(-len(parts) // columns)
     figure = Figure(figsize=(1.5 * columns, 1.5 * rows))
-    canvas = FigureCanvasAgg(figure)
     low, high = _ends(parts)
     reach = max(float(np.quantile((high - low).max(1), 0.95)) / 2, 1e-3)
     for index, shape in enumerate(parts):
@@ -60,9 +59,7 @@ def draw_shapes(parts: Tensor, *, columns: int = COLUMNS, titles: Sequence[str] 
         axes.set_axis_off()
         if index % columns == 0 and index // columns < len(titles):
             axes.text2D(0.03, 0.93, titles[index // columns], transform=axes.transAxes, fontsize=8)
-    figure.set_dpi(100)
-    canvas.draw()
-    return torch.from_numpy(np.asarray(canvas.buffer_rgba())[..., :3].copy()).permute(2, 0, 1).contiguous()
+    return pixels(figure)
 
 
 def _ends(parts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -19,6 +19,7 @@ from torch_utils.files import atomic_write
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from torch import Tensor
 
 # Dark enough on white, apart from each other for colour-blind readers too when markers differ.
 COLOURS = (
@@ -49,6 +50,18 @@ def colour(i: int) -> str:
 
 def marker(i: int) -> str:
     return MARKERS[i % len(MARKERS)]
+
+
+def pixels(figure: Figure, dpi: int = 100) -> Tensor:
+    """A figure drawn, uint8 `[3, H, W]`."""
+    import numpy as np
+    import torch
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas = FigureCanvasAgg(figure)
+    figure.set_dpi(dpi)
+    canvas.draw()
+    return torch.from_numpy(np.array(canvas.buffer_rgba()))[..., :3].permute(2, 0, 1).contiguous()
 
 
 @contextmanager

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from torch import Tensor
+
+from torch_utils.report.plot import pixels
 
 MAX_POINTS = 20_000
 
@@ -24,7 +25,6 @@ def scatter(points: Tensor, reference: Tensor | None = None, *, inches: float = 
     Raises:
         ValueError: points of another dimension than two, or none that is finite.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     layers = [p.detach().flatten(1).float().cpu() for p in (reference, points) if p is not None]
@@ -37,12 +37,9 @@ def scatter(points: Tensor, reference: Tensor | None = None, *, inches: float = 
     low, high = np.quantile(shown, 0.001, axis=0), np.quantile(shown, 0.999, axis=0)
     reach = 0.55 * max(float((high - low).max()), 1e-6) * 1.1
     figure = Figure(figsize=(inches, inches), layout="constrained")
-    canvas = FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     for layer, colour in zip(layers, ("0.75", "tab:blue")[-len(layers) :], strict=True):
         axes.plot(*layer.T, ".", color=colour, markersize=max(2.0, 6 - np.log10(len(layer) + 1)), markeredgewidth=0)
     centre = (low + high) / 2
     axes.set(xlim=(centre[0] - reach, centre[0] + reach), ylim=(centre[1] - reach, centre[1] + reach), aspect="equal")
-    figure.set_dpi(dpi)
-    canvas.draw()
-    return torch.from_numpy(np.asarray(canvas.buffer_rgba())[..., :3].copy()).permute(2, 0, 1).contiguous()
+    return pixels(figure, dpi)
