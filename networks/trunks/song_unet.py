@@ -81,9 +81,13 @@ class SongUNet(nn.Module):
         self.label_dim, self.label_dropout = label_dim, label_dropout
         emb_channels = model_channels * channel_mult_emb
         noise_channels = model_channels * channel_mult_noise
-        levels = list(zip(level_resolutions(img_resolution, len(channel_mult)), channel_mult, strict=True))
+        levels = [
+            (f"{res}x{res}", model_channels * mult, res in attn_resolutions)
+            for res, mult in zip(level_resolutions(img_resolution, len(channel_mult)), channel_mult, strict=True)
+        ]
         last = len(levels) - 1
         conv3 = partial(Conv2d, kernel=3, init=_INIT)
+        resize = partial(Conv2d, kernel=0, resample_filter=resample_filter)
         block = partial(
             UNetBlock,
             emb_channels=emb_channels,
@@ -111,16 +115,13 @@ class SongUNet(nn.Module):
         self.enc = nn.ModuleDict()
         skips: list[int] = []  # channels of every encoder output that the decoder takes up again
         channels, aux_channels = model_channels, in_channels
-        for i, (res, mult) in enumerate(levels):
-            name = f"{res}x{res}"
+        for i, (name, wide, attention) in enumerate(levels):
             if i == 0:
                 self.enc[f"{name}_conv"] = conv3(in_channels, channels)
             else:
                 self.enc[f"{name}_down"] = block(channels, channels, down=True)
                 if encoder_type == "skip":
-                    self.enc[f"{name}_aux_down"] = Conv2d(
-                        aux_channels, aux_channels, kernel=0, down=True, resample_filter=resample_filter
-                    )
+                    self.enc[f"{name}_aux_down"] = resize(aux_channels, aux_channels, down=True)
                     self.enc[f"{name}_aux_skip"] = Conv2d(aux_channels, channels, kernel=1, init=_INIT)
                 elif encoder_type == "residual":
                     self.enc[f"{name}_aux_residual"] = conv3(
@@ -129,29 +130,25 @@ class SongUNet(nn.Module):
                     aux_channels = channels
             skips.append(channels)
             for j in range(num_blocks):
-                wide = model_channels * mult
-                self.enc[f"{name}_block{j}"] = block(channels, wide, attention=res in attn_resolutions)
+                self.enc[f"{name}_block{j}"] = block(channels, wide, attention=attention)
                 channels = wide
                 skips.append(channels)
 
         self.dec = nn.ModuleDict()
-        for i, (res, mult) in reversed(list(enumerate(levels))):
-            name = f"{res}x{res}"
+        for i, (name, wide, attention) in reversed(list(enumerate(levels))):
             if i == last:
                 self.dec[f"{name}_in0"] = block(channels, channels, attention=True)
                 self.dec[f"{name}_in1"] = block(channels, channels)
             else:
                 self.dec[f"{name}_up"] = block(channels, channels, up=True)
             for j in range(num_blocks + 1):
-                wide = model_channels * mult
-                attend = j == num_blocks and res in attn_resolutions
-                self.dec[f"{name}_block{j}"] = block(channels + skips.pop(), wide, attention=attend)
+                self.dec[f"{name}_block{j}"] = block(
+                    channels + skips.pop(), wide, attention=attention and j == num_blocks
+                )
                 channels = wide
+            if decoder_type == "skip" and i != last:
+                self.dec[f"{name}_aux_up"] = resize(out_channels, out_channels, up=True)
             if decoder_type == "skip" or i == 0:
-                if decoder_type == "skip" and i != last:
-                    self.dec[f"{name}_aux_up"] = Conv2d(
-                        out_channels, out_channels, kernel=0, up=True, resample_filter=resample_filter
-                    )
                 self.dec[f"{name}_aux_norm"] = GroupNorm(channels, eps=_EPS)
                 self.dec[f"{name}_aux_conv"] = Conv2d(channels, out_channels, kernel=3, init=_INIT_ZERO)
 

@@ -45,11 +45,7 @@ __all__ = ["Calibration", "Student", "calibrate"]
 
 _FIRST = 64  # the first refinement uses a quarter of the samples, and at least 64
 _FAVOUR = 0.5  # another start than GITS must be twice as near: few samples decide, and refinement makes up for the rest
-_CHECKS = (
-    "efficientnet-lite2",
-    "efficientnet-lite0",
-    "self",
-)  # the first that is not fitted and can be had is reported
+_CHECKS = ("efficientnet-lite2", "efficientnet-lite0", "self")  # the first not fitted that can be had is reported
 
 
 @dataclass(frozen=True)
@@ -171,14 +167,7 @@ def calibrate(
     exact = starts_exactly(field)  # takes an evaluation of its own, and leaves nothing to guess
     refuse_guess(bool(afs), exact)
     wanted = (nfe,) if isinstance(nfe, int) else tuple(nfe)
-    for n in wanted:
-        if not 1 + exact <= n <= teacher.num_steps_tea - 2 + exact:
-            raise ValueError(
-                f"nfe={n} evaluations are not possible with a teacher of {teacher.num_steps_tea} noise levels: "
-                f"give {1 + exact} to {teacher.num_steps_tea - 2 + exact}, or a finer teacher (num_steps_tea)"
-            )
-    if not wanted or len(set(wanted)) < len(wanted):
-        raise ValueError(f"nfe={','.join(map(str, wanted))}: give one or more numbers of evaluations, each once")
+    _check_wanted(wanted, teacher.num_steps_tea, exact)
     if min(teacher.num_warmup, num_heldout) < dist.get_world_size():
         raise ValueError(
             f"num_warmup={teacher.num_warmup} and num_heldout={num_heldout} leave nothing to fit or to choose on: "
@@ -275,6 +264,19 @@ def calibrate(
     )  # fmt: skip
 
 
+def _check_wanted(wanted: Sequence[int], teacher_levels: int, exact: bool) -> None:
+    """A ValueError for numbers of evaluations that a teacher on so many noise levels cannot show."""
+    low, high = 1 + exact, teacher_levels - 2 + exact
+    for n in wanted:
+        if not low <= n <= high:
+            raise ValueError(
+                f"nfe={n} evaluations are not possible with a teacher of {teacher_levels} noise levels: "
+                f"give {low} to {high}, or a finer teacher (num_steps_tea)"
+            )
+    if not wanted or len(set(wanted)) < len(wanted):
+        raise ValueError(f"nfe={','.join(map(str, wanted))}: give one or more numbers of evaluations, each once")
+
+
 def _unknowns(steps: int, max_order: int) -> int:
     """Interior levels and coefficients of a student."""
     return steps - 1 + sum(min(n + 1, max_order) for n in range(steps))
@@ -325,14 +327,8 @@ def _refined(
     sigmas, coefficients, evaluations = start.sigmas, start.coefficients, start.evaluations
     for samples, most, features in stages:
         found = refine(
-            samples.chunks,
-            samples.teacher,
-            sigmas,
-            coefficients,
-            afs=start.afs,
-            iterations=most,
-            phi=features,
+            samples.chunks, samples.teacher, sigmas, coefficients, afs=start.afs, iterations=most, phi=features,
             bases=bases,
-        )
+        )  # fmt: skip
         sigmas, coefficients, evaluations = found.sigmas, found.coefficients, evaluations + found.evaluations
     return _Candidate(f"refined{', afs' * start.afs}", sigmas, coefficients, start.afs, evaluations)

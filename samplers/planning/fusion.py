@@ -60,19 +60,26 @@ def drift_of(facts: Facts, given: Mapping[str, Any]) -> Drift | None:
     if kind == "x1":
         return None
     own = {name: value for name, value in given.items() if name != "field"}
-    renamed = {"sampling_sigma": "sigma_s"}
+    return _exact(facts, kind, own) if kind in _NOISE else _legacy(facts, kind, own)
+
+
+def _legacy(facts: Facts, kind: str, own: dict[str, Any]) -> Drift:
+    """The drifts of the published programs, which have other names for these options."""
+    renamed = {"sampling_sigma": "sigma_s", "momentum": "sign" if kind == "legacy_2025" else "momentum"}
+    own = {renamed.get(name, name): value for name, value in own.items()}
     if kind == "legacy_2024":
         if facts.score_target == "none" and own.get("momentum") != 0:
             raise ValueError(
                 "the momentum of --field=legacy_2024 is a second head, and this model has one head: give --momentum=0, "
                 "or another field"
             )
-        return Fusion2024(**{renamed.get(k, k): v for k, v in own.items()})
-    if kind == "legacy_2025":
-        renamed["momentum"] = "sign"
-        if "damping" in own:  # by the sum of the gammas, or not at all
-            own["damping"] = None if own["damping"] else 0.0
-        return Fusion2025(**{renamed.get(k, k): v for k, v in own.items()}, head=facts.score_target == "log_density")
+        return Fusion2024(**own)
+    if "damping" in own:  # by the sum of the gammas, or not at all
+        own["damping"] = None if own["damping"] else 0.0
+    return Fusion2025(**own, head=facts.score_target == "log_density")
+
+
+def _exact(facts: Facts, kind: str, own: dict[str, Any]) -> Drift:
     source = own.pop("score_source", None) or _score_source(facts)
     if source == "tweedie" and not facts.gaussian_noise:
         raise ValueError(

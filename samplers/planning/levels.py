@@ -58,18 +58,8 @@ def choose_levels(
     """
     if given.get("solver") == CALIBRATED and "dp" in given:  # a search for this solver is a calibration
         given = {"calibrate": (), **{name: value for name, value in given.items() if name != "dp"}}
-    sources = [n for n in ("t_steps", "schedule", "schedule_type", "dp", "calibrate") if n in given]
-    if len(sources) > 1 and ("schedule" in given or {"dp", "calibrate"} <= set(given)):
-        raise ValueError(f"{' and '.join(map(flag, sources))} both say which noise levels: leave one of them out")
     from_file = str(given.get("schedule", "")).endswith(".json")
-    for name in SEARCH:
-        if name in given and not {"dp", "calibrate"} & set(given) and not (name == "coeff" and from_file):
-            raise ValueError(f"{flag(name)} belongs to the schedule search: add --dp, or leave it out")
-    for name in FIT:
-        if name in given and "calibrate" not in given:
-            raise ValueError(f"{flag(name)} belongs to a calibration: add --calibrate, or leave it out")
-    if "nfe" in given and not from_file:
-        raise ValueError("--nfe chooses from the schedules of a file: add --schedule=FILE.json, or say --num-steps")
+    _check_sources(given, from_file)
     solver, afs = given.get("solver", DEFAULT_SOLVER), bool(given.get("afs"))
     for name in [n for n in ("sigma_min", "sigma_max") if n in given]:
         check_known(field, [given[name]], f"{flag(name)}={given[name]:g}")
@@ -98,6 +88,21 @@ def choose_levels(
         net=field,
     )  # fmt: skip
     return ChosenLevels(sigmas, kind if fixed or kind == "logsnr" else f"{kind}, rho {rho:g}", solver, options, afs)
+
+
+def _check_sources(given: Mapping[str, Any], from_file: bool) -> None:
+    """A ValueError for two sources of levels, and for options of a source that was not asked for."""
+    sources = [n for n in ("t_steps", "schedule", "schedule_type", "dp", "calibrate") if n in given]
+    if len(sources) > 1 and ("schedule" in given or {"dp", "calibrate"} <= set(given)):
+        raise ValueError(f"{' and '.join(map(flag, sources))} both say which noise levels: leave one of them out")
+    for name in SEARCH:
+        if name in given and not {"dp", "calibrate"} & set(given) and not (name == "coeff" and from_file):
+            raise ValueError(f"{flag(name)} belongs to the schedule search: add --dp, or leave it out")
+    for name in FIT:
+        if name in given and "calibrate" not in given:
+            raise ValueError(f"{flag(name)} belongs to a calibration: add --calibrate, or leave it out")
+    if "nfe" in given and not from_file:
+        raise ValueError("--nfe chooses from the schedules of a file: add --schedule=FILE.json, or say --num-steps")
 
 
 def check_known(field: Field, levels: Iterable[float], option: str) -> None:

@@ -47,13 +47,8 @@ def update_ema(average: nn.Module, net: nn.Module, beta: float) -> None:
     torch._foreach_lerp_(list(average.parameters()), list(net.parameters()), 1 - beta)
 
 
-def gamma_to_sigma_rel(gamma: float) -> float:
-    """Relative width of the profile u^gamma: the standard deviation of a Beta(gamma + 1, 1) variable."""
-    return float(((gamma + 1) / ((gamma + 2) ** 2 * (gamma + 3))) ** 0.5)
-
-
 def sigma_rel_to_gamma(sigma_rel: float) -> float:
-    """The exponent gamma >= 0 whose profile has relative width `sigma_rel`.
+    """The exponent gamma >= 0 of the profile u^gamma of relative width (standard deviation) `sigma_rel`.
 
     Root of (gamma + 2)^2 (gamma + 3) = (gamma + 1) / sigma_rel^2; there is one with gamma >= 0 up to 12^-1/2 = 0.2887,
     the width of the plain mean (gamma = 0).

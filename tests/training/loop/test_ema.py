@@ -6,7 +6,6 @@ import torch
 from torch import nn
 
 from training.loop.ema import (
-    gamma_to_sigma_rel,
     halflife_beta,
     posthoc_error,
     power_beta,
@@ -73,7 +72,8 @@ def test_power_shares_are_integrals_of_the_profile():
 def test_width_and_exponent(sigma_rel):
     gamma = sigma_rel_to_gamma(sigma_rel)
     assert gamma >= 0
-    assert gamma_to_sigma_rel(gamma) == pytest.approx(sigma_rel, rel=1e-9)
+    exact = ((gamma + 1) / ((gamma + 2) ** 2 * (gamma + 3))) ** 0.5  # of a Beta(gamma + 1, 1) variable
+    assert exact == pytest.approx(sigma_rel, rel=1e-9)
     u = (np.arange(2_000_000) + 0.5) / 2_000_000  # standard deviation of the profile itself, on a unit-length run
     p = (gamma + 1) * u**gamma
     mean = (p * u).mean()
