@@ -104,6 +104,7 @@ class Command(cloup.Command):
             param.callback = _checked(param.callback)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        process.imported()  # before `--help`, which ends here
         try:
             return super().parse_args(ctx, args)
         except click.UsageError as error:
@@ -112,7 +113,6 @@ class Command(cloup.Command):
             raise SystemExit(error.exit_code) from error
 
     def invoke(self, ctx: click.Context) -> Any:
-        process.imported()
         _print_anything()
         try:
             with ending_as_exit(), _errors_as_sentences():
