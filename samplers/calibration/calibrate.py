@@ -264,8 +264,8 @@ def calibrate(
     )  # fmt: skip
 
 
-    """A ValueError for numbers of evaluations that are none, named twice, or not to be had from this teacher."""
-    """A ValueError for numbers of evaluations that a teacher on so many noise levels cannot show."""
+def _check_wanted(wanted: Sequence[int], teacher_levels: int, exact: bool) -> None:
+    """A ValueError for no numbers of evaluations, one named twice, or one not to be had from this teacher."""
     low, high = 1 + exact, teacher_levels - 2 + exact
     for n in wanted:
         if not low <= n <= high:
