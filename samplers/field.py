@@ -56,6 +56,7 @@ class Facts:
         begins: "noise", or "frame" of models of a series that go from the frame before, which the caller gives.
         gaussian_noise: noise was Gaussian and independent of the data in training, so that the model has a score.
         decode: samples -> images, for models of latents; None: samples are what is wanted.
+        encode: images in [-1, 1] -> samples, of the same models.
         decoded_shape: of one image then; None: `shape`.
         encode_text: texts -> conditions `[B, ...]`, of models with text; None: they take none.
         empty_condition: () -> the condition that guidance moves away from, where it is not zeros.
@@ -92,6 +93,7 @@ class Facts:
     begins: str = "noise"
     gaussian_noise: bool = True
     decode: Callable[[Tensor], Tensor] | None = None
+    encode: Callable[[Tensor], Tensor] | None = None
     decoded_shape: tuple[int, ...] | None = None
     encode_text: Callable[[Sequence[str]], Tensor] | None = None
     empty_condition: Callable[[], Tensor] | None = None
@@ -143,6 +145,7 @@ class Facts:
             begins=said("begins", "noise"),
             gaussian_noise=said("gaussian_noise", True),
             decode=said("decode"),
+            encode=said("encode"),
             decoded_shape=said("decoded_shape"),
             encode_text=said("encode_text"),
             empty_condition=said("empty_condition"),

@@ -10,4 +10,4 @@ def refused(result, *pieces):
     assert result.exit_code in (1, 2), result.output
     assert "Traceback" not in result.output
     for piece in pieces:
-        assert piece in result.output
+        assert piece in result.output, result.output

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from samplers.field import Field, as_field
+from samplers.field import Facts, Field, as_field
 from samplers.path import Linear
 from samplers.planning.plan import Plan
 from samplers.solvers import asynchronous
@@ -24,14 +24,18 @@ from torch_utils.checkpoint import tensor_hash
 from torch_utils.images import from_uint8
 from torch_utils.options import OptionGroup, opt
 from torch_utils.rng import PerSampleRNG
+from training.data.archive import ImageArchive
 from training.data.image_dataset import ImageDataset
+from training.data.latent_dataset import LatentDataset, holds_latents
 from training.keep_parts import WORDS as PART_WORDS
 from training.keep_parts import checked_strengths, naming_keep, read_mask, read_part_keep, read_part_references
+from training.latents import facts_of_latents
 
 HALVES = {
     "left": lambda h, w: (slice(None), slice(0, w // 2)), "right": lambda h, w: (slice(None), slice(w // 2, None)),
     "top": lambda h, w: (slice(0, h // 2), slice(None)), "bottom": lambda h, w: (slice(h // 2, None), slice(None)),
 }  # fmt: skip
+ENCODE_BATCH = 8  # images at once
 QUADRANTS = (0.0, 0.25, 0.5, 0.75)  # of the paper's figure, in reading order
 WORDS = "0.7, left:0.5 (right, top, bottom), quadrants[:A,B,C,D], channels:0=0.9,1=0.5, or a file MASK.png or MASK.npy"
 
@@ -43,8 +47,8 @@ class GradedOptions:
     )
 
     reference: str | None = opt(
-        None, "Images or shapes to keep something of: a file, folder or zip, or latents .npy; one seed after the other "
-        "takes one", metavar="IMAGES",
+        None, "Images or shapes to keep something of: a file, folder or zip, encoded for models of latents, or samples "
+        "as .npy; one seed after the other takes one", metavar="IMAGES",
     )  # fmt: skip
     keep: str | None = opt(
         None, f"Strength from 0 (made anew) to 1 (kept): {WORDS}; of shapes {PART_WORDS}", metavar="WHERE"
@@ -59,29 +63,55 @@ class GradedOptions:
     )  # fmt: skip
 
 
-def read_references(source: str, shape: tuple[int, ...]) -> Tensor:
-    """`[n, *shape]` float32 of an image file, a folder or zip of images, or an array file of samples.
+def read_references(source: str, facts: Facts, device: torch.device | str = "cpu") -> Tensor:
+    """`[n, *shape]` float32 of an image file, a folder or zip of images or latents, or an array file of samples.
+
+    Images are encoded for a model of latents, on `device`.
 
     Raises:
-        ValueError: nothing there, or samples of another shape.
+        ValueError: nothing there, samples of another shape, or latents of another autoencoder.
     """
-    path = Path(source)
+    path, shape = Path(source), facts.shape
     if not path.exists():
         raise ValueError(f"there is nothing at --reference={source}: give a file, folder or zip of images")
     if path.suffix == ".npy":
         array = torch.from_numpy(read_array(path, "an array of samples")).float()
         images = array[None] if array.ndim == len(shape) else array
     elif path.is_dir() or path.suffix == ".zip":
-        images = from_uint8(ImageDataset(path).images())
+        images = _of_archive(path, facts)
     else:
         images = from_uint8(torch.from_numpy(_pixels(path, shape[0])).permute(2, 0, 1)[None])
+    if facts.encode is not None and tuple(images.shape[2:]) == tuple(facts.decoded_shape[1:]):
+        images = _encoded(images, facts.encode, device)
     if tuple(images.shape[1:]) != tuple(shape) or not len(images):
+        wanted = "x".join(map(str, shape)) + (
+            "" if not facts.latent else ", latents: its autoencoder is not at hand to encode images, give --vae"
+            if facts.encode is None else f", latents of images {'x'.join(map(str, facts.decoded_shape))}"
+        )  # fmt: skip
         raise ValueError(
             f"the references of {source} are {'x'.join(map(str, images.shape[1:]))} (channels, height, width), and "
-            f"samples of this network {'x'.join(map(str, shape))}: give references of that size, for example by "
-            "dataset_tool.py --resolution"
+            f"samples of this network {wanted}: give references of that size, for example by dataset_tool.py "
+            "--resolution"
         )
     return images
+
+
+def _of_archive(path: Path, facts: Facts) -> Tensor:
+    """Images as floats, or latents as the mean of what is stored."""
+    archive = ImageArchive(path)
+    if not holds_latents(archive):
+        return from_uint8(ImageDataset(archive).images())
+    dataset, own = LatentDataset(archive), facts_of_latents(facts.model, "")
+    made = {(f.autoencoder, f.scale_factor) for f in (dataset.latents, own) if f is not None and f.autoencoder}
+    if len(made) > 1:
+        raise ValueError(f"--reference={path} holds latents of another autoencoder than those of this network")
+    return dataset.latents.draw(dataset.images())
+
+
+@torch.inference_mode()
+def _encoded(images: Tensor, encode: Callable[[Tensor], Tensor], device: torch.device | str) -> Tensor:
+    parts = images.expand(-1, 3, -1, -1).split(ENCODE_BATCH)
+    return torch.cat([encode(part.to(device)).float().cpu() for part in parts])
 
 
 def _pixels(path: Path, channels: int) -> np.ndarray:
@@ -152,7 +182,7 @@ class Graded:
                 "--reference needs a network of images or shapes whose noise levels are given to it: leave it out"
             )
         if facts.parts is None:
-            self.references = read_references(options.reference, facts.shape)
+            self.references = read_references(options.reference, facts, device)
             self.keep = read_keep(options.keep, facts.shape)
         else:
             self.references, self.labels = read_part_references(options.reference, facts)

@@ -72,12 +72,13 @@ class LatentFacts:
         channels, height, width = self.shape
         return (channels // 2 if self.kind == "moments" else channels, height, width)
 
-    def draw(self, stored: Tensor, rng: Any) -> Tensor:
-        """Latents float32 `[B, C, h, w]` of what is stored `[B, ...]`; of moments, noise from `rng.randn_like`."""
+    def draw(self, stored: Tensor, rng: Any = None) -> Tensor:
+        """Latents float32 `[B, C, h, w]` of what is stored `[B, ...]`; of moments, noise from `rng.randn_like`, or
+        without it their mean."""
         values = stored.to(torch.float32)
         if self.kind == "moments":
-            mean, std = mean_and_std(values)
-            values = mean + std * rng.randn_like(mean)
+            values, std = mean_and_std(values)
+            values = values if rng is None else values + std * rng.randn_like(values)
         return values * self.scale_factor
 
 
@@ -86,7 +87,7 @@ class Autoencoder:
     """An autoencoder and the scale of its latents.
 
     Attributes:
-        stage: has `factor`, `embed_dim`, `channels`, `decode`, and `moments` or `encode`.
+        stage: has `factor`, `embed_dim`, `channels`, `decode`, and `moments` (mean and log variance) or `encode`.
         scale_factor: latents are what it gives times this.
         source: as it was named.
     """
@@ -104,6 +105,12 @@ class Autoencoder:
         """Latents `[B, C, h, w]` -> images in about [-1, 1], float32, not clamped."""
         return self.stage.to(latent.device).decode(latent.float() / self.scale_factor).float()
 
+    def encode(self, image: Tensor) -> Tensor:
+        """Images `[B, 3, H, W]` in [-1, 1] -> latents float32, of moments their mean."""
+        stage = self.stage.to(image.device)
+        latent = stage.moments(image).chunk(2, dim=1)[0] if hasattr(stage, "moments") else stage.encode(image)
+        return latent.float() * self.scale_factor
+
     def __deepcopy__(self, memo: Mapping[int, Any]) -> Autoencoder:
         return self  # copies of a network share it
 
@@ -114,4 +121,5 @@ def give_decoder(net: nn.Module, autoencoder: Autoencoder | None) -> None:
     if autoencoder is not None:
         stage, side = autoencoder.stage, net.img_resolution * autoencoder.stage.factor
         net.decode, net.decoded_shape = autoencoder.decode, (stage.channels, side, side)
+        net.encode = autoencoder.encode
         net.decoder_sha256 = autoencoder.sha256

@@ -311,6 +311,13 @@ def test_a_run_on_latents_continues_bit_for_bit(made, tmp_path):
             f"--nosubdir --xflip=1 --dump=1 --duration=0.002 --resume={tmp_path / 'parts'}",
         )
     )
+    resume = f"--resume={tmp_path / 'parts'}"
+    for name, more, words in (
+        ("sit", "--model=SiT-S/2", "the state belongs to another network"),
+        ("combostoc", "", "it is a state of the method sit, not of combostoc"),
+    ):
+        release_locks()
+        refused(run_train(made, tmp_path / "more", name, f"{resume} {more}"), words)
     states = [load(tmp_path / f"{run}/network-snapshot-000002.pkl", "snapshot") for run in ("whole", "parts")]
     for key, value in states[0].payload["ema"].items():
         assert torch.equal(value, states[1].payload["ema"][key]), key
@@ -342,6 +349,38 @@ def test_the_decoder_given_found_or_missing(made, tmp_path, monkeypatch):
     )
     given = f"--decoder={made / 'other.safetensors'}"
     refused(run_train(made, "more", "sit", given, data="moved.zip"), "is not the autoencoder of these latents")
+
+
+def test_graded_control_of_latents(made, tmp_path, monkeypatch):
+    """References are encoded, as images one by one and as a data set of them or of their latents; what is kept
+    whole is decoded as the autoencoder itself has it, and a half of a latent is kept to the last bit."""
+    monkeypatch.chdir(tmp_path)
+    ok(run_train(made, "runs", "combostoc", "--nosubdir"))
+    common = ["--network=runs/network-snapshot-000001.pkl", "--seeds=0-2", "--N=3", "--device=cpu", "--overwrite"]
+
+    def graded(reference, keep, *more):
+        given = [f"--reference={reference}", f"--keep={keep}", "--outdir=out", "--save-latents=zs", *more]
+        result = CliRunner().invoke(generate.main, [*common, *given])
+        if result.exit_code:
+            return result
+        return np.stack([np.load(f"zs/{i:06d}.npy") for i in range(3)])
+
+    dataset = LatentDataset(made / "latents.zip")
+    means = dataset.latents.draw(dataset.images())[:3].numpy()
+    for reference in (made / "pictures", made / "latents.zip"):
+        kept = graded(reference, 1)
+        np.testing.assert_allclose(kept, means, rtol=0, atol=1e-5)
+        images = np.stack([np.asarray(Image.open(f"out/{i:06d}.png")) for i in range(3)])
+        assert np.abs(images - decoded(made, torch.from_numpy(means))).max() <= 1
+    half = graded(made / "pictures", "left:1")
+    np.testing.assert_allclose(half[..., :4], means[..., :4], rtol=0, atol=1e-5)
+    assert not np.isclose(half[..., 4:], means[..., 4:], atol=1e-3).all((1, 2, 3)).any()
+    one = graded(sorted(made.glob("pictures/a/*.png"))[0], "channels:0=1,1=0.5")
+    np.testing.assert_array_equal(one[:, 0], np.broadcast_to(one[:1, 0], one[:, 0].shape))
+    ok(encode(made, tmp_path / "other.zip", made / "other.safetensors"))
+    refused(graded("other.zip", 1), "holds latents of another autoencoder")
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save("small.png")
+    refused(graded("small.png", 1), "are 3x8x8", "of this network 4x8x8, latents of images 3x16x16")
 
 
 def test_fid_on_latents_is_that_of_decoded_images(made, tmp_path):

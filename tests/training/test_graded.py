@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from samplers.field import Field, as_field
+from samplers.field import Facts, Field, as_field
 from samplers.path import Linear
 from samplers.planning.options import SamplerOptions
 from samplers.planning.plan import build_plan
@@ -71,17 +71,17 @@ def test_references_of_files(tmp_path):
     Image.fromarray(pixels).save(tmp_path / "image.png")
     np.save(tmp_path / "latents.npy", np.ones((5, *SHAPE), np.float32))
     np.save(tmp_path / "latent.npy", np.ones(SHAPE, np.float32))
-    own = read_references(str(tmp_path / "image.png"), (3, 4, 6))
+    own = read_references(str(tmp_path / "image.png"), Facts(shape=(3, 4, 6)))
     np.testing.assert_allclose(own[0].permute(1, 2, 0), pixels / 127.5 - 1, atol=1e-6)
-    assert read_references(str(tmp_path / "latents.npy"), SHAPE).shape == (5, *SHAPE)
-    assert read_references(str(tmp_path / "latent.npy"), SHAPE).shape == (1, *SHAPE)
+    assert read_references(str(tmp_path / "latents.npy"), Facts(shape=SHAPE)).shape == (5, *SHAPE)
+    assert read_references(str(tmp_path / "latent.npy"), Facts(shape=SHAPE)).shape == (1, *SHAPE)
     with pytest.raises(ValueError, match=r"are 3x4x6 .* and samples of this network 3x8x8"):
-        read_references(str(tmp_path / "image.png"), (3, 8, 8))
+        read_references(str(tmp_path / "image.png"), Facts(shape=(3, 8, 8)))
     (tmp_path / "text.png").write_text("no image")
     with pytest.raises(ValueError, match="is not an image"):
-        read_references(str(tmp_path / "text.png"), SHAPE)
+        read_references(str(tmp_path / "text.png"), Facts(shape=SHAPE))
     with pytest.raises(ValueError, match="nothing at --reference"):
-        read_references(str(tmp_path / "none.png"), SHAPE)
+        read_references(str(tmp_path / "none.png"), Facts(shape=SHAPE))
 
 
 def model(**facts):

@@ -208,3 +208,17 @@ def test_times_of_another_batch_are_refused():
 
 def test_all_published_names_have_counts():
     assert set(COUNTS) == {f"{a}-{b}" for a, b in itertools.product(("SiT", "ComboStoc"), ("S", "B", "L", "XL"))}
+
+
+def test_blocks_compile_without_graph_breaks():
+    """One by one, for times of a sample and of elements."""
+    net = small().double()
+    x, labels, g = data()
+    times = [torch.rand(shape, generator=g, dtype=torch.float64) for shape in ((4, 1, 1, 1), (4, 3, 8, 8))]
+    with torch.no_grad():
+        expected = [net.model(x, t, labels) for t in times]
+        torch.compiler.reset()
+        net.compile(backend="eager", fullgraph=True)
+        for t, wanted in zip(times, expected, strict=True):
+            torch.testing.assert_close(net.model(x, t, labels), wanted, rtol=0, atol=1e-12 * float(wanted.abs().max()))
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
