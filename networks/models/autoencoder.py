@@ -7,7 +7,6 @@ latent diffusion checkpoints. Diffusion works on what `encode` gives: of VQ the 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,10 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from networks.trunks.layers import Conv2d, GroupNorm, Init
+from networks.trunks.layers import TORCH_INIT, Conv2d, GroupNorm
 from torch_utils.dropout import Dropout
-
-_INIT = Init("kaiming_uniform", weight=math.sqrt(1 / 3), bias=math.sqrt(1 / 3))  # PyTorch's own
 
 
 class _Autoencoder(nn.Module):
@@ -56,8 +53,8 @@ class _Autoencoder(nn.Module):
         self.encoder = _Encoder(in_channels, z_channels * moments, *shape)
         self.decoder = _Decoder(z_channels, out_ch, *shape)
         self._add_codebook()
-        self.quant_conv = Conv2d(z_channels * moments, embed_dim * moments, kernel=1, init=_INIT)
-        self.post_quant_conv = Conv2d(embed_dim, z_channels, kernel=1, init=_INIT)
+        self.quant_conv = Conv2d(z_channels * moments, embed_dim * moments, kernel=1, init=TORCH_INIT)
+        self.post_quant_conv = Conv2d(embed_dim, z_channels, kernel=1, init=TORCH_INIT)
 
     def _add_codebook(self) -> None:
         """Nothing between the convolutions; a codebook in VQ."""
@@ -149,7 +146,7 @@ def _norm(channels: int) -> GroupNorm:
 
 
 def _conv(cin: int, cout: int, kernel: int = 3) -> Conv2d:
-    return Conv2d(cin, cout, kernel=kernel, init=_INIT)
+    return Conv2d(cin, cout, kernel=kernel, init=TORCH_INIT)
 
 
 class _Block(nn.Module):

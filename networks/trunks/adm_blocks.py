@@ -9,7 +9,6 @@ variant with cross-attention and the classifier are lists of what it makes.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,12 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from networks.trunks.layers import Conv2d, GroupNorm, Init, Linear
+from networks.trunks.layers import TORCH_INIT, ZERO_INIT, Conv2d, GroupNorm, Init, Linear
 from networks.trunks.spatial_transformer import SpatialTransformer
 from torch_utils.dropout import Dropout
 
-DEFAULT = Init("kaiming_uniform", weight=math.sqrt(1 / 3), bias=math.sqrt(1 / 3))  # PyTorch's own
-ZERO = Init("kaiming_uniform", weight=0, bias=0)
 _GROUPS = 32
 
 
@@ -86,7 +83,7 @@ class Blocks:
 
     def encoder(self, in_channels: int, widths: Sequence[int]) -> tuple[nn.ModuleList, list[int]]:
         """Stages from the image down to the narrowest level, and how many channels each has."""
-        stages, channels = [Stage(Conv2d(in_channels, widths[0], kernel=3, init=DEFAULT))], [widths[0]]
+        stages, channels = [Stage(Conv2d(in_channels, widths[0], kernel=3, init=TORCH_INIT))], [widths[0]]
         for i, width in enumerate(widths):
             for _ in range(self.num_res_blocks):
                 stages.append(Stage(*self.level(channels[-1], width, 2**i)))
@@ -103,7 +100,9 @@ class Blocks:
 def time_mlp(model_channels: int) -> nn.Sequential:
     """Keys 0 and 2: from the embedded time to four times as many features."""
     width = 4 * model_channels
-    return nn.Sequential(Linear(model_channels, width, init=DEFAULT), nn.SiLU(), Linear(width, width, init=DEFAULT))
+    return nn.Sequential(
+        Linear(model_channels, width, init=TORCH_INIT), nn.SiLU(), Linear(width, width, init=TORCH_INIT)
+    )
 
 
 def widths_of(img_resolution: int, model_channels: int, channel_mult: Sequence[float]) -> list[int]:
@@ -172,16 +171,16 @@ class ResBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.scale_shift = scale_shift
-        self.in_layers = nn.Sequential(norm(cin), nn.SiLU(), Conv2d(cin, cout, kernel=3, init=DEFAULT))
+        self.in_layers = nn.Sequential(norm(cin), nn.SiLU(), Conv2d(cin, cout, kernel=3, init=TORCH_INIT))
         self.resample = {"up": repeat, "down": pool, "": nn.Identity()}[resample]
         # the embedding arrives activated: one SiLU for all blocks
         self.emb_layers = nn.Sequential(
-            nn.Identity(), Linear(emb_channels, cout * (2 if scale_shift else 1), init=DEFAULT)
+            nn.Identity(), Linear(emb_channels, cout * (2 if scale_shift else 1), init=TORCH_INIT)
         )
         self.out_layers = nn.Sequential(
-            norm(cout), nn.SiLU(), Dropout(dropout), Conv2d(cout, cout, kernel=3, init=ZERO)
+            norm(cout), nn.SiLU(), Dropout(dropout), Conv2d(cout, cout, kernel=3, init=ZERO_INIT)
         )
-        self.skip_connection = Conv2d(cin, cout, kernel=1, init=DEFAULT) if cin != cout else nn.Identity()
+        self.skip_connection = Conv2d(cin, cout, kernel=1, init=TORCH_INIT) if cin != cout else nn.Identity()
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         first_norm, activation, conv = self.in_layers
@@ -216,8 +215,8 @@ class Attention(nn.Module):
         super().__init__()
         self.heads, self.new_order = heads, new_order
         self.norm = norm(channels)
-        self.qkv = Pointwise(channels, 3 * channels, DEFAULT, axes)
-        self.proj_out = Pointwise(channels, channels, ZERO, axes)
+        self.qkv = Pointwise(channels, 3 * channels, TORCH_INIT, axes)
+        self.proj_out = Pointwise(channels, channels, ZERO_INIT, axes)
 
     def forward(self, x: Tensor) -> Tensor:
         tokens = self.norm(x).flatten(2).transpose(1, 2)  # [N, L, C]: a view in channels_last
@@ -240,7 +239,7 @@ class _Strided(Conv2d):
     """3x3 convolution of stride 2."""
 
     def __init__(self, channels: int) -> None:
-        super().__init__(channels, channels, kernel=3, init=DEFAULT)
+        super().__init__(channels, channels, kernel=3, init=TORCH_INIT)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.conv2d(x, self.weight.to(x.dtype), self.bias.to(x.dtype), stride=2, padding=1)
@@ -251,7 +250,7 @@ class Upsample(nn.Module):
 
     def __init__(self, channels: int, convolve: bool) -> None:
         super().__init__()
-        self.conv = Conv2d(channels, channels, kernel=3, init=DEFAULT) if convolve else nn.Identity()
+        self.conv = Conv2d(channels, channels, kernel=3, init=TORCH_INIT) if convolve else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(repeat(x))

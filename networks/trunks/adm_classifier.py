@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from networks.trunks.adm_blocks import DEFAULT, ZERO, Blocks, Pointwise, attend, norm, spatial_mean, time_mlp, widths_of
-from networks.trunks.layers import Conv2d, Init, Linear, PositionalEmbedding
+from networks.trunks.adm_blocks import Blocks, Pointwise, attend, norm, spatial_mean, time_mlp, widths_of
+from networks.trunks.layers import TORCH_INIT, ZERO_INIT, Conv2d, Init, Linear, PositionalEmbedding
 
 POOLS = ("attention", "adaptive", "spatial", "spatial_v2")
 _HIDDEN = 2048  # features inside the heads "spatial" and "spatial_v2"
@@ -85,8 +85,8 @@ def _head(pool: str, channels: Sequence[int], classes: int, side: int, head_chan
         return nn.Sequential(norm(last), nn.SiLU(), _AttentionPool(last, classes, side, head_channels))
     if pool == "adaptive":
         mean = nn.AdaptiveAvgPool2d(1)
-        return nn.Sequential(norm(last), nn.SiLU(), mean, Conv2d(last, classes, kernel=1, init=ZERO), nn.Flatten())
-    first, second = Linear(sum(channels), _HIDDEN, init=DEFAULT), Linear(_HIDDEN, classes, init=DEFAULT)
+        return nn.Sequential(norm(last), nn.SiLU(), mean, Conv2d(last, classes, kernel=1, init=ZERO_INIT), nn.Flatten())
+    first, second = Linear(sum(channels), _HIDDEN, init=TORCH_INIT), Linear(_HIDDEN, classes, init=TORCH_INIT)
     return nn.Sequential(first, nn.ReLU(), second) if pool == "spatial" else nn.Sequential(
         first, norm(_HIDDEN), nn.SiLU(), second
     )  # fmt: skip
@@ -105,8 +105,8 @@ class _AttentionPool(nn.Module):
         self.heads = channels // head_channels
         init = Init("kaiming_normal", weight=1.0)
         self.positional_embedding = nn.Parameter(init.draw((channels, side**2 + 1), channels, channels))
-        self.qkv_proj = Pointwise(channels, 3 * channels, DEFAULT)
-        self.c_proj = Pointwise(channels, classes, DEFAULT)
+        self.qkv_proj = Pointwise(channels, 3 * channels, TORCH_INIT)
+        self.c_proj = Pointwise(channels, classes, TORCH_INIT)
 
     def forward(self, x: Tensor) -> Tensor:
         tokens = x.flatten(2)

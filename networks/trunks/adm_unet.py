@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from networks.trunks.adm_blocks import ZERO, Blocks, Stage, norm, time_mlp, widths_of
-from networks.trunks.layers import Conv2d, PositionalEmbedding
+from networks.trunks.adm_blocks import Blocks, Stage, norm, time_mlp, widths_of
+from networks.trunks.layers import ZERO_INIT, Conv2d, PositionalEmbedding
 
 
 class ADMUNet(nn.Module):
@@ -83,7 +83,7 @@ class ADMUNet(nn.Module):
                     layers.append(blocks.change(channels, "up"))
                 stages.append(Stage(*layers))
         self.output_blocks = nn.ModuleList(stages)
-        self.out = nn.Sequential(norm(channels), nn.SiLU(), Conv2d(channels, out_channels, kernel=3, init=ZERO))
+        self.out = nn.Sequential(norm(channels), nn.SiLU(), Conv2d(channels, out_channels, kernel=3, init=ZERO_INIT))
 
     def forward(
         self, x: Tensor, noise_labels: Tensor, class_labels: Tensor | None = None, context: Tensor | None = None

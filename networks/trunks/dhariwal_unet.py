@@ -17,11 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from networks.trunks.layers import Conv2d, GroupNorm, Init, Linear, PositionalEmbedding
+from networks.trunks.layers import TORCH_INIT, ZERO_INIT, Conv2d, GroupNorm, Init, Linear, PositionalEmbedding
 from networks.trunks.unet_block import UNetBlock, condition_labels, level_resolutions
-
-_INIT = Init("kaiming_uniform", weight=math.sqrt(1 / 3), bias=math.sqrt(1 / 3))
-_INIT_ZERO = Init("kaiming_uniform", weight=0, bias=0)
 
 
 class DhariwalUNet(nn.Module):
@@ -55,12 +52,12 @@ class DhariwalUNet(nn.Module):
         emb_channels = model_channels * channel_mult_emb
         levels = list(zip(level_resolutions(img_resolution, len(channel_mult)), channel_mult, strict=True))
         last = len(levels) - 1
-        block = partial(UNetBlock, emb_channels=emb_channels, dropout=dropout, init=_INIT, init_zero=_INIT_ZERO)
+        block = partial(UNetBlock, emb_channels=emb_channels, dropout=dropout, init=TORCH_INIT, init_zero=ZERO_INIT)
 
         self.map_noise = PositionalEmbedding(model_channels)
-        self.map_augment = Linear(augment_dim, model_channels, bias=False, init=_INIT_ZERO) if augment_dim else None
-        self.map_layer0 = Linear(model_channels, emb_channels, init=_INIT)
-        self.map_layer1 = Linear(emb_channels, emb_channels, init=_INIT)
+        self.map_augment = Linear(augment_dim, model_channels, bias=False, init=ZERO_INIT) if augment_dim else None
+        self.map_layer0 = Linear(model_channels, emb_channels, init=TORCH_INIT)
+        self.map_layer1 = Linear(emb_channels, emb_channels, init=TORCH_INIT)
         init_label = Init("kaiming_normal", weight=math.sqrt(label_dim))  # entries of unit variance
         self.map_label = Linear(label_dim, emb_channels, bias=False, init=init_label) if label_dim else None
 
@@ -71,7 +68,7 @@ class DhariwalUNet(nn.Module):
         for i, (res, mult) in enumerate(levels):
             name, wide, attend = f"{res}x{res}", model_channels * mult, res in attn_resolutions
             if i == 0:
-                self.enc[f"{name}_conv"] = Conv2d(in_channels, wide, kernel=3, init=_INIT)
+                self.enc[f"{name}_conv"] = Conv2d(in_channels, wide, kernel=3, init=TORCH_INIT)
                 channels = wide
             else:
                 self.enc[f"{name}_down"] = block(channels, channels, down=True)
@@ -96,7 +93,7 @@ class DhariwalUNet(nn.Module):
                 headless += [f"dec.{name}_block{j}"] * (attend and layer.heads == 0)
                 channels = wide
         self.out_norm = GroupNorm(channels)
-        self.out_conv = Conv2d(channels, out_channels, kernel=3, init=_INIT_ZERO)
+        self.out_conv = Conv2d(channels, out_channels, kernel=3, init=ZERO_INIT)
         if headless:
             warnings.warn(
                 f"no attention in {', '.join(headless)}: a head takes 64 channels and these blocks have fewer; "

@@ -65,6 +65,8 @@ def times(x: Tensor, *factors: float) -> Tensor:
 
 
 _DEFAULT_INIT = Init()
+TORCH_INIT = Init("kaiming_uniform", weight=math.sqrt(1 / 3), bias=math.sqrt(1 / 3))  # PyTorch's own
+ZERO_INIT = Init("kaiming_uniform", weight=0, bias=0)
 
 
 def _parameters(shape: Sequence[int], fan_in: int, bias: bool, init: Init) -> tuple[nn.Parameter, nn.Parameter | None]:

@@ -15,15 +15,13 @@ addition. As the trunk of a denoiser, FourierMLP is given ln(sigma) / 4 for the 
 from __future__ import annotations
 
 import itertools
-import math
 
 import torch
 from torch import Tensor, nn
 
-from networks.trunks.layers import Init, Linear
+from networks.trunks.layers import TORCH_INIT, Init, Linear
 from networks.trunks.unet_block import condition_labels
 
-_INIT = Init("kaiming_uniform", weight=math.sqrt(1 / 3), bias=math.sqrt(1 / 3))  # PyTorch's own
 DENSE_INIT = Init("kaiming_normal")
 
 
@@ -43,9 +41,9 @@ class MLP(nn.Module):
     def __init__(self, img_resolution: int, in_channels: int, out_channels: int, hidden: int = 100) -> None:
         super().__init__()
         pixels = img_resolution**2
-        self.fc1 = Linear(in_channels * pixels + 1, hidden, init=_INIT)
-        self.fc2 = Linear(hidden, hidden, init=_INIT)
-        self.fc3 = Linear(hidden, out_channels * pixels, init=_INIT)
+        self.fc1 = Linear(in_channels * pixels + 1, hidden, init=TORCH_INIT)
+        self.fc2 = Linear(hidden, hidden, init=TORCH_INIT)
+        self.fc3 = Linear(hidden, out_channels * pixels, init=TORCH_INIT)
 
     def forward(self, x: Tensor, noise_labels: Tensor) -> Tensor:
         """`[N, in_channels, ...]`, times [N or 1] -> `[N, out_channels, ...]`."""
@@ -77,13 +75,13 @@ class FourierMLP(nn.Module):
         pixels = img_resolution**2
         self.register_buffer("timestep_coeff", torch.linspace(0.1, 100, channels)[None])
         self.timestep_phase = nn.Parameter(torch.randn(1, channels))
-        self.input_embed = Linear(in_channels * pixels, channels, init=_INIT)
+        self.input_embed = Linear(in_channels * pixels, channels, init=TORCH_INIT)
         self.timestep_embed = nn.Sequential(
-            Linear(2 * channels, channels, init=_INIT), nn.GELU(), Linear(channels, channels, init=_INIT)
+            Linear(2 * channels, channels, init=TORCH_INIT), nn.GELU(), Linear(channels, channels, init=TORCH_INIT)
         )
-        hidden = [nn.Sequential(Linear(channels, channels, init=_INIT), nn.GELU()) for _ in range(num_layers)]
-        self.layers = nn.Sequential(nn.GELU(), *hidden, Linear(channels, out_channels * pixels, init=_INIT))
-        self.label_embed = Linear(label_dim, channels, bias=False, init=_INIT) if label_dim else None
+        hidden = [nn.Sequential(Linear(channels, channels, init=TORCH_INIT), nn.GELU()) for _ in range(num_layers)]
+        self.layers = nn.Sequential(nn.GELU(), *hidden, Linear(channels, out_channels * pixels, init=TORCH_INIT))
+        self.label_embed = Linear(label_dim, channels, bias=False, init=TORCH_INIT) if label_dim else None
 
     def forward(self, x: Tensor, noise_labels: Tensor, class_labels: Tensor | None = None) -> Tensor:
         """`[N, in_channels, ...]`, times [N or 1], one-hot labels [N or 1, label_dim] -> `[N, out_channels, ...]`."""
@@ -120,8 +118,8 @@ class SELUMLP(nn.Module):
         self.label_dim, self.time_varying = label_dim, time_varying
         self.time_index_embedding = nn.Embedding(label_dim, width) if label_dim else None
         sizes = [in_channels * pixels + time_varying + (width if label_dim else 0), width, width, width]
-        hidden = [[Linear(a, b, init=_INIT), nn.SELU()] for a, b in itertools.pairwise(sizes)]
-        self.net = nn.Sequential(*itertools.chain(*hidden), Linear(width, out_channels * pixels, init=_INIT))
+        hidden = [[Linear(a, b, init=TORCH_INIT), nn.SELU()] for a, b in itertools.pairwise(sizes)]
+        self.net = nn.Sequential(*itertools.chain(*hidden), Linear(width, out_channels * pixels, init=TORCH_INIT))
 
     def forward(self, x: Tensor, noise_labels: Tensor, class_labels: Tensor | None = None) -> Tensor:
         """`[N, in_channels, ...]`, times [N or 1], labels one-hot [N or 1, label_dim] -> `[N, out_channels, ...]`.

@@ -8,15 +8,10 @@ diffusion checkpoints.
 
 from __future__ import annotations
 
-import math
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from networks.trunks.layers import Conv2d, GroupNorm, Init, Linear
-
-_INIT = Init("kaiming_uniform", weight=math.sqrt(1 / 3), bias=math.sqrt(1 / 3))  # PyTorch's own
-_ZERO = Init("kaiming_uniform", weight=0, bias=0)
+from networks.trunks.layers import TORCH_INIT, ZERO_INIT, Conv2d, GroupNorm, Linear
 
 
 class SpatialTransformer(nn.Module):
@@ -31,9 +26,9 @@ class SpatialTransformer(nn.Module):
     def __init__(self, channels: int, heads: int, context_dim: int, depth: int = 1) -> None:
         super().__init__()
         self.norm = GroupNorm(channels, 32, min_channels_per_group=1, eps=1e-6)
-        self.proj_in = Conv2d(channels, channels, kernel=1, init=_INIT)
+        self.proj_in = Conv2d(channels, channels, kernel=1, init=TORCH_INIT)
         self.transformer_blocks = nn.ModuleList(_Block(channels, heads, context_dim) for _ in range(depth))
-        self.proj_out = Conv2d(channels, channels, kernel=1, init=_ZERO)
+        self.proj_out = Conv2d(channels, channels, kernel=1, init=ZERO_INIT)
 
     def forward(self, x: Tensor, context: Tensor | None) -> Tensor:
         """`[N, C, H, W]`, `[N, T, context_dim]` -> `[N, C, H, W]`; without context the pixels attend to themselves."""
@@ -104,4 +99,4 @@ class _LayerNorm(nn.LayerNorm):
 
 
 def _linear(cin: int, cout: int, bias: bool = True) -> Linear:
-    return Linear(cin, cout, bias, init=_INIT)
+    return Linear(cin, cout, bias, init=TORCH_INIT)
