@@ -58,6 +58,15 @@ def pixels(size=8, channels=3, width=None):
     return RANDOM.randint(0, 256, [size, width or size, *([channels] if channels > 1 else [])], dtype=np.uint8)
 
 
+def class_folders(root, num):
+    """Colour pictures of 16 pixels, by turns in the folders a and b."""
+    random = np.random.RandomState(0)
+    for i in range(num):
+        path = root / f"{'ab'[i % 2]}/{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(random.randint(0, 256, (16, 16, 3), np.uint8)).save(path)
+
+
 def png(array, mode=None):
     file = io.BytesIO()
     array = np.ascontiguousarray(array)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from cli_results import ok, refused
 from click.testing import CliRunner
+from dataset_files import class_folders
 from PIL import Image
 from published_files import KL, ldm
 from run_locks import release_locks
@@ -42,11 +43,7 @@ SMALL = {
 def made(tmp_path_factory):
     """Twelve pictures, their latents by a small autoencoder, and another autoencoder."""
     root = tmp_path_factory.mktemp("latents")
-    random = np.random.RandomState(0)
-    for i in range(12):
-        path = root / f"pictures/{'ab'[i % 2]}/{i}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(random.randint(0, 256, (16, 16, 3), np.uint8)).save(path)
+    class_folders(root / "pictures", 12)
     for seed, name in ((0, "vae"), (1, "other")):
         torch.manual_seed(seed)
         networks.save_network(root / f"{name}.safetensors", networks.build("KLAutoencoder", **KL))

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from exact_runs import make_data
 from patience import HUNG
-from PIL import Image
 
 import generate
 import networks
@@ -28,15 +28,7 @@ SHORT = f"{C} --backbones=light --batch=50 --batch-edm=4 --batch-disc=6 --kimg=0
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     """A folder of 24 grey 8x8 images in three classes."""
-    folder = tmp_path_factory.mktemp("d") / "toy"
-    folder.mkdir()
-    rng = np.random.RandomState(0)
-    labels = []
-    for i in range(24):
-        Image.fromarray(rng.randint(0, 256, (8, 8), dtype=np.uint8)).save(folder / f"{i:02d}.png")
-        labels.append([f"{i:02d}.png", i % 3])
-    (folder / "dataset.json").write_text(json.dumps({"labels": labels}))
-    return folder
+    return make_data(tmp_path_factory.mktemp("d") / "toy")
 
 
 @pytest.fixture(scope="module")

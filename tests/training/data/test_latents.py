@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from dataset_files import class_folders
 from PIL import Image
 from published_files import cin, cm, ldm
 
@@ -23,11 +24,7 @@ MAKERS = {"moments": cin, "latents": ldm}
 def folder(tmp_path_factory):
     """Five labelled pictures, and files of networks."""
     root = tmp_path_factory.mktemp("encode")
-    random = np.random.RandomState(0)
-    for i in range(5):
-        path = root / f"pictures/{'ab'[i % 2]}/{i}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(random.randint(0, 256, (16, 16, 3), np.uint8)).save(path)
+    class_folders(root / "pictures", 5)
     return root
 
 
