@@ -29,6 +29,13 @@ from torch_utils.checkpoint import tensor_hash
 from torch_utils.misc import expand_to
 from torch_utils.parts import PartLayout
 
+# Facts that are attributes of the network by the same name, where it has them
+_AS_SAID = (
+    "latent", "conditions", "label_dropout", "round_sigma", "start", "start_noise", "begins", "gaussian_noise",
+    "decode", "encode", "decoded_shape", "encode_text", "empty_condition", "with_classifier", "classify",
+    "takes_gamma", "heads", "score_target", "element_times", "compensated",
+)  # fmt: skip
+
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
@@ -129,35 +136,16 @@ class Facts:
             predicts=said("predicts", "data"),
             shape=None if shape is None else tuple(shape),
             pixels=channels in (1, 3) and not said("latent", False),
-            latent=said("latent", False),
             conditioning=said("conditioning", "classes" if label_dim else "none"),
-            conditions=said("conditions"),
             label_dim=label_dim,
-            label_dropout=said("label_dropout"),
             sigma_min=float(said("sigma_min", 0)),
             sigma_max=float(said("sigma_max", math.inf)),
-            round_sigma=said("round_sigma", torch.as_tensor),
             noise_table=net if hasattr(net, "sigma") and hasattr(net, "sigma_inv") else None,
             calls=said("calls_per_evaluation", 1),
-            start=said("start", "scaled"),
             priors=tuple(said("priors", ())),
-            start_noise=said("start_noise"),
-            begins=said("begins", "noise"),
-            gaussian_noise=said("gaussian_noise", True),
-            decode=said("decode"),
-            encode=said("encode"),
-            decoded_shape=said("decoded_shape"),
-            encode_text=said("encode_text"),
-            empty_condition=said("empty_condition"),
-            with_classifier=said("with_classifier"),
-            classify=said("classify"),
             chooses_levels=callable(said("coefficients")),
-            takes_gamma=said("takes_gamma", False),
-            heads=said("heads"),
-            score_target=said("score_target", "none"),
-            element_times=said("element_times", False),
-            compensated=said("compensated", False),
             parts=said("layout"),
+            **{name: value for name in _AS_SAID if (value := said(name)) is not None},
         )
 
 

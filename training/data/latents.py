@@ -69,13 +69,13 @@ def encode_dataset(
         for images in decoded(dataset, range(len(dataset)), batch):
             x = from_uint8(images).to(device)
             x = x.expand(-1, 3, -1, -1) if x.shape[1] == 1 else x
+            stems = [f"{i // 1000:05d}/img{i:08d}" for i in range(len(names), len(names) + len(images))]
             for suffix, seen in (("", x), ("-flip", x.flip(3))) if flips else (("", x),):
                 values = _checked((stage.moments if moments else stage.encode)(seen).float(), dtype)
                 shape = list(values.shape[1:])
-                for i, value in enumerate(values):
-                    index = len(names) + i
-                    archive.add(f"{index // 1000:05d}/img{index:08d}{suffix}.npy", _npy(value))
-            names += [f"{i // 1000:05d}/img{i:08d}.npy" for i in range(len(names), len(names) + len(images))]
+                for stem, value in zip(stems, values, strict=True):
+                    archive.add(f"{stem}{suffix}.npy", _npy(value))
+            names += [f"{stem}.npy" for stem in stems]
             progress(len(images))
         facts = LatentFacts(
             "moments" if moments else "latents", tuple(shape), autoencoder.scale_factor, dataset.resolution, flips,
