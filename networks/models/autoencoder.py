@@ -141,6 +141,13 @@ def decode_latents(net: Any, latent: Tensor) -> Tensor:
     return net.first_stage.decode((latent.float() / net.scale_factor).to(dtype)).float()
 
 
+def encode_latents(net: Any, image: Tensor, noise: Tensor | None = None) -> Tensor:
+    """Images `[B, 3, H, W]` in [-1, 1] -> latents in the scale of diffusion; `noise` draws from moments."""
+    first = net.first_stage
+    latent = first.encode(image, noise) if isinstance(first, KLAutoencoder) else first.encode(image)
+    return latent * net.scale_factor
+
+
 def _norm(channels: int) -> GroupNorm:
     return GroupNorm(channels, 32, min_channels_per_group=1, eps=1e-6)
 

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from networks.models.autoencoder import KLAutoencoder, build_autoencoder, decode_latents
+from networks.models.autoencoder import build_autoencoder, decode_latents, encode_latents
 from networks.models.clip_text import TOKENIZER, CLIPText, load_tokenizer
 from networks.models.noise_precond import NoisePrecond
 
@@ -114,9 +114,4 @@ class LatentDenoiser(NoisePrecond):
         return self._empty
 
     decode = decode_latents
-
-    def encode(self, image: Tensor, noise: Tensor | None = None) -> Tensor:
-        """Images `[B, 3, H, W]` in [-1, 1] -> latents in the scale of diffusion; `noise` draws from moments."""
-        first = self.first_stage
-        latent = first.encode(image, noise) if isinstance(first, KLAutoencoder) else first.encode(image)
-        return latent * self.scale_factor
+    encode = encode_latents

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from networks.models.autoencoder import build_autoencoder, decode_latents
+from networks.models.autoencoder import build_autoencoder, decode_latents, encode_latents
 
 
 class LatentModel(nn.Module):
@@ -59,3 +59,4 @@ class LatentModel(nn.Module):
         return self.network(*args, **kwargs)
 
     decode = decode_latents
+    encode = encode_latents

@@ -12,6 +12,7 @@ import networks
 from networks.models.autoencoder import build_autoencoder
 from networks.models.noise_precond import denoise
 from networks.trunks.transformer import Transformer
+from samplers.field import Facts
 from torch_utils.noise_table import NoiseTable, alphas_cumprod, betas_of
 
 SIZE = {"patch_size": 2, "width": 32, "depth": 2, "num_heads": 2, "learn_sigma": True}
@@ -86,6 +87,8 @@ def test_decode_and_snapshot(folder, tmp_path):
         net = load(folder, "DiT-tiny.pt", vae)
         z = torch.randn(1, 4, 8, 8)
         torch.testing.assert_close(net.decode(z), net.first_stage.decode(z / 0.18215))
+        image = torch.rand(1, 3, 16, 16) * 2 - 1
+        torch.testing.assert_close(Facts.of(net).encode(image), net.first_stage.encode(image) * 0.18215)
     networks.save_network(tmp_path / "x.safetensors", net)
     again = networks.load_network(tmp_path / "x.safetensors")
     x, labels = inputs()
