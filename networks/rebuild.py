@@ -106,12 +106,10 @@ def limited(count: int) -> Iterator[None]:
         if made > count:
             raise ValueError(f"its network has more than {count} parameters, many more than there are in the file")
 
-    handle = register_module_parameter_registration_hook(register)
-    try:
-        yield
-    except ValueError:
-        raise
-    except Exception as error:  # arguments of a file reach a constructor: anything may go wrong there
-        raise ValueError(f"its network cannot be built ({reason(error)})") from error
-    finally:
-        handle.remove()
+    with register_module_parameter_registration_hook(register):
+        try:
+            yield
+        except ValueError:
+            raise
+        except Exception as error:  # arguments of a file reach a constructor: anything may go wrong there
+            raise ValueError(f"its network cannot be built ({reason(error)})") from error

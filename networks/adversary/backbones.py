@@ -12,7 +12,7 @@ Which taps and channels: Sauer et al. 2022 (StyleGAN-XL, arXiv 2202.00273), as u
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from torch_utils import checkpoint
+from torch_utils.errors import reason
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 HALF = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
@@ -130,12 +131,10 @@ class TransformerTaps(Backbone):
 def _outputs(modules: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
     """A list to which each of the modules adds its output as it runs. Local to one call: two models never mix."""
     found: list[Tensor] = []
-    handles = [module.register_forward_hook(lambda _m, _args, output: found.append(output)) for module in modules]
-    try:
+    with ExitStack() as hooks:
+        for module in modules:
+            hooks.enter_context(module.register_forward_hook(lambda _m, _args, output: found.append(output)))
         yield found
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 class ViTReadout(nn.Module):
@@ -265,7 +264,7 @@ def _timm_model(name: str, weights: str | Path | None) -> nn.Module:
         import timm
     except (ImportError, RuntimeError) as error:  # torchvision that does not fit torch raises RuntimeError
         raise ValueError(
-            f"the backbone {name} needs the package timm, which cannot be imported ({_first_line(error)}): "
+            f"the backbone {name} needs the package timm, which cannot be imported ({reason(error)}): "
             "run pip install timm, or use --backbones=light"
         ) from error
     if weights is not None:
@@ -277,7 +276,7 @@ def _timm_model(name: str, weights: str | Path | None) -> nn.Module:
         return timm.create_model(name, pretrained=True, num_classes=0)
     except Exception as error:  # the hub's client raises many types
         raise ValueError(
-            f"timm could not fetch the weights of {name} ({_first_line(error)}): name a file that holds them, "
+            f"timm could not fetch the weights of {name} ({reason(error)}): name a file that holds them, "
             "or use --backbones=light"
         ) from error
 
@@ -292,7 +291,7 @@ def _load_weights(model: nn.Module, name: str, path: Path) -> None:
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # torch raises many types for files that are no archives of tensors
-            raise ValueError(f"{path} is not a file of PyTorch weights: {_first_line(error)}") from error
+            raise ValueError(f"{path} is not a file of PyTorch weights: {reason(error)}") from error
     if isinstance(state, dict) and isinstance(state.get("model"), dict):  # DeiT's own files
         state = state["model"]
     if not isinstance(state, dict):
@@ -304,7 +303,3 @@ def _load_weights(model: nn.Module, name: str, path: Path) -> None:
             f"shape, first {wrong[0]}"
         )
     model.load_state_dict({key: state[key] for key in own})
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)

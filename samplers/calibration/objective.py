@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -184,9 +184,7 @@ def _blocks(model: nn.Module) -> Iterator[nn.Module]:
 
 @contextmanager
 def _hooked(blocks: Iterable[nn.Module], hook: Callable[..., Any]) -> Iterator[None]:
-    handles = [block.register_forward_hook(lambda *args: (hook(*args), None)[1]) for block in blocks]
-    try:
+    with ExitStack() as hooks:
+        for block in blocks:
+            hooks.enter_context(block.register_forward_hook(lambda *args: (hook(*args), None)[1]))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -167,8 +167,7 @@ def convert(
             except ValueError as error:
                 skip(index, error, skip_broken)
                 continue
-            digits = f"{index:08d}"
-            name = f"{digits[:5]}/img{digits}.png"
+            name = f"{index // 1000:05d}/img{index:08d}.png"
             put(name, encoded.png)
             summary.shape = encoded.shape
             summary.written += 1
