@@ -20,6 +20,16 @@ def norms(module, order):
     return np.array([named[name].detach().double().norm().item() for name in order])
 
 
+def still_keys(params):
+    """Set the gradients of the biases of keys, which no output depends on, to 0: what is computed of them is rounding,
+    of which Adam makes whole steps, in other directions on another processor. The reference has its own."""
+    for name, p in params.items():
+        if name.endswith("qkv.bias"):
+            keys, rest = p.grad.view(-1, 3)[:, 1], p.grad.view(-1, 3)[:, ::2]
+            assert keys.norm() < 1e-4 * rest.norm(), name
+            keys.zero_()
+
+
 @pytest.mark.parametrize("case", cases("edm", "train_steps"))
 def test_golden(case):
     spec = case.spec
@@ -45,6 +55,7 @@ def test_golden(case):
             loss = loss_fn(net, from_uint8(images[step, r]), labels, pipe)
             (loss.sum() * (spec["loss_scaling"] / batch_size)).backward()
             means.append(loss.detach().double().mean())
+        still_keys(params)
         poisoned = bad is not None and bad["step"] == step
         if poisoned:
             params[bad["param"]].grad.view(-1)[bad["entries"]] = torch.tensor(bad["values"])
