@@ -18,7 +18,7 @@ from torch_utils.rng import BatchRNG
 from training.loop.loop import Loop
 from training.loop.settings import LoopOptions
 from training.method import Batch
-from training.methods.combostoc import ComboStocOptions, SiTOptions, build
+from training.methods.combostoc import ComboStocOptions, SiTOptions, build, build_network
 from training.pictures.preview import fixed_starts
 
 TINY = {"width": 32, "depth": 2, "num_heads": 2, "outdir": "runs", "data": "digits.zip"}
@@ -240,7 +240,7 @@ def test_the_largest_network_takes_a_step(name, model):
     )
     dataset, device = SyntheticDataset(32, 4, 1000), torch.device("cpu")
     with torch.device("meta"):
-        whole = combostoc.build_network(options, dataset)
+        whole = build_network(options, dataset)
     count = sum(p.numel() for p in whole.state_dict().values())
     assert count == {"sit": 675_129_632, "combostoc": 673_581_240}[name]
     made = build(dataclasses.replace(options, depth=2), dataset, device)
