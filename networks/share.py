@@ -169,7 +169,7 @@ def load_unsafe(path: str | Path) -> nn.Module:
         with open(path, "rb") as file:
             net = dill.load(file)
     except Exception as error:  # anything may happen in foreign code
-        raise ValueError(f"{path} cannot be opened ({type(error).__name__}: {str(error)[:120]})") from error
+        raise ValueError(f"{path} cannot be opened ({reason(error)})") from error
     if not isinstance(net, nn.Module):
         raise ValueError(f"{path} holds a {type(net).__name__}, not a network")
     return net
