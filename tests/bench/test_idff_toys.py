@@ -18,7 +18,8 @@ from training.data.toys import draw
 SETS = 3  # target sets per training, whose own distance to each other varies
 # Trainings, by the coupling of the recipe; without a coupling they differ more. The golden deviations over three seeds
 # are those that the sets alone explain (one step of SSP-RK3 on 8gaussians: 0.17, by sets 0.14, by trainings 0.61; 50
-# Euler steps on moons: 0.047, 0.046 and 0.26), so each golden number is of one training, and ours are several.
+# Euler steps on moons: 0.047, 0.046 and 0.26), so each golden number is of one training, and ours are several. Between
+# 4000 and 16,000 iterations one training passes through as much; sixteen of them are in docs/idff.md.
 TRAININGS = {"independent": 6}
 FEW = 3
 
