@@ -79,7 +79,8 @@ def sample_points(net: Any, count: int = POINTS, num_steps: int = 18) -> Tensor:
 def sample_shapes(net: Any, count: int = 40, evaluations: int = 50, repeat: int = 1, solver: str = "euler") -> Tensor:
     """`[count, L, V]` in the units of the data: shapes by equal steps, classes in turn, each `repeat` times."""
     plan = build_plan(net, SamplerOptions(N=evaluations, solver=solver))
-    return net.decode(plan(net, *fixed_starts(net, count, repeat))).float().cpu()
+    rng = PerSampleRNG(range(count, 2 * count), "cpu")  # of noise along the way, another than that of the starts
+    return net.decode(plan(net, *fixed_starts(net, count, repeat), rng=rng)).float().cpu()
 
 
 def shown_part(data: Tensor, count: int = POINTS) -> Tensor:
