@@ -45,7 +45,7 @@ def test_a_shorter_search_finds_the_same(spread):
     data, noise = spread * torch.randn(64, 2, generator=g) ** 3, torch.randn(64, 2, generator=g)
     cost = squared_distances(data, noise)
     best = cost[linear_sum_assignment(cost.numpy())].sum()
-    torch.testing.assert_close((data - minibatch_ot(data, noise)).double().square().sum(), best)
+    torch.testing.assert_close((data.double() - minibatch_ot(data, noise)).square().sum(), best)
 
 
 def test_independent_is_as_drawn():
