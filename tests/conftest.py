@@ -11,6 +11,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 
 from golden_cases import Case
+from large_memory import reserve_memory  # noqa: F401  # a fixture of several files
 from live_pickles import persistence  # noqa: F401  # a fixture of several files
 from run_locks import release_locks
 

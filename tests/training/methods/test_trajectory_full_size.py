@@ -1,7 +1,5 @@
 """The published size of trajectory optimisation: DDPM++ of CIFAR-10 and the default coefficient network, one step."""
 
-import os
-
 import numpy as np
 import pytest
 import torch
@@ -16,7 +14,6 @@ from training.methods.edm import build_network
 from training.methods.trajectory import TrajectoryOptions, build
 
 CPU = torch.device("cpu")
-NEEDED = 12 * 2**30  # bytes: weights, gradients, two moments and the average of 447 M parameters are 9 GB
 
 
 class TwoImages:
@@ -31,8 +28,8 @@ class TwoImages:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") < NEEDED, reason="needs 12 GB of memory")
-def test_full_size_cifar10_steps_once(tmp_path):
+def test_full_size_cifar10_steps_once(tmp_path, reserve_memory):
+    reserve_memory(11)  # weights, gradients, two moments and the average of 447 M parameters are 9 GB
     (tmp_path / "data").mkdir()
     for i in range(10):
         pixels = np.random.RandomState(i).randint(0, 256, (32, 32, 3), dtype=np.uint8)
