@@ -65,7 +65,7 @@ def main() -> None:
 @options_of(ClipOptions)
 def calc(options: ClipOptions) -> None:
     """Print the CLIP score of images and their captions."""
-    with process.importing():
+    with process.late_imports():
         from torch_utils import distributed as dist
         from training.text_score import text_score
 

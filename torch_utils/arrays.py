@@ -32,9 +32,32 @@ def opened_arrays(path: str | PathLike[str], what: str, file: IO[bytes] | None =
             yield {"": loaded}
         else:
             with loaded:
-                yield loaded
-    except (ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+                yield _Members(loaded)
+    except (ValueError, EOFError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+        # RuntimeError: what zipfile says of members that are encrypted or packed in a way that it does not know
         raise ValueError(f"{path} is not {what}: {error}") from error
+
+
+class _Members(Mapping[str, Array]):
+    """The arrays of an npz, without the bytes that numpy gives for a member that is none."""
+
+    def __init__(self, file: np.lib.npyio.NpzFile) -> None:
+        self._file = file
+
+    def __getitem__(self, name: str) -> Array:
+        value = self._file[name]
+        if not isinstance(value, np.ndarray):
+            raise ValueError(f"its member '{name}' is no array")
+        return value
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._file.files  # without reading it
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._file.files)
+
+    def __len__(self) -> int:
+        return len(self._file.files)
 
 
 def read_array(path: str | PathLike[str], what: str, file: IO[bytes] | None = None) -> Array:

@@ -54,7 +54,7 @@ def imported() -> None:
 
 
 @contextmanager
-def importing() -> Iterator[None]:
+def late_imports() -> Iterator[None]:
     """What a command itself imports is never looked at either, where `begin` and `imported` have been called."""
     if gc.get_freeze_count():
         gc.disable()

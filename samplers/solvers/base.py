@@ -254,10 +254,7 @@ def traced_estimate(
     """The clean estimate alone, or the one known, shown to `trace` as step i; perhaps in the network's own dtype."""
     if data is None:
         data = field.prediction(x, level) if field.predicts == "data" else field.data(x, level)
-    if trace is not None:
-        data = data.to(x.dtype)
-        trace(Step(i, level, x, data, field.velocity_of(data, x, level)))
-    return data
+    return data if trace is None else evaluate(field, x, level, data.to(x.dtype), trace, i)[0]
 
 
 def steps_from_data(field: Field) -> bool:

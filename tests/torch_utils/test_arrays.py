@@ -1,6 +1,7 @@
 """Array files: what is in them, and one sentence for all that may be wrong with them."""
 
 import io
+import zipfile
 
 import numpy as np
 import pytest
@@ -28,6 +29,20 @@ def damaged(path):
     path.write_bytes(content)
 
 
+def member(path, content, **flags):
+    """A zip with one member x.npy, whose entry says `flags` of it."""
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("x.npy", content)
+        for name, value in flags.items():
+            setattr(archive.infolist()[0], name, value)
+
+
+def encrypted(path):
+    member(path, b"", flag_bits=1)
+    content = path.read_bytes()
+    path.write_bytes(content[:6] + b"\1" + content[7:])  # the entry beside the member says so too
+
+
 @pytest.mark.parametrize(
     "write",
     [
@@ -35,6 +50,7 @@ def damaged(path):
         lambda path: path.write_bytes(b"PK\3\4" + bytes(60)),
         lambda path: np.savez(path, y=np.ones(1)), lambda path: np.savez(path, x=np.array([{}], dtype=object)),
         lambda path: path.write_bytes(b"\x93NUMPY\1\0\5\0oh no"),
+        lambda path: member(path, b"text"), lambda path: member(path, b"text", compress_type=99), encrypted,
     ],
 )  # fmt: skip
 def test_one_sentence(tmp_path, write):

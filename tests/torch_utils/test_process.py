@@ -55,7 +55,7 @@ process.begin(); before = gc.isenabled()
 from torch_utils.cli import Command
 @click.command(cls=Command)
 def main():
-    with process.importing(): while_importing = gc.isenabled()
+    with process.late_imports(): while_importing = gc.isenabled()
     print(before, while_importing, gc.isenabled(), gc.get_freeze_count() > 0)
 main()
 """
