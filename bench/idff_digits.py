@@ -21,6 +21,7 @@ TRAINED = {
     "curvature": f"curvature --preset=digits {RECIPE}",
     "idff": f"idff --preset=digits {RECIPE}",
     "idff-independent": f"idff --preset=digits --coupling=independent {RECIPE}",
+    "idff-residual": f"idff --preset=digits --residual=1 {RECIPE}",
 }
 FITTED = {"num_warmup": 64}  # samples that schedules and solvers are fitted on
 
@@ -60,7 +61,9 @@ ROWS = {
     "curvature, Euler": sampled("curvature", native),
     "curvature, iPNDM": sampled("curvature", ipndm),
 }
-for model, name in (("idff", "IDFF, coupled"), ("idff-independent", "IDFF, independent")):
+for model, name in (
+    ("idff", "IDFF, coupled"), ("idff-independent", "IDFF, independent"), ("idff-residual", "IDFF, --residual=1"),
+):  # fmt: skip
     ROWS |= {
         f"{name}, as published (3, 6, 9, 21)": sampled(model, published),
         f"{name}, x1, Euler": sampled(model, native),
