@@ -27,13 +27,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from samplers.choices import SCORE_SOURCES
 from samplers.field import Field
 from samplers.path import BrownianBridge, Linear
 from torch_utils.misc import expand_to
 
 Heads = Callable[[Tensor, Tensor], tuple[Tensor, Tensor | None]]
 
-SCORE_SOURCES = ("head", "tweedie", "jacobian")
 _NOISES = ("none", "bridge", "langevin")
 # what second heads were trained on that are no score
 _NO_SCORE = {

@@ -24,12 +24,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from samplers.choices import BATCHES, CHANNELS
 from samplers.field import Field, as_field
 from samplers.path import VE, Path
 from torch_utils.misc import expand_to
-
-BATCHES = ("joint", "split")
-CHANNELS: dict[str, int | None] = {"all": None, "3": 3}  # which are guided -> how many
 
 
 class _Guided:

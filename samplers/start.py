@@ -18,11 +18,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from samplers.choices import STARTS
 from samplers.field import Field
 from samplers.path import BrownianBridge, Linear, Trig
 from torch_utils.misc import expand_to
-
-STARTS = ("exact", "scaled")
 
 
 class Chunk(NamedTuple):

@@ -6,9 +6,9 @@ The arithmetic is in `samplers/solvers/asynchronous.py`. Seed s starts from refe
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,12 +22,11 @@ from samplers.solvers import asynchronous
 from torch_utils.arrays import read_array
 from torch_utils.checkpoint import tensor_hash
 from torch_utils.images import from_uint8
-from torch_utils.options import OptionGroup, opt
 from torch_utils.rng import PerSampleRNG
 from training.data.archive import ImageArchive
 from training.data.image_dataset import ImageDataset
 from training.data.latent_dataset import LatentDataset, holds_latents
-from training.keep_parts import WORDS as PART_WORDS
+from training.generation_options import PART_WORDS, WORDS, GradedOptions
 from training.keep_parts import checked_strengths, naming_keep, read_mask, read_part_keep, read_part_references
 from training.latents import facts_of_latents
 
@@ -37,30 +36,6 @@ HALVES = {
 }  # fmt: skip
 ENCODE_BATCH = 8  # images at once
 QUADRANTS = (0.0, 0.25, 0.5, 0.75)  # of the paper's figure, in reading order
-WORDS = "0.7, left:0.5 (right, top, bottom), quadrants[:A,B,C,D], channels:0=0.9,1=0.5, or a file MASK.png or MASK.npy"
-
-
-@dataclass(frozen=True, kw_only=True)
-class GradedOptions:
-    group: ClassVar = OptionGroup(
-        "Graded control", "How much of other images is kept where; exact for models with times of elements.", rank=6.5
-    )
-
-    reference: str | None = opt(
-        None, "Images or shapes to keep something of: a file, folder or zip, encoded for models of latents, or samples "
-        "as .npy; one seed after the other takes one", metavar="IMAGES",
-    )  # fmt: skip
-    keep: str | None = opt(
-        None, f"Strength from 0 (made anew) to 1 (kept): {WORDS}; of shapes {PART_WORDS}", metavar="WHERE"
-    )
-    graded_steps: str | None = opt(
-        None, "Elements make steps of one number, or of one size so that much kept ones arrive early [default: number]",
-        choices=["number", "size"],
-    )  # fmt: skip
-    compensation_inverse: bool | None = opt(
-        None, "Divide velocities by what compensated training adds to them [default: of networks trained so]",
-        metavar="BOOL",
-    )  # fmt: skip
 
 
 def read_references(source: str, facts: Facts, device: torch.device | str = "cpu") -> Tensor:

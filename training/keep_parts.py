@@ -16,12 +16,9 @@ from torch_utils.arrays import read_array
 from torch_utils.misc import parse_int_list
 from torch_utils.parts import PartLayout
 from training.data.shapes import read_shapes
+from training.generation_options import PART_WORDS as WORDS
 
 STRENGTH = 0.9  # of the paper's completion and assembly
-WORDS = (
-    "0.7, parts:0,2-4 (completion) or parts:0,2-4=0.9, assembly, attributes:size=0.9,code=0.5 (existence, centre, "
-    "size, box, code), or a file MASK.npy"
-)
 
 
 def read_part_references(source: str, facts: Facts) -> tuple[Tensor, Tensor | None]:

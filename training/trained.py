@@ -5,16 +5,14 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import click
 from torch import nn
 
 import networks
 from networks.load import unfinished_note
-from networks.models.clip_text import TOKENIZER
 from networks.published.table import DATASETS, PUBLISHED
 from networks.share import load_unsafe
 from samplers.field import Facts, Field, as_field
@@ -23,7 +21,7 @@ from samplers.outputs import network_record
 from samplers.run import image_shape
 from torch_utils import distributed as dist
 from torch_utils.misc import format_count
-from torch_utils.options import OptionGroup, opt
+from training.generation_options import NetworkOptions
 
 Ready = Callable[[nn.Module], nn.Module]  # what `samplers.run.prepare` does with a network
 
@@ -39,46 +37,6 @@ GROUPS = {
     "schedule_rho": "schedule_type", "max_order": "solver", "predict_x0": "solver", "lower_order_final": "solver",
     "guidance_rate": "guidance_type",
 }  # fmt: skip
-
-
-@dataclass(frozen=True, kw_only=True)
-class NetworkOptions:
-    group: ClassVar = OptionGroup("Network", "Whose images are made: give one of the first two.", rank=0)
-
-    network: str | None = opt(
-        None, "A file, an address, or the name of a published checkpoint", metavar="FILE|URL|NAME",
-        names=("--model-path",),
-    )  # fmt: skip
-    dataset_name: str | None = opt(
-        None, "A published checkpoint by its data set, with the settings its published figures were measured with "
-        f"where no others are given: {', '.join(DATASETS)}", metavar="NAME",
-    )  # fmt: skip
-    unsafe_pickle: bool = opt(
-        False, "Open --network with dill, which runs the code that the file carries: files of people you trust alone",
-        flag=True,
-    )  # fmt: skip
-    config_de: str | None = opt(
-        None, "For a file that holds tensors alone (.pt, .pth, .ckpt): the network's settings, as a JSON file, the "
-        "original's YAML file, or the name of a preset of train.py curvature [default: told by the tensors' shapes]",
-        metavar="FILE|NAME", names=("--config",),
-    )  # fmt: skip
-    classifier: str | None = opt(
-        None, "Classifier of noisy images for --guidance-type=cg [default: the published one of a published name]",
-        metavar="FILE|URL",
-    )  # fmt: skip
-    vae: str | None = opt(
-        None, "Autoencoder of a network of latents that brings none (a DiT or SiT file, or trained on cached latents): "
-        "a file of its own, a latent model, or diffusers:DIR [default: that of the training data, where it is at hand]",
-        metavar="FILE|URL|NAME",
-    )  # fmt: skip
-    guidance_network: str | None = opt(
-        None, "A weaker network of the same data, away from which --guidance-rate guides (autoguidance)",
-        metavar="FILE|URL|NAME",
-    )  # fmt: skip
-    tokenizer: str | None = opt(
-        None, "For models of text: folder with CLIP's tokenizer.json, or vocab.json and merges.txt, or its name on the "
-        f"hub [default: {TOKENIZER}]", metavar="DIR|NAME",
-    )  # fmt: skip
 
 
 def open_network(source: str, ready: Ready, *, unsafe: bool = False, **how: Any) -> nn.Module:

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from networks.published.table import TOKENIZER
 from torch_utils.downloads import offline
 from torch_utils.errors import importing, reason
 
-TOKENIZER = "openai/clip-vit-large-patch14"
 _MISSING = "text conditions need the package transformers: pip install 'fewstep[text]'"
 
 

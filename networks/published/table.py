@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["DATASETS", "PUBLISHED", "Checkpoint", "named"]
+__all__ = ["DATASETS", "PUBLISHED", "TOKENIZER", "Checkpoint", "named"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +119,8 @@ PUBLISHED: dict[str, Checkpoint] = {
         sha256={_SD: "6ce0161689b3853acaa03779ec93eafe75a02f4ced659bee03f50797806fa2fa"},
     ),
 }  # fmt: skip
+
+TOKENIZER = "openai/clip-vit-large-patch14"  # of models of text, on the hub
 
 # The checkpoint that the GITS command line means by a data set's name.
 DATASETS: dict[str, str] = {

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from samplers.choices import CALIBRATION_STARTS as STARTS
 from samplers.field import Field
 from samplers.gits.costs import shortest_path
 from samplers.schedules.formulas import SCHEDULES, get_schedule
 
 __all__ = ["STARTS", "check_starts", "start_indices", "starts_of", "with_free_level"]
 
-STARTS = ("gits", "polynomial", "logsnr", "time_uniform")
 _RHO = {"time_uniform": 2, "discrete": 1}  # as they were published; polynomial: 7
 
 

@@ -8,12 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from samplers.fusion import SCORE_SOURCES
-from samplers.guidance import BATCHES, CHANNELS, GUIDANCE
+from samplers.choices import BATCHES, CHANNELS, FORMS, GUIDANCE, LAST_STEPS, LEARNT, SCORE_SOURCES, STARTS
 from samplers.planning.numbers import MOST, number, switch
-from samplers.solvers.interpolant import FORMS, LEARNT
-from samplers.solvers.interpolant import LAST_STEPS as LAST
-from samplers.start import STARTS
 from torch_utils.cli import Choice
 from torch_utils.options import OptionGroup, opt
 
@@ -72,7 +68,7 @@ class DiffusionOptions:
     )
     last_step: str | None = opt(
         None, "How the last step ends: along the drift, along the flow, at the clean estimate, or not at all "
-        "[default: mean]", choices=list(LAST), type=Choice(list(LAST), case_sensitive=False),
+        "[default: mean]", choices=list(LAST_STEPS), type=Choice(list(LAST_STEPS), case_sensitive=False),
     )  # fmt: skip
     last_step_size: float | None = number("Length of the last step, in time [default: 0.04]", above=0, at_most=1)
     sde_order: int | None = opt(

@@ -10,8 +10,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from samplers.calibration.starts import STARTS
-from samplers.gits.costs import METRICS
+from samplers.choices import CALIBRATION_STARTS, DISCRETIZATIONS, METRICS, SCALINGS
 from samplers.planning.model_options import (
     BridgeOptions,
     DiffusionOptions,
@@ -23,7 +22,6 @@ from samplers.planning.model_options import (
     StartOptions,
 )
 from samplers.planning.numbers import EXPONENT, MOST, count, number, switch
-from samplers.schedules.edm import DISCRETIZATIONS, SCALINGS
 from samplers.solvers.table import SOLVERS
 from torch_utils.cli import CountList
 from torch_utils.options import OptionGroup, opt
@@ -191,7 +189,7 @@ class CalibrationOptions:
     )  # fmt: skip
     starts: str | None = opt(
         None, "Where a calibration may begin, the best is used: gits and names of --schedule "
-        f"[default: {','.join(STARTS)}, and discrete of models with a table of levels]", metavar="LIST",
+        f"[default: {','.join(CALIBRATION_STARTS)}, and discrete of models with a table of levels]", metavar="LIST",
     )  # fmt: skip
 
 

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from samplers.calibration.objective import Maps
+from samplers.choices import SCHEDULE_FORMS
 from samplers.field import Field, as_field
 from samplers.guidance import guide
 from samplers.path import VE
@@ -50,7 +51,6 @@ from samplers.planning.options import (
     SolverOptions,
     flag,
 )
-from samplers.schedules.edm import SCHEDULE_FORMS
 from samplers.snapping import snapped
 from samplers.solvers.table import SOLVERS, solver_named
 from samplers.start import refuse_score, starts_exactly

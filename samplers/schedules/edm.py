@@ -13,13 +13,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from samplers.choices import DISCRETIZATIONS
 from samplers.field import Facts, Field
 from samplers.path import VP
 from samplers.schedules.formulas import polynomial
-
-DISCRETIZATIONS = ("vp", "ve", "iddpm", "edm")
-SCHEDULE_FORMS = ("vp", "ve", "linear")
-SCALINGS = ("vp", "none")
 
 
 def general_levels(

@@ -18,9 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from samplers.choices import SCALINGS, SCHEDULE_FORMS
 from samplers.field import Field, as_field
 from samplers.path import VP
-from samplers.schedules.edm import SCALINGS, SCHEDULE_FORMS, Coordinates, check_choice, general_levels, general_range
+from samplers.schedules.edm import Coordinates, check_choice, general_levels, general_range
 from samplers.solvers.base import Step
 from samplers.solvers.noise import Churn, churned
 from samplers.start import refuse_score, start_state

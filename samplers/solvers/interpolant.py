@@ -28,6 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from samplers.choices import LAST_STEPS, LEARNT
 from samplers.field import Field
 from samplers.path import VE, VP, Path
 from samplers.solvers.base import Step, read_levels
@@ -46,8 +47,6 @@ FORMS: dict[str, Callable[[Path, Tensor, float], Tensor]] = {
     "decreasing": lambda path, t, norm: 0.25 * (norm * torch.cos(math.pi * (1 - t)) + 1) ** 2,
     "increasing-decreasing": lambda path, t, norm: norm * torch.sin(math.pi * t) ** 2,
 }
-LEARNT = "KL-eta"  # the form that follows a table of losses
-LAST_STEPS = ("mean", "euler", "tweedie", "none")
 
 EPS = {"vp": (1e-5, 1e-3), "score": (1e-3, 1e-3), "velocity": (0.0, 0.0)}  # of training and of sampling
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+from samplers.solvers.entry import Solver
 
-from samplers.field import Field, as_field
-from samplers.solvers.base import Solver, Step, analytical_first, evaluate, read_levels
-from samplers.start import refuse_guess, start_state, starts_exactly
-from torch_utils.rng import TorchRNG
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from samplers.field import Field
+    from samplers.solvers.base import Step
+    from torch_utils.rng import TorchRNG
 
 __all__ = ["SOLVERS", "sample", "solver_named"]
 
@@ -98,6 +100,10 @@ def sample(
     Raises:
         ValueError: unknown solver or option, a value out of range, levels that do not fall.
     """
+    from samplers.field import as_field  # who reads SOLVERS alone does not wait for torch
+    from samplers.solvers.base import analytical_first, evaluate, read_levels
+    from samplers.start import refuse_guess, start_state, starts_exactly
+
     entry = solver_named(solver)
     options = entry.resolve(options)
     entry.check_first(afs)
