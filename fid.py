@@ -12,6 +12,8 @@ from torch_utils import process
 if __name__ == "__main__":
     process.begin()  # before torch starts its threads
 
+from typing import Any
+
 import click
 
 from torch_utils.cli import Command, LazyGroup
@@ -48,10 +50,14 @@ COMMANDS = {
 
 
 def _load(name: str) -> click.Command:
-    from training import image_figures
+    from training.image_figures_options import OPTIONS
 
-    options, run = image_figures.COMMANDS[name]
-    return click.command(name, cls=Command, help=COMMANDS[name], epilog=EXAMPLES)(options_of(options)(run))
+    def run(options: Any) -> None:
+        with process.late_imports():
+            from training import image_figures
+        getattr(image_figures, name)(options)
+
+    return click.command(name, cls=Command, help=COMMANDS[name], epilog=EXAMPLES)(options_of(OPTIONS[name])(run))
 
 
 @click.group(cls=LazyGroup, lines=COMMANDS, load=_load, epilog=EXAMPLES, context_settings={"show_default": True})

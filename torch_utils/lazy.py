@@ -22,6 +22,8 @@ def lent(package: str, files: Mapping[str, Sequence[str]]) -> tuple[Callable[[st
         if name in file_of:
             value = getattr(importlib.import_module(file_of[name]), name)
         elif not name.startswith("_") and find_spec(f"{package}.{name}") is not None:
+            for file in files:  # and `samplers.solvers.table` is at hand, as without this function
+                importlib.import_module(file)
             value = importlib.import_module(f"{package}.{name}")
         else:
             raise AttributeError(f"module '{package}' has no attribute '{name}'")

@@ -1,14 +1,14 @@
-"""The options and the work of `fid.py calc` and `fid.py ref`."""
+"""The work of `fid.py calc` and `fid.py ref`."""
 
 from __future__ import annotations
 
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import click
 import torch
@@ -16,7 +16,7 @@ import torch
 from networks.features.maps import load_map
 from networks.features.table import FEATURES, FeatureExtractor, load_features
 from samplers.field import Facts
-from samplers.planning.plan import SamplerOptions, build_plan, check_options
+from samplers.planning.plan import build_plan, check_options
 from samplers.run import prepare
 from torch_utils import distributed as dist
 from torch_utils.arrays import holds
@@ -25,84 +25,12 @@ from torch_utils.files import write_json
 from torch_utils.frechet import Moments
 from torch_utils.metrics import KID_SEED, Figure
 from torch_utils.npz_images import NAMES, NpzImages
-from torch_utils.options import OptionGroup, opt
 from torch_utils.reference_file import check_fits, load_reference, local_file, save_moments
 from training.data.image_dataset import ImageDataset, decoded, subset_indices
 from training.data.label_pool import give_labels, refuse_labels
-from training.measures import MetricOptions, Wanted, check_counts, measure, sampled, stored, wanted_of
+from training.image_figures_options import NUM, CalcOptions, RefOptions
+from training.measures import Wanted, check_counts, measure, sampled, stored, wanted_of
 from training.trained import open_network
-
-NUM = 50_000  # images, where neither --num nor --seeds says otherwise
-
-IMAGES = OptionGroup("Images and reference", "What is measured; the sampler's options below go with --network.", rank=0)
-
-
-@dataclass(frozen=True, kw_only=True)
-class CalcFiles:
-    group: ClassVar = IMAGES
-
-    images: str | None = opt(None, "Images to measure", metavar="DIR|ZIP|NPZ")
-    ref: str = opt(None, "Reference: statistics, or images", metavar="NPZ|URL|DIR|ZIP", required=True)
-    json: str | None = opt(None, "Also write the result and what defines it to this file", metavar="FILE")
-
-
-@dataclass(frozen=True, kw_only=True)
-class RefFiles:
-    group: ClassVar = IMAGES
-
-    data: str | None = opt(None, "Images to describe", metavar="DIR|ZIP|NPZ")
-    dest: str = opt(None, "File to write", metavar="NPZ", required=True)
-    keep_features: bool = opt(
-        False, "Store the features too (4 bytes a number), which kid and pr compare with", metavar="BOOL", flag=True
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sampled:
-    group: ClassVar = OptionGroup("Network", "Instead of images from files: those of a network's sampler.", rank=1)
-
-    network: str | None = opt(None, "Take the images from this network's sampler", metavar="FILE|URL|NAME")
-    vae: str | None = opt(
-        None, "Autoencoder of a network of latents that brings none", metavar="FILE|URL|NAME",
-    )  # fmt: skip
-    seeds: tuple[int, ...] | None = opt(None, "Seeds of its images [default: 0 to num-1]", metavar="LIST")
-    class_idx: int | None = opt(
-        None, "One class for all images [default: random]", metavar="INT", at_least=0, names=("--class",)
-    )
-    labels: str | None = opt(
-        None, "Draw labels per seed from a data set or file, for networks of label vectors", metavar="DATA|NPY|NPZ|JSON"
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Measurement:
-    group: ClassVar = OptionGroup("Measurement", "How images are described and compared.", rank=1)
-
-    num: int | None = opt(None, f"Images to use [default: {NUM}; ref --data: all of them]", metavar="INT", at_least=2)
-    features: str = opt("inception", f"What is compared, a comma list of {', '.join(FEATURES)}", metavar="LIST")
-    weights: str | None = opt(
-        None, "Weights of the features, or NAME=... of each, with commas [default: where each looks by itself]",
-        metavar="FILE|URL|DIR",
-    )  # fmt: skip
-    seed: int = opt(0, "Seed of the random subset where there are more images than --num", metavar="INT")
-
-
-@dataclass(frozen=True, kw_only=True)
-class MeasurementDevice:
-    group: ClassVar = OptionGroup("Device", "Where and how fast.", rank=7)
-
-    batch: int = opt(64, "Images at once on one process", metavar="INT", at_least=1)
-    device: str = opt("auto", "auto, cpu, cuda or cuda:N", metavar="NAME")
-
-
-@dataclass(frozen=True, kw_only=True)
-class CalcOptions(MeasurementDevice, SamplerOptions, MetricOptions, Measurement, Sampled, CalcFiles):
-    """All options of `calc`."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RefOptions(MeasurementDevice, SamplerOptions, Measurement, Sampled, RefFiles):
-    """All options of `ref`."""
 
 
 def calc(options: CalcOptions) -> None:
@@ -299,6 +227,3 @@ def _report(
     protocol |= {"reference": [dict(r.protocol) for r in references if r is not None]}
     keys = ("images", "seed", "network", "seeds", "class", "labels", "sampler")
     return report | {k: v for k, v in moments.protocol.items() if k in keys} | {"protocol": protocol}
-
-
-COMMANDS = {"calc": (CalcOptions, calc), "ref": (RefOptions, ref)}

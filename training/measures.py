@@ -8,8 +8,7 @@ torch_utils/metrics.py and torch_utils/frechet.py, the pass in torch_utils/featu
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,7 +21,8 @@ from torch_utils.frechet import Moments
 from torch_utils.images import to_uint8
 from torch_utils.metrics import Figure, frechet_half_width, kid, kid_full, precision_recall
 from torch_utils.misc import split_evenly
-from torch_utils.options import OptionGroup, opt, refuse
+from torch_utils.options import refuse
+from training.image_figures_options import MetricOptions
 
 __all__ = [
     "METRICS", "MetricOptions", "Wanted", "check_counts", "figures_of", "measure", "names_of", "sampled", "shares",
@@ -30,24 +30,6 @@ __all__ = [
 ]  # fmt: skip
 
 SAMPLE = 1000  # images whose features tell the half-width of a Fréchet distance
-
-
-@dataclass(frozen=True, kw_only=True)
-class MetricOptions:
-    """What is computed of the features."""
-
-    group: ClassVar = OptionGroup("Metrics", "Figures that --metrics asks for, from one pass.", rank=7.2)
-
-    metrics: str | None = opt(
-        None, "Comma list of fid, fd, kid, kid_full, pr, is [default: fid, in other features fd]", metavar="LIST",
-        may_change=True,
-    )  # fmt: skip
-    kid_subsets: int = opt(100, "KID: subsets that are averaged", metavar="INT", at_least=1, may_change=True)
-    kid_subset_size: int = opt(1000, "KID: images in a subset", metavar="INT", at_least=2, may_change=True)
-    pr_k: int = opt(
-        3, "Precision and recall: balls reach to this neighbour", metavar="INT", at_least=1, may_change=True
-    )
-    is_splits: int = opt(10, "Inception score: splits that are averaged", metavar="INT", at_least=1, may_change=True)
 
 
 class Metric(NamedTuple):

@@ -6,10 +6,32 @@ from pathlib import Path
 
 import pytest
 
+from networks.features import table
+from samplers import choices, guidance, run
+from samplers.gits import costs
+from samplers.solvers import interpolant
+from training import image_figures_options
+
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("command", ["train", "fid", "clip_score", "clip_score calc", "dataset_tool", "analyze"])
+COMMANDS = "generate", "train", "fid", "fid calc", "fid ref", "clip_score", "clip_score calc", "dataset_tool", "analyze"
+WORDS = {  # written without torch for `--help`, and once more where they are keys
+    "metric": (choices.METRICS, costs.METRICS),
+    "diffusion_form": (choices.FORMS, interpolant.FORMS),
+    "guidance_type": (choices.GUIDANCE, guidance.GUIDANCE),
+    "precision": (choices.PRECISIONS, run.PRECISIONS),
+    "features": (image_figures_options.FEATURES, table.FEATURES),
+}
+
+
+@pytest.mark.parametrize("name", WORDS)
+def test_words_of_help_are_those_that_there_are(name):
+    words, entries = WORDS[name]
+    assert list(words) == list(entries)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
 def test_help_does_not_wait(command):
     script, *arguments = command.split()
     code = (
