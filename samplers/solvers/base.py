@@ -113,6 +113,7 @@ def evaluate(
     x: Tensor,
     level: Tensor,
     data: Tensor | None = None,
+    *,
     trace: Callable[[Step], Any] | None = None,
     i: int = 0,
 ) -> tuple[Tensor, Tensor]:
@@ -128,13 +129,14 @@ def traced_estimate(
     x: Tensor,
     level: Tensor,
     data: Tensor | None = None,
+    *,
     trace: Callable[[Step], Any] | None = None,
     i: int = 0,
 ) -> Tensor:
     """The clean estimate alone, or the one known, shown to `trace` as step i; perhaps in the network's own dtype."""
     if data is None:
         data = field.prediction(x, level) if field.predicts == "data" else field.data(x, level)
-    return data if trace is None else evaluate(field, x, level, data.to(x.dtype), trace, i)[0]
+    return data if trace is None else evaluate(field, x, level, data.to(x.dtype), trace=trace, i=i)[0]
 
 
 def steps_from_data(field: Field) -> bool:

@@ -70,7 +70,7 @@ def srid2(
     rng = TorchRNG(x.device) if rng is None else rng
     for i, step in enumerate(grid.h):
         h, start = -step, grid.s[i]
-        _, drift = evaluate(field, x, grid.label[i], None, trace, i)
+        _, drift = evaluate(field, x, grid.label[i], trace=trace, i=i)
         if grid.stops_at_zero(i) and not field.defined_at_zero:
             return combine(x, 1, [step], [drift])
         one = None

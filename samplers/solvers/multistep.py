@@ -52,13 +52,13 @@ def linear_multistep(
         spare = kept.pop() if len(kept) == history else None
         ends = grid.stops_at_zero(i) and isinstance(field.path, VE)
         if from_data or quantity == "data":
-            data = traced_estimate(field, x, label, known, trace, i)
+            data = traced_estimate(field, x, label, known, trace=trace, i=i)
             if from_data and ends:
                 return towards(x, data, 1)
             value = minus(x, data, spare) if from_data else data.to(x.dtype)
             value = value if transform is None else transform(value)
         else:
-            _, value = evaluate(field, x, label, known, trace, i)
+            _, value = evaluate(field, x, label, known, trace=trace, i=i)
         if ends:
             return value if quantity == "data" else combine(x, 1, [-s], [value])
         kept, units = [value, *kept], [1 / s if from_data else 1, *units[: history - 1]]

@@ -53,7 +53,7 @@ def euler(
     """Order 1, one evaluation per step."""
     grid = read_levels(levels, x)
     for i, h in enumerate(grid.h):
-        x = _leap(field, x, grid.s[i], grid.label[i], h, i, first if i == 0 else None, trace)
+        x = _leap(field, x, grid.s[i], grid.label[i], h, first if i == 0 else None, trace=trace, i=i)
     return x
 
 
@@ -63,14 +63,15 @@ def _leap(
     s: Scalar,
     label: Tensor,
     h: Scalar,
-    i: int = 0,
     known: Tensor | None = None,
+    *,
     trace: Trace = None,
+    i: int = 0,
 ) -> Tensor:
     """`x + h * drift(x, s)`, traced as step i."""
     if steps_from_data(field):
-        return towards(x, traced_estimate(field, x, label, known, trace, i), -h / s)
-    _, drift = evaluate(field, x, label, known, trace, i)
+        return towards(x, traced_estimate(field, x, label, known, trace=trace, i=i), -h / s)
+    _, drift = evaluate(field, x, label, known, trace=trace, i=i)
     return combine(x, 1, [h], [drift])
 
 
@@ -85,7 +86,7 @@ def heun(
     """Order 2, two evaluations per step; one in a step to level 0."""
     grid = read_levels(levels, x)
     for i, h in enumerate(grid.h):
-        y = _leap(field, x, grid.s[i], grid.label[i], h, i, first if i == 0 else None, trace)
+        y = _leap(field, x, grid.s[i], grid.label[i], h, first if i == 0 else None, trace=trace, i=i)
         if grid.stops_at_zero(i):
             return y
         # x + h (drift(x) + drift(y)) / 2 is the middle of x and of a second leap from y by the drift there
@@ -107,7 +108,7 @@ def renoise(
     grid = read_levels(levels, x)
     rng = TorchRNG(x.device) if rng is None else rng
     for i, s in enumerate(grid.s[1:]):
-        data, _ = evaluate(field, x, grid.label[i], None, trace, i)
+        data, _ = evaluate(field, x, grid.label[i], trace=trace, i=i)
         if grid.stops_at_zero(i):
             return data
         level = torch.as_tensor(s, dtype=torch.float64, device=x.device)
@@ -132,7 +133,7 @@ def dpm(
     middle = network_levels([b**r * a ** (1 - r) for a, b in pairwise(grid.raw)], x)
     reach = [b**r * a ** (1 - r) - a for a, b in pairwise(grid.s)]
     for i, h in enumerate(grid.h):
-        _, drift = evaluate(field, x, grid.label[i], first if i == 0 else None, trace, i)
+        _, drift = evaluate(field, x, grid.label[i], first if i == 0 else None, trace=trace, i=i)
         if grid.stops_at_zero(i):
             return combine(x, 1, [h], [drift])
         y = combine(x, 1, [reach[i]], [drift])

@@ -52,7 +52,7 @@ def _runge_kutta(
     """Integrate over the levels, one evaluation per stage; arguments as in `samplers.solvers.base`."""
     grid = read_levels(levels, x)
     for i, h in enumerate(grid.h):
-        _, drift = evaluate(field, x, grid.label[i], first if i == 0 else None, trace, i)
+        _, drift = evaluate(field, x, grid.label[i], first if i == 0 else None, trace=trace, i=i)
         if grid.stops_at_zero(i) and not field.defined_at_zero:
             return combine(x, 1, [h], [drift])
         raw, drifts = grid.raw, [drift]

@@ -123,5 +123,5 @@ def sample(
         options["rng"] = rng
     x = entry.fn(field, x, sigmas, trace=trace, **options)
     if denoise_to_zero:
-        x, _ = evaluate(field, x, levels.label[-1], None, trace, len(levels.steps))
+        x, _ = evaluate(field, x, levels.label[-1], trace=trace, i=len(levels.steps))
     return x

@@ -53,6 +53,15 @@ def test_update_is_the_explicit_weighted_sum(beta_of):
     assert all(torch.equal(v, buffers[k]) for k, v in average.named_buffers())
 
 
+def test_halflife():
+    share = 1.0
+    for step in range(10):
+        share *= halflife_beta(step * 8, 8, 80)
+    assert share == pytest.approx(0.5)
+    assert halflife_beta(0, 8, 80, 0.05) == 0  # a young average is the network
+    assert halflife_beta(10**6, 8, 80, 0.05) == halflife_beta(0, 8, 80)
+
+
 def test_update_leaves_no_graph():
     net, average = network(), network()
     update_ema(average, net, 0.5)

@@ -1,11 +1,13 @@
-"""The pieces of an optimiser step that are not the optimiser."""
+"""The pieces of an optimiser step that are not the optimiser; golden learning rates and factors of averages."""
 
 import pytest
 import torch
+from golden_cases import cases
 from torch import nn
 
 from training.loop import step
-from training.loop.step import nonfinite_count, sanitize_gradients, set_lr
+from training.loop.ema import halflife_beta
+from training.loop.step import lr_rampup, nonfinite_count, sanitize_gradients, set_lr
 
 BAD = [float("nan"), float("inf"), float("-inf"), 3e7, -2.5, 0.0]
 GOOD = [0.0, 1e5, -1e5, 3e7, -2.5, 0.0]
@@ -55,3 +57,20 @@ def test_set_lr():
     set_lr(optimizer, 0.25)
     assert [float(g["lr"]) for g in optimizer.param_groups] == [0.25, 0.25]
     assert optimizer.param_groups[1]["lr"] is held
+
+
+@pytest.mark.parametrize("case", cases("edm", "lr_ema_schedule"))
+def test_golden_schedules(case):
+    spec = case.spec
+    rampup, halflife = spec["lr_rampup_kimg"] * 1000, spec["ema_halflife_kimg"] * 1000
+    nimg = case["nimg"].tolist()
+    case.expect("lr", [lr_rampup(n, spec["base_lr"], rampup) for n in nimg])
+    case.expect("ema_beta", [halflife_beta(n, spec["batch_size"], halflife, spec["ema_rampup_ratio"]) for n in nimg])
+
+
+def test_ramp_ends():
+    assert lr_rampup(0, 2.0, 100) == 0
+    assert lr_rampup(50, 2.0, 100) == 1
+    assert lr_rampup(1000, 2.0, 100) == 2
+    assert lr_rampup(0, 2.0, 0) == 0  # without a ramp only the very first step stands still
+    assert lr_rampup(1, 2.0, 0) == 2
