@@ -51,18 +51,18 @@ class _Guided:
         inside = self.inside(torch.as_tensor(level))
         if inside.numel() == 1 and inside.device.type == "cpu":  # one level for all, known without waiting
             return self._guide(x, level, class_labels, self.rate if inside.item() else 1.0, cond)
-        guided = self._guide(x, level, class_labels, self.rate, cond)
-        plain = self.net(x, level, class_labels, **cond)
-        return torch.where(expand_to(inside, x), guided, plain)
+        # samples or elements at levels of their own: the conditional prediction is that of rate 1
+        return self._guide(x, level, class_labels, torch.where(expand_to(inside, x), self.rate, 1.0), cond)
 
     def _guide(
-        self, x: Tensor, level: Tensor, class_labels: Tensor | None, rate: float, cond: dict[str, Any]
+        self, x: Tensor, level: Tensor, class_labels: Tensor | None, rate: float | Tensor, cond: dict[str, Any]
     ) -> Tensor:
-        if rate == 1:
-            return self.net(x, level, class_labels, **cond)
-        if rate == 0 and self.channels is None:
-            empty = self.uncond if class_labels is None else self._empty(_rows(class_labels, x))
-            return self.net(x, level, empty, **cond)
+        if isinstance(rate, float):
+            if rate == 1:
+                return self.net(x, level, class_labels, **cond)
+            if rate == 0 and self.channels is None:
+                empty = self.uncond if class_labels is None else self._empty(_rows(class_labels, x))
+                return self.net(x, level, empty, **cond)
         if class_labels is None:
             raise ValueError("classifier-free guidance moves towards a condition and none was given: pass class_labels")
         labels = _rows(class_labels, x)
@@ -79,8 +79,10 @@ class _Guided:
         uncond, guided = both.chunk(2)
         return self._between(uncond, guided, rate)
 
-    def _between(self, uncond: Tensor, guided: Tensor, rate: float) -> Tensor:
+    def _between(self, uncond: Tensor, guided: Tensor, rate: float | Tensor) -> Tensor:
         """Go from the unconditional to the conditional prediction and beyond, in the channels that are guided."""
+        if isinstance(rate, Tensor):
+            rate = rate.to(uncond)
         if self.channels is None:
             return torch.lerp(uncond, guided, rate)
         first = torch.lerp(uncond[:, : self.channels], guided[:, : self.channels], rate)
@@ -167,7 +169,8 @@ def cfg(
         return own.on(field.path)
     if uncond is None and field.facts.empty_condition is not None:
         uncond = field.facts.empty_condition()
-    facts = replace(field.facts, calls=field.facts.calls * (1 if rate == 0 and channels is None else 2), heads=None)
+    one = rate == 0 and channels is None and interval is None
+    facts = replace(field.facts, calls=field.facts.calls * (1 if one else 2), heads=None)
     inside = None if interval is None else _Inside(field.path, *interval)
     return replace(field, net=_Guided(field.net, float(rate), uncond, batch == "split", inside, channels), facts=facts)
 

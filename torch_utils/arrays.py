@@ -66,6 +66,14 @@ def read_array(path: str | PathLike[str], what: str, file: IO[bytes] | None = No
         return arrays[""]
 
 
+def read_floats(path: str | PathLike[str], what: str, kinds: str = "f") -> Array:
+    """The array of an .npy file as float64; a ValueError where its numbers are of none of these `kinds` of numpy."""
+    array = read_array(path, what)
+    if array.dtype.kind not in kinds:
+        raise ValueError(f"{path} is not {what}: it holds {array.dtype}")
+    return array.astype(np.float64)
+
+
 def holds(path: str | PathLike[str], *arrays: str) -> bool:
     """Whether it is an npz with all of these arrays."""
     try:

@@ -12,20 +12,21 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from samplers.field import Facts, Field, as_field
 from samplers.path import Linear
 from samplers.planning.plan import Plan
 from samplers.solvers import asynchronous
-from torch_utils.arrays import read_array
+from torch_utils.arrays import read_floats
 from torch_utils.checkpoint import tensor_hash
 from torch_utils.images import from_uint8
 from torch_utils.rng import PerSampleRNG
 from training.data.archive import ImageArchive
+from training.data.decode import decode_image
 from training.data.image_dataset import ImageDataset
 from training.data.latent_dataset import LatentDataset, holds_latents
+from training.data.transforms import to_gray_or_rgb
 from training.generation_options import PART_WORDS, WORDS, GradedOptions
 from training.keep_parts import checked_strengths, naming_keep, read_mask, read_part_keep, read_part_references
 from training.latents import facts_of_latents
@@ -50,7 +51,9 @@ def read_references(source: str, facts: Facts, device: torch.device | str = "cpu
     if not path.exists():
         raise ValueError(f"there is nothing at --reference={source}: give a file, folder or zip of images")
     if path.suffix == ".npy":
-        array = torch.from_numpy(read_array(path, "an array of samples")).float()
+        array = torch.from_numpy(read_floats(path, "an array of samples in floats, images from -1 to 1")).float()
+        if not array.numel() or not bool(array.isfinite().all()):
+            raise ValueError(f"{path} holds {'values that are not finite' if array.numel() else 'no sample'}")
         images = array[None] if array.ndim == len(shape) else array
     elif path.is_dir() or path.suffix == ".zip":
         images = _of_archive(path, facts)
@@ -58,7 +61,7 @@ def read_references(source: str, facts: Facts, device: torch.device | str = "cpu
         images = from_uint8(torch.from_numpy(_pixels(path, shape[0])).permute(2, 0, 1)[None])
     if facts.encode is not None and tuple(images.shape[2:]) == tuple(facts.decoded_shape[1:]):
         images = _encoded(images, facts.encode, device)
-    if tuple(images.shape[1:]) != tuple(shape) or not len(images):
+    if tuple(images.shape[1:]) != tuple(shape):
         wanted = "x".join(map(str, shape)) + (
             "" if not facts.latent else ", latents: its autoencoder is not at hand to encode images, give --vae"
             if facts.encode is None else f", latents of images {'x'.join(map(str, facts.decoded_shape))}"
@@ -92,10 +95,10 @@ def _encoded(images: Tensor, encode: Callable[[Tensor], Tensor], device: torch.d
 def _pixels(path: Path, channels: int) -> np.ndarray:
     """`[H, W, C]` uint8 of an image file."""
     try:
-        with Image.open(path) as image:
-            pixels = np.array(image.convert("L" if channels == 1 else "RGB"))
+        image = to_gray_or_rgb(decode_image(path.read_bytes()))
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path} is not an image that can be read: {error}") from error
+        raise ValueError(f"{path} is not an image that can be used: {error}") from error
+    pixels = np.array(image.convert("L" if channels == 1 else "RGB"))
     return pixels.reshape(*pixels.shape[:2], -1)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from samplers.field import Facts
-from torch_utils.arrays import read_array
+from torch_utils.arrays import read_floats
 from torch_utils.misc import parse_int_list
 from torch_utils.parts import PartLayout
 from training.data.shapes import read_shapes
@@ -113,11 +113,11 @@ def read_mask(
     """
     if not path.is_file():
         raise ValueError(f"{path} is not a file: --keep takes a mask of {'x'.join(map(str, shape[-2:]))}, or words")
-    mask = torch.from_numpy(pixels(path) if pixels else read_array(path, "a mask of numbers")).double()
+    mask = torch.from_numpy(pixels(path) if pixels else read_floats(path, "a mask of numbers", "fiub"))
     whole = mask[None] if (mask.ndim, len(shape)) == (2, 3) else mask
     if whole.ndim != len(shape) or any(n not in (1, size) for n, size in zip(whole.shape, shape, strict=True)):
         raise ValueError(
-            f"{path} is a mask of {'x'.join(map(str, mask.shape))}, and {what} are {'x'.join(map(str, shape))} "
-            f"({axes}): make it that large"
+            f"{path} is a mask of {'x'.join(map(str, mask.shape)) or 'one number'}, and {what} are "
+            f"{'x'.join(map(str, shape))} ({axes}): make it that large"
         )
     return whole[None]

@@ -20,6 +20,7 @@ from torch_utils.metrics import Figure, Z
 from training.data.archive import ImageArchive
 from training.data.decode import decode_image
 from training.data.image_dataset import WORKERS, subset_indices
+from training.data.transforms import to_gray_or_rgb
 from training.measures import whole_batches
 
 
@@ -87,7 +88,7 @@ def _score(
 
     def load(name: str) -> Image.Image:
         try:
-            return decode_image(archive.read(name)).convert("RGB")
+            return to_gray_or_rgb(decode_image(archive.read(name))).convert("RGB")
         except (ValueError, OSError) as error:
             raise ValueError(f"{archive.path / name}: {error}") from error
 

@@ -155,12 +155,7 @@ class _Inner:
     def __call__(self, chunk: Chunk, x: Tensor) -> Tensor:
         level = torch.tensor(self.level, dtype=torch.float64, device=x.device)
         if self.block is None:
-            seen: list[nn.Module] = []
-            with _hooked(_blocks(self.model), lambda block, _args, out: isinstance(out, Tensor) and seen.append(block)):
-                chunk.field.data(x, level)
-            if not seen:
-                raise ValueError("--objective=self: no block of this network shows its output: choose pixels")
-            self.block = seen[len(seen) // 2]
+            self.block = self._middle(chunk, x, level)
         found: list[Tensor] = []
 
         def keep(_block: nn.Module, _args: Any, out: Tensor) -> None:
@@ -171,6 +166,26 @@ class _Inner:
             chunk.field.data(x, level)
         # Guidance may have doubled the batch: both halves count.
         return found[0].unflatten(0, (-1, len(x))).transpose(0, 1).flatten(1).to(x.dtype)
+
+    def _middle(self, chunk: Chunk, x: Tensor, level: Tensor) -> nn.Module:
+        """The middle one of the blocks that see the samples, and not only levels and conditions."""
+
+        def outputs(x: Tensor) -> list[tuple[nn.Module, float]]:
+            found: list[tuple[nn.Module, float]] = []
+
+            def note(block: nn.Module, _args: Any, out: Any) -> None:
+                if isinstance(out, Tensor):
+                    found.append((block, out.double().sum().item()))
+
+            with _hooked(_blocks(self.model), note):
+                chunk.field.data(x, level)
+            return found
+
+        pairs = zip(outputs(x), outputs(torch.zeros_like(x)), strict=True)
+        seen = [block for (block, value), (_, other) in pairs if value != other]
+        if not seen:
+            raise ValueError("--objective=self: no block of this network shows its output: choose pixels")
+        return seen[len(seen) // 2]
 
 
 def _blocks(model: nn.Module) -> Iterator[nn.Module]:

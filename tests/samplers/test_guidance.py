@@ -266,6 +266,19 @@ def test_levels_of_every_shape(level):
         torch.testing.assert_close(one, field.data(x, torch.tensor(0.5, dtype=torch.float64))[i : i + 1])
 
 
+@pytest.mark.parametrize("batch", ["joint", "split"])
+@pytest.mark.parametrize("rate", [2.0, 0.0])
+def test_levels_inside_and_outside_of_an_interval_cost_no_third_evaluation(batch, rate):
+    net, x = Toy(), torch.randn(4, 5, dtype=torch.float64)
+    levels = torch.tensor([0.1, 0.4, 0.6, 0.9], dtype=torch.float64)
+    field = cfg(net, rate, class_labels=LABELS, batch=batch, interval=(0.3, 0.7))
+    got = field.data(x, levels)
+    assert sum(net.sizes) == 8 == 4 * field.calls_per_evaluation
+    for i in range(4):
+        alone = field.bind(LABELS[i : i + 1]).data(x[i : i + 1], levels[i])
+        torch.testing.assert_close(got[i : i + 1], alone, rtol=1e-12, atol=1e-12)
+
+
 def test_conditions_of_the_call_go_to_both_halves():
     x, shift = torch.randn(4, 5, dtype=torch.float64), torch.randn(4, 5, dtype=torch.float64)
     level = torch.tensor(0.5, dtype=torch.float64)

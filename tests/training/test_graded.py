@@ -84,6 +84,29 @@ def test_references_of_files(tmp_path):
         read_references(str(tmp_path / "none.png"), Facts(shape=SHAPE))
 
 
+def test_files_of_other_kinds_of_numbers(tmp_path):
+    """16 bits are scaled and not cut off, either byte order is read, and what would be misread is refused."""
+    deep = np.arange(24, dtype=np.uint16).reshape(4, 6) * 257
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    for name, array in {"big": deep.astype(">f4") / 65535, "complex": np.ones(SHAPE, complex),
+                        "bytes": np.ones(SHAPE, np.uint8), "nan": np.full(SHAPE, np.nan),
+                        "none": np.ones((0, *SHAPE))}.items():  # fmt: skip
+        np.save(tmp_path / f"{name}.npy", array)
+    for name in ("deep.png", "big.npy"):
+        np.testing.assert_allclose(read_keep(str(tmp_path / name), SHAPE)[0, 0], deep / 65535, atol=1e-7)
+    own = read_references(str(tmp_path / "deep.png"), Facts(shape=(1, 4, 6)))
+    np.testing.assert_allclose(own[0, 0], deep / 65535 * 2 - 1, atol=1e-6)
+    clear = np.full((4, 6, 4), 100, np.uint8)
+    Image.fromarray(clear).save(tmp_path / "clear.png")
+    for name, message in {"complex.npy": "holds complex128", "bytes.npy": "floats", "nan.npy": "not finite",
+                          "none.npy": "no sample", "clear.png": "has transparency"}.items():  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            read_references(str(tmp_path / name), Facts(shape=SHAPE))
+    for name, message in {"complex.npy": "holds complex128", "clear.png": "has transparency"}.items():
+        with pytest.raises(ValueError, match=message):
+            read_keep(str(tmp_path / name), SHAPE)
+
+
 def model(**facts):
     """Data at 0 with noise of every element for itself."""
     field = Field(lambda x, t, y=None: x / t.clamp(min=1e-3) * (1 + 0 * t), Linear(), "velocity")

@@ -87,6 +87,21 @@ def test_self_is_an_inner_block_and_stops_there(net, samples):
     assert one.features(guided, x).shape == (4, 2 * 8 * 4 * 4)
 
 
+@pytest.mark.parametrize("kind", ["InterpolantNetwork", "PartNetwork"])
+def test_self_sees_samples_in_transformers_of_few_blocks(kind):
+    """Their lists also hold layers of the time and of the label alone, more than there are blocks."""
+    torch.manual_seed(0)
+    shape = (4, 15) if kind == "PartNetwork" else (1, 4, 4)
+    more = {"num_parts": 4, "groups": [1, 6, 8], "mean": [0.0] * 15, "std": [1.0] * 15} if len(shape) == 2 else {
+        "img_resolution": 4, "img_channels": 1}  # fmt: skip
+    net = networks.build(kind, label_dim=2, width=8, depth=1, num_heads=2, **more)
+    for p in net.parameters():
+        torch.nn.init.normal_(p, std=0.3)
+    x = torch.randn(4, *shape)
+    chunk = Chunk(Field(net.eval().requires_grad_(False), class_labels=torch.eye(2)[[0, 0, 0, 0]]).ve(), x)
+    assert measure(["self"], Facts.of(net), [chunk], [x])["self"].features(chunk, x).std(0).min() > 0
+
+
 def test_self_needs_blocks(samples):
     with pytest.raises(ValueError, match="no list of blocks"):
         measure(["self"], Facts.of(lambda x, s, labels=None: x), *map(list, zip(samples, strict=False)))
