@@ -21,7 +21,7 @@ from typing import ClassVar
 import click
 
 from torch_utils.cli import Group
-from torch_utils.files import write_json
+from torch_utils.files import check_target, write_json
 from torch_utils.options import OptionGroup, opt, options_of
 
 MODEL = "laion/CLIP-ViT-g-14-laion2B-s34B-b88K"
@@ -70,6 +70,8 @@ def calc(options: ClipOptions) -> None:
         from training.text_score import text_score
 
     with dist.process_group(options.device) as device:
+        if options.json:
+            check_target(options.json, options.images, options.prompts)
         scored = text_score(
             options.images, options.prompts, options.model, num=options.num, seed=options.seed, batch=options.batch,
             device=device,

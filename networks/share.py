@@ -25,7 +25,7 @@ from networks.load import load_network, save_network
 from torch_utils.cli import Group
 from torch_utils.downloads import offline
 from torch_utils.errors import importing, reason
-from torch_utils.files import atomic_write, write_json
+from torch_utils.files import atomic_write, check_target, write_json
 from torch_utils.hub import MISSING, WEIGHTS, hub_file, parse_hub
 
 _TAGS = ("model_hub_mixin", "pytorch_model_hub_mixin", "fewstep")
@@ -152,6 +152,7 @@ def export(source: str, out: str | Path, format: str) -> Path:
         raise ValueError(f"there is no format '{format}': choose safetensors or dill")
     import dill
 
+    check_target(out, source)
     with atomic_write(out) as file:
         dill.dump(bundle(net), file, recurse=True)
     return out

@@ -130,6 +130,16 @@ class Targets:
             if differ:
                 write_record(folder, self.record)
 
+    def _check_claim(self) -> None:
+        """Refuse to write where another command has left its record since, while there was no file of this one."""
+        for folder in self.folders if dist.get_rank() == 0 else ():  # the one that wrote it sees it at once
+            found = read_record(folder)
+            if found is not None and (differ := differences(found, self.record)):
+                raise ValueError(
+                    f"another command has begun to fill {folder} with files of another network or sampler (other "
+                    f"{', '.join(differ)}), which would be mixed with these: give each its own folder"
+                )
+
     def missing(self, seeds: Sequence[int]) -> list[int]:
         """Seeds that have no file yet; all of them where a joint file is wanted. Rank 0 looks for every process."""
         if self.joint or self.outdir is None:
@@ -141,11 +151,12 @@ class Targets:
 
         Raises:
             OSError: a file that cannot be written.
-            ValueError: images that are not finite.
+            ValueError: images that are not finite; a folder that another command fills with other files.
         """
         kept: list[dict[str, np.ndarray]] = []
         with ImageWriter() as writer, ImageWriter(2, save=_save_array) as arrays:
             for batch in batches:
+                self._check_claim()
                 for folder, values in ((self.noise, batch.noise), (self.latents, batch.latents)):
                     for seed, value in zip(batch.seeds, () if folder is None else values.float().cpu(), strict=False):
                         arrays.put(value, self._of(seed, folder, ".npy"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,37 @@ from samplers.outputs import Targets
 from samplers.planning.base import Plan
 from samplers.planning.levels import schedule_file
 from torch_utils import distributed as dist
+from torch_utils.files import check_target
+from torch_utils.images import image_format
 from torch_utils.provenance import digest
 from torch_utils.report.kinds import kind_of
+
+_TRUE = ("true", "1", "yes")
+_FALSE = ("false", "0", "no")
+_WRITTEN = ("grid", "npz", "save_traj", "save_schedule")
+
+
+def check_files(options: OutputOptions) -> None:
+    """Refuse, before the network is opened, files that could not be written, or would replace one another or an input.
+
+    Raises:
+        ValueError, OSError: see `torch_utils.files.check_target`; a file of the wrong suffix.
+    """
+    given = {name: value for name in _WRITTEN if (value := getattr(options, name))}
+    if given.get("grid", "").strip().lower() in (*_TRUE, *_FALSE):
+        del given["grid"]
+    if (schedule := options.save_schedule) and not schedule.endswith(".json"):
+        raise ValueError(f"--save-schedule={schedule} must end in .json, by which --schedule knows a file")
+    if "grid" in given:
+        image_format(given["grid"])
+    folders = ("outdir", "save_noise", "save_latents")
+    read = [value for name, value in vars(options).items() if name not in (*_WRITTEN, *folders)]
+    seen: dict[str, str] = {}
+    for name, value in given.items():
+        check_target(value, *read)
+        if (other := seen.setdefault(os.path.abspath(value), name)) != name:
+            flags = (f"--{n.replace('_', '-')}" for n in (other, name))
+            raise ValueError(f"{' and '.join(flags)} are both {value}: give two files")
 
 
 def check_latents(options: OutputOptions, net: nn.Module) -> None:
@@ -51,8 +81,8 @@ def choose_targets(
         ValueError: options that need another one.
     """
     grid = (options.grid or "").strip()
-    in_outdir = grid.lower() in ("true", "1", "yes")
-    grid = "" if grid.lower() in ("false", "0", "no") else grid
+    in_outdir = grid.lower() in _TRUE
+    grid = "" if grid.lower() in _FALSE else grid
     outdir = options.outdir
     if outdir is None and (in_outdir or not (grid or options.npz or options.save_traj or not images)):
         outdir = Path("samples", *["grids"] * in_outdir, name, f"{_name_of(plan)}-{digest(record)}")
@@ -86,13 +116,11 @@ def save_schedule(options: OutputOptions, plan: Plan, net: nn.Module) -> None:
     """Write what `--schedule=FILE.json` reads.
 
     Raises:
-        ValueError: a sampler without levels, or a file that would not be known as a schedule.
+        ValueError: a sampler without levels.
     """
     if options.save_schedule is None:
         return
     if plan.chosen is None:
         raise ValueError(f"--save-schedule keeps noise levels, and {plan.solver} has none: choose another solver")
-    if not options.save_schedule.endswith(".json"):
-        raise ValueError(f"--save-schedule={options.save_schedule} must end in .json, by which --schedule knows a file")
     if dist.get_rank() == 0:
         schedule_file(plan.chosen, plan.model(net)).save(options.save_schedule)

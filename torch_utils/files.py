@@ -8,6 +8,7 @@ names, not by time stamps, which copying changes.
 
 from __future__ import annotations
 
+import errno
 import json
 import mmap
 import os
@@ -31,8 +32,10 @@ def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
 
     Raises:
         OSError: full disk, read-only directory, missing directory; names `path`, whose earlier content is untouched.
+        ValueError: `path` is a device or a pipe, which would be a file afterwards.
     """
     path = Path(path)
+    _refuse_special(path)
     written = None
     try:
         with temporary_beside(path) as written:
@@ -49,6 +52,43 @@ def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
             raise
         reason = f"cannot write ({error.strerror}); an earlier file of this name is untouched"
         raise OSError(error.errno, reason, os.fspath(path)) from error
+
+
+def check_target(path: str | Path, *sources: object) -> None:
+    """Refuse, before the work, a path that `atomic_write` would refuse after it or where it would replace an input.
+
+    Args:
+        path: of the file that is to be written; its directory may be missing.
+        sources: what the work reads; of these, paths of files count.
+
+    Raises:
+        ValueError: `path` is a folder, a device, a pipe, or one of `sources`.
+        OSError: its directory may not be written to.
+    """
+    path = Path(path)
+    _refuse_special(path)
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder: give the path of a file in it")
+    if path.parent.is_dir() and not os.access(path.parent, os.W_OK):
+        raise PermissionError(errno.EACCES, "cannot write into its folder", os.fspath(path))
+    for source in sources:
+        with suppress(OSError, ValueError):  # a name, an address, a text
+            if isinstance(source, str | Path) and path.samefile(source):
+                break
+    else:
+        return
+    raise ValueError(f"{path} is read, and would be replaced by what is made of it: write to another file")
+
+
+def _refuse_special(path: Path) -> None:
+    """A rename would put a file in the place of /dev/null for every program; /dev/stdout is a link to /proc."""
+    try:
+        mode = os.stat(path).st_mode
+        linked = os.readlink(path).startswith("/proc/") if os.path.islink(path) else False
+    except OSError:  # nothing there
+        return
+    if linked or not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise ValueError(f"{path} is a device or a pipe, and a file is to be written: give the path of one")
 
 
 def _sync_directory(directory: Path) -> None:

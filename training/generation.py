@@ -17,7 +17,7 @@ from samplers.outputs import Targets, network_record
 from samplers.planning.plan import Plan, build_plan, check_options
 from samplers.prompts import Prompts
 from samplers.run import Recorder, generate, prepare
-from samplers.wanted import check_latents, choose_targets, save_schedule
+from samplers.wanted import check_files, check_latents, choose_targets, save_schedule
 from torch_utils import distributed as dist
 from torch_utils.checkpoint import tensor_hash
 from torch_utils.misc import format_time
@@ -42,6 +42,7 @@ def run(options: Options) -> None:
         conditional = options.guidance_type != "uncond"
         refuse_labels(options.labels, options.class_idx, conditional)
         check_options(options, options.class_idx)
+        check_files(options)
         net, name = open_chosen(options, ready)
         check_latents(options, net)
         give_labels(net, options.labels)

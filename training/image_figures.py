@@ -21,7 +21,7 @@ from samplers.run import prepare
 from torch_utils import distributed as dist
 from torch_utils.arrays import holds
 from torch_utils.feature_pass import Described, Needs, Pictures, describe, dim_of
-from torch_utils.files import write_json
+from torch_utils.files import check_target, write_json
 from torch_utils.frechet import Moments
 from torch_utils.metrics import KID_SEED, Figure
 from torch_utils.npz_images import NAMES, NpzImages
@@ -37,6 +37,8 @@ def calc(options: CalcOptions) -> None:
     """Print the figures of images, or of a network's samples, against a reference."""
     with dist.process_group(options.device) as device:
         _check_source(options, "images", options.images)
+        if options.json:
+            check_target(options.json, options.images, options.ref, options.network, options.vae)
         wanted = wanted_of(_extractors(options, device), options)
         source = _images(options.images, options.num or NUM, options) if options.images else _samples(options, device)
         for one in wanted:
@@ -58,6 +60,7 @@ def ref(options: RefOptions) -> None:
     """Write the statistics of images, or of a network's samples, to a file."""
     with dist.process_group(options.device) as device:
         _check_source(options, "data", options.data)
+        check_target(options.dest, options.data, options.network, options.vae)
         extractors = _extractors(options, device)
         source = _images(options.data, options.num, options) if options.data else _samples(options, device)
         described = describe(source, [(extractor, Needs(int(options.keep_features))) for extractor in extractors])

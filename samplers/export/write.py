@@ -19,7 +19,7 @@ from samplers.export.bundle import bundle
 from samplers.export.core import FORMULAS
 from samplers.export.lookup import levels_by_steps, time_at
 from samplers.recipe import ScheduleFile
-from torch_utils.files import atomic_write, read_json
+from torch_utils.files import atomic_write, check_target, read_json
 
 __all__ = ["TARGETS", "export", "portable"]
 
@@ -188,6 +188,7 @@ def export(
     found = []
     for name, text in files.items():
         path = out / name if name else out
+        check_target(path, source, model)
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path, "w") as written:
             written.write(text)

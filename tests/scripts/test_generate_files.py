@@ -19,8 +19,10 @@ from PIL import Image
 
 import generate
 import networks
+from samplers import outputs
 from torch_utils.images import to_uint8
 from torch_utils.provenance import MADE_BY
+from training import generation
 
 ROOT = Path(__file__).parents[2]
 # what decides an image, beside its seed: each alone changes the record and the default folder
@@ -73,6 +75,40 @@ def test_images_of_another_sampler_are_not_taken_for_these(run, other):
     ok(run(f"--outdir=out --seeds=0-2 --overwrite {other}"))
     assert files("out") == ["000000.png", "000001.png", "000002.png"]
     assert "0 images" in ok(run(f"--outdir=out --seeds=0-2 {other}"))
+
+
+def test_two_commands_do_not_mix_their_images(run, monkeypatch):
+    """The second one begins while the first has no image yet, so the folder is its own from then on."""
+    whole = outputs.Targets.write
+
+    def meanwhile(self, *args):
+        monkeypatch.setattr(outputs.Targets, "write", whole)
+        ok(run("--seeds=4-5 --outdir=out --steps=3"))
+        return whole(self, *args)
+
+    monkeypatch.setattr(outputs.Targets, "write", meanwhile)
+    done = run("--seeds=0-2 --outdir=out --steps=2")
+    assert done.exit_code == 1
+    assert "another command has begun to fill out" in done.output
+    assert "sampler.levels" in done.output
+    assert files("out") == ["000004.png", "000005.png"]
+
+
+BAD_FILES = ["--npz=here", "--npz=net.json", "--grid=here.png", "--save-traj=here", "--save-schedule=here.json",
+             "--save-schedule=x.txt", "--npz=x --save-traj=./x"]  # fmt: skip
+
+
+@pytest.mark.parametrize("flag", BAD_FILES)
+def test_files_that_cannot_be_written_are_refused_before_the_work(run, monkeypatch, flag):
+    for name in ("here", "here.png", "here.json"):
+        Path(name).mkdir()
+    Path("net.json").write_text("{}")
+    monkeypatch.setattr(generation, "open_chosen", lambda *_: pytest.fail("the network is opened"))
+    done = run(f"--seeds=0-1 --solver=euler --num-steps=3 --config-de=net.json {flag}")
+    assert done.exit_code == 1, done.output
+    assert done.output.startswith("Error: ")
+    assert files(".") == ["net.json"]
+    assert Path("net.json").read_text() == "{}"
 
 
 def test_images_of_another_network_are_not_taken_for_these(run, snapshots, tmp_path):

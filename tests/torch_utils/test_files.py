@@ -9,7 +9,7 @@ from contextlib import suppress
 import pytest
 
 from torch_utils import files
-from torch_utils.files import atomic_write, retain, write_json
+from torch_utils.files import atomic_write, check_target, retain, write_json
 
 
 def test_atomic_write_replaces_or_leaves(tmp_path):
@@ -26,6 +26,34 @@ def test_atomic_write_replaces_or_leaves(tmp_path):
     write_json(tmp_path / "x.json", {"a": [1, None]})
     assert json.loads((tmp_path / "x.json").read_text()) == {"a": [1, None]}
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "x.json"]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names")
+def test_no_file_in_the_place_of_a_device(tmp_path):
+    """As root, a rename would put a file where /dev/null is, for every program."""
+    pipe, standard, link = tmp_path / "pipe", tmp_path / "stdout", tmp_path / "link"
+    os.mkfifo(pipe)
+    link.symlink_to(pipe)
+    standard.symlink_to("/proc/self/fd/1")  # as /dev/stdout is, whatever it is open on
+    for path in (pipe, link, standard):
+        before = os.lstat(path)
+        for write in (lambda path=path: write_json(path, 1), lambda path=path: check_target(path)):
+            with pytest.raises(ValueError, match="is a device or a pipe"):
+                write()
+        assert os.path.samestat(before, os.lstat(path))
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_targets_are_refused_before_the_work(tmp_path):
+    (tmp_path / "net.pkl").write_bytes(b"weights")
+    (tmp_path / "link").symlink_to("net.pkl")
+    for target in ("net.pkl", "link", "../" + tmp_path.name + "/net.pkl"):
+        with pytest.raises(ValueError, match="is read, and would be replaced"):
+            check_target(tmp_path / target, "https://a", None, "\0", 3, str(tmp_path / "net.pkl"))
+    with pytest.raises(ValueError, match="is a folder"):
+        check_target(tmp_path)
+    check_target(tmp_path / "net.pkl", str(tmp_path), "other.pkl")
+    check_target(tmp_path / "missing" / "x.json", "")
 
 
 def test_new_files_follow_the_umask(tmp_path):

@@ -28,7 +28,7 @@ from PIL import Image
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
-from torch_utils.files import atomic_write
+from torch_utils.files import atomic_write, check_target
 from torch_utils.temporaries import temporary_beside
 from training.data.decode import TURNS, decode_image
 from training.data.originals import Source
@@ -89,6 +89,7 @@ def check_destination(dest: str, source: str) -> Path:
     if _is_zip(path):
         if path.is_dir():
             raise ValueError(f"{dest} is a folder: give a file name ending in .zip, or a folder name without .zip")
+        check_target(path)
     elif path.exists() and not path.is_dir():
         raise ValueError(f"{dest} is a file that does not end in .zip: give a folder or a file ending in .zip")
     elif path.is_dir() and any(path.iterdir()):
