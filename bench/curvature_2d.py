@@ -214,12 +214,12 @@ def over_seeds(runs: Sequence[Any], reduce: Callable[[Sequence[float]], float]) 
 
 
 @torch.no_grad()
-def plane(beta: float | None, net: nn.Module, encoder: nn.Module | None, steps: int = 20) -> Plane:
+def plane(beta: float | None, net: nn.Module, encoder: nn.Module | None) -> Plane:
     """A row of a picture: lines, trajectories from the recommended start, densities."""
     random = torch.Generator().manual_seed(12)
     points, eps, noise = (shaped(p) for p in (DATA.draw(ENCODED, 11), *torch.randn(2, ENCODED, 2, generator=random)))
     z = net.start_noise(eps, "standard") if encoder is None else encoder(points, eps).z
-    return look(label(beta), complete(net, encoder), (points, z), points, noise, steps)
+    return look(label(beta), complete(net, encoder), (points, z), points, noise, steps=20)
 
 
 def failures(beta: float | None, found: dict[str, Any]) -> list[str]:

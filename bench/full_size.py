@@ -73,15 +73,15 @@ def _text() -> tuple[nn.Module, tuple]:
     return CLIPText(), (torch.zeros(1, 77, dtype=torch.int64),)
 
 
-def _transformer(name: str, size: int = 32) -> tuple[nn.Module, tuple]:
+def _transformer(name: str) -> tuple[nn.Module, tuple]:
     if name == "DiT-XL/2":
         trunk = {"patch_size": 2, "width": 1152, "depth": 28, "num_heads": 16, "learn_sigma": True}
-        net = networks.build("DiTPrecond", img_resolution=size, img_channels=4, label_dim=1000, network=trunk)
+        net = networks.build("DiTPrecond", img_resolution=32, img_channels=4, label_dim=1000, network=trunk)
         net.alphas_cumprod.copy_(torch.linspace(0.999, 1e-4, 1000))
     else:
-        net = networks.build(**transformer_config(name, size, 4, 1000, learn_sigma=True))
-    time = torch.rand(1, 4, size, size) if name.startswith("ComboStoc") else torch.tensor([0.5])
-    return net, (torch.randn(1, 4, size, size), time, torch.eye(1000)[:1])
+        net = networks.build(**transformer_config(name, 32, 4, 1000, learn_sigma=True))
+    time = torch.rand(1, 4, 32, 32) if name.startswith("ComboStoc") else torch.tensor([0.5])
+    return net, (torch.randn(1, 4, 32, 32), time, torch.eye(1000)[:1])
 
 
 NETWORKS: dict[str, Callable[[], tuple[nn.Module, tuple]]] = {

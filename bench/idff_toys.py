@@ -243,8 +243,9 @@ def failures(target: str, results: dict[tuple[str, str], list[list[float]]]) -> 
 
 
 @torch.no_grad()
-def picture(path: str, target: str, nets: dict[str, nn.Module], steps: int = 5, shown: int = 150) -> None:
+def picture(path: str, target: str, nets: dict[str, nn.Module]) -> None:
     """Trajectories and samples of each model over the target, with arrows of the momentum where there are two heads."""
+    steps, shown = 5, 150
     noise = torch.randn(1024, 2, 1, 1, generator=torch.Generator().manual_seed(0))
     times = torch.arange(steps, -1, -1, dtype=torch.float64) / steps
     data = draw(target, 1024, 5)[0]

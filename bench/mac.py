@@ -73,12 +73,12 @@ def measure(folder: Path, seed: int, variant: str, *, mimg: float, kimg: float, 
     return distance(own, variant, network, SAMPLED.get(variant, ""), ref, num)
 
 
-def interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
-    """Mean and half width of Student's confidence interval; infinite for one value."""
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and half width of Student's 95 % confidence interval; infinite for one value."""
     mean, n = statistics.fmean(values), len(values)
     if n < 2:
         return mean, math.inf
-    return mean, float(student.ppf((1 + level) / 2, n - 1)) * statistics.stdev(values) / math.sqrt(n)
+    return mean, float(student.ppf(0.975, n - 1)) * statistics.stdev(values) / math.sqrt(n)
 
 
 def table(results: dict[str, dict[int, float]], num: int) -> Table:

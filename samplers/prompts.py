@@ -101,10 +101,10 @@ class Prompts:
         """Conditions `[B, ...]` of seeds; of a shared text `[1, ...]`."""
         return self.encode([self.texts[0]] if self.shared else [self.texts[seed] for seed in seeds])
 
-    def warm_up(self, count: int, batch: int = 64) -> Tensor:
+    def warm_up(self, count: int) -> Tensor:
         """Conditions of `count` samples to measure on: the texts from the first on, again and again."""
         if self.shared:
             return self(())
         rows = range(count)
-        parts = [rows[i : i + batch] for i in range(0, count, batch)]
+        parts = [rows[i : i + 64] for i in range(0, count, 64)]
         return torch.cat([self([i % len(self.texts) for i in part]) for part in parts])

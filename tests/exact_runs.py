@@ -30,11 +30,11 @@ def make_data(folder):
     return folder
 
 
-def joint_options(folder, dropout=0.1):
+def joint_options(folder):
     """Of a tiny `train.py curvature` run; its two network configurations are written to the folder."""
     config = {"img_resolution": 8, "in_channels": 1, "model_channels": 8, "channel_mult": [1], "num_blocks": 1}
     for role, channels in (("de", 1), ("en", 2)):
-        text = json.dumps(config | {"out_channels": channels, "attn_resolutions": [], "dropout": dropout})
+        text = json.dumps(config | {"out_channels": channels, "attn_resolutions": [], "dropout": 0.1})
         (folder / f"{role}.json").write_text(text)
     return (
         f"--config_de={folder / 'de.json'} --config_en={folder / 'en.json'} --optimizer=adam --lr=1e-3 "

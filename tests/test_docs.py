@@ -51,9 +51,9 @@ def names_in(path):
     return found
 
 
-def exists(dotted, root=ROOT):
+def exists(dotted):
     """Whether a dotted name leads to a folder, a file, or a name in a file; what a class holds is not looked at."""
-    place, parts = root, dotted.split(".")
+    place, parts = ROOT, dotted.split(".")
     for part in parts:
         if (place / part).is_dir():
             place = place / part

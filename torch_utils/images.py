@@ -53,12 +53,12 @@ def make_grid(images: Tensor, columns: int | None = None) -> Tensor:
     return cells.reshape(rows, columns, c, h, w).permute(2, 0, 3, 1, 4).reshape(c, rows * h, columns * w)
 
 
-def enlarged(picture: Tensor, width: int = MIN_WIDTH) -> Tensor:
-    """`[C, H, W]` with every pixel a block of k x k, the smallest k that makes the picture at least `width` wide.
+def enlarged(picture: Tensor) -> Tensor:
+    """`[C, H, W]` with every pixel a block of k x k, the smallest k that makes the picture at least MIN_WIDTH wide.
 
     Small images are shown as blocks rather than blurred by a viewer.
     """
-    k = -(-width // picture.shape[2])
+    k = -(-MIN_WIDTH // picture.shape[2])
     return picture.repeat_interleave(k, 1).repeat_interleave(k, 2)
 
 

@@ -45,17 +45,17 @@ class Figure(NamedTuple):
         return f"{self.value:g}" + ("" if self.half_width is None else f" ± {self.half_width:.2g}")
 
 
-def kid(x: Tensor, y: Tensor, subsets: int = 100, size: int = 1000, seed: int = KID_SEED) -> Figure:
+def kid(x: Tensor, y: Tensor, subsets: int = 100, size: int = 1000) -> Figure:
     """Kernel distance as the mean over subsets, with the standard deviation over them.
 
     The half-width takes subsets as independent as long as they do not use an image twice.
 
     Args:
         x, y: features `[N, D]` and `[M, D]`, any float dtype; N and M at least `size`.
-        subsets, size: how many, and how many images of each side in one; 2 images at least.
-        seed: of the subsets: per subset `choice(N)`, then `choice(M)` of a `RandomState`, without replacement.
+        subsets, size: how many, and how many images of each side in one; 2 images at least. Drawn per subset by
+            `choice(N)`, then `choice(M)` of one `RandomState(KID_SEED)`, without replacement.
     """
-    random = np.random.RandomState(seed)
+    random = np.random.RandomState(KID_SEED)
     values = []
     for _ in range(subsets):
         a, b = (f[torch.from_numpy(random.choice(len(f), size, replace=False)).to(f.device)].double() for f in (x, y))

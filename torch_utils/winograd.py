@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -75,13 +74,13 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return _Convolution.apply(x, weight, bias)
 
 
-def matrices(points: Sequence[float] = POINTS) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def matrices() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """A^T `[4, 6]`, G `[6, 3]` and B^T `[6, 6]` of one axis: y = A^T [(G g) * (B^T d)], float64.
 
-    For points p_i and infinity, with N_i the product of p_i - p_j: A^T and G hold powers of the points (G over N_i),
+    For POINTS p_i and infinity, with N_i the product of p_i - p_j: A^T and G hold powers of the points (G over N_i),
     B^T the coefficients of the polynomials prod_{j != i} (t - p_j), and of the product over all j.
     """
-    p = np.asarray(points)
+    p = np.asarray(POINTS)
     others = [np.delete(p, i) for i in range(len(p))]
     n = np.array([np.prod(q - rest) for q, rest in zip(p, others, strict=True)])
     at = np.vander(p, TILE, increasing=True).T

@@ -65,7 +65,7 @@ def _assignment(cost: Tensor) -> Tensor:
     return torch.from_numpy(rows).argsort().to(cost.device)
 
 
-def _reduced(cost: Tensor, blur: float = 0.05, rounds: int = 20) -> Tensor:
+def _reduced(cost: Tensor) -> Tensor:
     """A number taken off each row and each column of `cost`, so that the best entries come near zero.
 
     Every permutation loses the same, the best one stays the best. The search for it, which begins with shortest paths
@@ -73,10 +73,10 @@ def _reduced(cost: Tensor, blur: float = 0.05, rounds: int = 20) -> Tensor:
     arXiv 1306.0895).
     """
     cost = cost - cost.amin(1, keepdim=True)
-    scale = (blur * cost[cost.isfinite()].mean()).clamp(min=1e-300)
+    scale = (0.05 * cost[cost.isfinite()].mean()).clamp(min=1e-300)
     kernel = (-cost / scale).exp()
     columns = torch.ones_like(cost[0])
-    for _ in range(rounds):
+    for _ in range(20):
         columns = 1 / ((1 / (kernel @ columns)) @ kernel + 1e-100)
     return cost - scale * columns.log()
 

@@ -16,12 +16,10 @@ from torch_utils.rng import TorchRNG
 class PointDiscriminator(nn.Module):
     """Logits of points, with the interface of `ProjectedDiscriminator`; sees coordinates in units of `std`."""
 
-    def __init__(
-        self, img_channels: int, label_dim: int = 0, std: float = 1.0, width: int = 128, layers: int = 3
-    ) -> None:
+    def __init__(self, img_channels: int, label_dim: int = 0, std: float = 1.0) -> None:
         super().__init__()
         self.label_dim, self.std = label_dim, std
-        self.discriminators = dense(img_channels + label_dim, width, layers, 1, DENSE_INIT, nn.SiLU)
+        self.discriminators = dense(img_channels + label_dim, 128, 3, 1, DENSE_INIT, nn.SiLU)
         self.feature_networks = nn.ModuleList()
 
     def forward(self, x: Tensor, class_labels: Tensor | None = None, rng: TorchRNG | None = None) -> list[Tensor]:

@@ -56,13 +56,13 @@ def cosine_to_end(x: Tensor, drift: Tensor) -> Tensor:
     return torch.cosine_similarity(drift, x[:-1] - x[-1], dim=-1)
 
 
-def explained_variance(x: Tensor, components: int = 3) -> Tensor:
-    """Cumulative share of a trajectory's variance in its leading principal directions.
+def explained_variance(x: Tensor) -> Tensor:
+    """Cumulative share of a trajectory's variance in its three leading principal directions.
 
-    Returns `[B, 2 * components]`: for the trajectory itself, then for what is left orthogonal to its chord.
+    Returns `[B, 6]`: for the trajectory itself, then for what is left orthogonal to its chord.
     """
     x = _flat(x)
-    return torch.cat([_cumulative(x, components), _cumulative(_without(x, _chord(x)), components)], dim=-1)
+    return torch.cat([_cumulative(x), _cumulative(_without(x, _chord(x)))], dim=-1)
 
 
 def _principal(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -72,9 +72,9 @@ def _principal(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return values.flip(-1).clamp(min=0), vectors.flip(-1), centred
 
 
-def _cumulative(x: Tensor, components: int) -> Tensor:
+def _cumulative(x: Tensor) -> Tensor:
     values, _, _ = _principal(x)
-    return (values.cumsum(-1) / values.sum(-1, keepdim=True))[:, :components]
+    return (values.cumsum(-1) / values.sum(-1, keepdim=True))[:, :3]
 
 
 def project3(x: Tensor) -> Tensor:

@@ -86,11 +86,11 @@ def storage_id(count, key="0", kind="torch FloatStorage", view=b""):
     return b"(" + text("storage") + glob(kind) + text(key) + text("cpu") + integer(count) + view + b"tQ"
 
 
-def storage_bytes(count=4, declared=None, key="0", payload=None, **options):
+def storage_bytes(count=4, declared=None, **options):
     """An embedded storage of EDM-style files."""
-    payload = b"\0" * (4 * count) if payload is None else payload
     declared = count if declared is None else declared
-    return legacy(p2(storage_id(declared, key, view=b"N", **options)), [key], struct.pack("<q", declared) + payload)
+    content = struct.pack("<q", declared) + b"\0" * (4 * count)
+    return legacy(p2(storage_id(declared, view=b"N", **options)), ["0"], content)
 
 
 def tensor(storage, offset=0, size=(4,), stride=(1,), name="torch._utils _rebuild_tensor_v2"):
@@ -98,8 +98,8 @@ def tensor(storage, offset=0, size=(4,), stride=(1,), name="torch._utils _rebuil
     return call(name, storage, integer(offset), *shape, b"\x89", call("collections OrderedDict"))
 
 
-def nested(levels, leaf=b"N", wrap=b"\x85"):
-    return leaf + wrap * levels
+def nested(levels):
+    return b"N" + b"\x85" * levels
 
 
 def laughs(levels=60):

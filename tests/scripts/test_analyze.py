@@ -62,11 +62,11 @@ def files(tmp_path_factory):
     return folder
 
 
-def trajectory_arrays(steps, shape, batch=4):
+def trajectory_arrays(steps, shape):
     """Curved paths that end at level 0, as generate.py writes them."""
     g = torch.Generator().manual_seed(3)
     sigmas = torch.cat([get_schedule(steps, 0.01, 80), torch.zeros(1, dtype=torch.float64)])
-    noise, std, data = (torch.randn(batch, 1, *shape, generator=g, dtype=torch.float64) for _ in range(3))
+    noise, std, data = (torch.randn(4, 1, *shape, generator=g, dtype=torch.float64) for _ in range(3))
     std = 0.2 + 0.3 * std.abs()
     s = sigmas.reshape(1, -1, *[1] * len(shape))
     x = data + (std**2 + s**2).sqrt() * noise  # the flow of a Gaussian
@@ -74,8 +74,8 @@ def trajectory_arrays(steps, shape, batch=4):
     return {
         "x": x.float().numpy(),
         "drift": drift[:, :-1].float().numpy(),
-        "sigmas": sigmas.expand(batch, -1).numpy(),
-        "seeds": np.arange(10, 10 + batch),
+        "sigmas": sigmas.expand(4, -1).numpy(),
+        "seeds": np.arange(10, 14),
     }
 
 

@@ -120,17 +120,17 @@ def in_yaml(good, place, content):
     return f"--network={good.latent} --config=x.yaml"
 
 
-def in_hub(good, place, content, name="x.ckpt"):
+def in_hub(good, place, content):
     """The cache of huggingface_hub as that leaves it: a snapshot of links to blobs."""
     pytest.importorskip("huggingface_hub")
     root = place / "hub/models--me--net"
-    blob, link = root / "blobs/b10b", root / f"snapshots/{COMMIT}/{name}"
+    blob, link = root / "blobs/b10b", root / f"snapshots/{COMMIT}/x.ckpt"
     for path in (blob, link, root / "refs/main"):
         path.parent.mkdir(parents=True, exist_ok=True)
     (root / "refs/main").write_text(COMMIT)
     blob.write_bytes(content if isinstance(content, Raw) else good.beside("cm.pt", content))
     link.symlink_to(os.path.relpath(blob, link.parent))
-    return f"--network=hf:me/net/{name} --config={good.config}"
+    return f"--network=hf:me/net/x.ckpt --config={good.config}"
 
 
 def in_dill(good, place, content):

@@ -17,7 +17,7 @@ def is_points(shape: Sequence[int]) -> bool:
     return tuple(shape) == (2, 1, 1)
 
 
-def scatter(points: Tensor, reference: Tensor | None = None, *, inches: float = 5.0, dpi: int = 100) -> Tensor:
+def scatter(points: Tensor, reference: Tensor | None = None) -> Tensor:
     """`points [N, 2, ...]` -> picture uint8 `[3, H, W]`; `reference` points lie below in grey.
 
     Axes have one scale and hold 99.8 % of what is shown, so that few stray points do not shrink the rest.
@@ -36,10 +36,10 @@ def scatter(points: Tensor, reference: Tensor | None = None, *, inches: float = 
         raise ValueError("there is no finite point to draw: the sampler or the network is broken")
     low, high = np.quantile(shown, 0.001, axis=0), np.quantile(shown, 0.999, axis=0)
     reach = 0.55 * max(float((high - low).max()), 1e-6) * 1.1
-    figure = Figure(figsize=(inches, inches), layout="constrained")
+    figure = Figure(figsize=(5, 5), layout="constrained")
     axes = figure.add_subplot()
     for layer, colour in zip(layers, ("0.75", "tab:blue")[-len(layers) :], strict=True):
         axes.plot(*layer.T, ".", color=colour, markersize=max(2.0, 6 - np.log10(len(layer) + 1)), markeredgewidth=0)
     centre = (low + high) / 2
     axes.set(xlim=(centre[0] - reach, centre[0] + reach), ylim=(centre[1] - reach, centre[1] + reach), aspect="equal")
-    return pixels(figure, dpi)
+    return pixels(figure)

@@ -147,7 +147,8 @@ def _residue_force(angles: Array) -> Array:
     return force
 
 
-def _peptide(seed: int, sequences: int = 10, residues: int = 4, frames: int = 600) -> Recording:
+def _peptide(seed: int) -> Recording:
+    sequences, residues, frames = 10, 4, 600
     rng = np.random.default_rng(seed)
     start = np.radians(RESIDUE_WELLS["beta"]) + 0.1 * rng.standard_normal((sequences, residues, 2))
     x = np.degrees(langevin(_residue_force, start, frames, rng)).swapaxes(0, 1)

@@ -112,7 +112,6 @@ def convert(
     skip_broken: bool = False,
     any_size: bool = False,
     workers: int = 1,
-    notify: Callable[[str], None] = tqdm.write,
 ) -> Summary:
     """Write the data set; see the module's description.
 
@@ -126,7 +125,6 @@ def convert(
         skip_broken: leave out images that cannot be used, with a notice, instead of ending.
         any_size: accept sizes that are no power of two.
         workers: threads.
-        notify: prints a notice.
 
     Raises:
         ValueError: an image that cannot be used (named), or none left.
@@ -149,7 +147,7 @@ def convert(
         if not allowed:
             raise ValueError(f"{source.name(index)}: {error} (--skip-broken goes on without such images)") from error
         summary.skipped += 1
-        notify(f"Skipped {source.name(index)}: {error}")
+        tqdm.write(f"Skipped {source.name(index)}: {error}")
 
     pause = 0.2 if sys.stderr.isatty() else 10  # seconds between progress lines; log files stay short
     bar = tqdm(total=count, unit="img", dynamic_ncols=True, desc=dest.name, mininterval=pause)

@@ -58,7 +58,6 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 OF_UNETS = ("cres", "num_blocks", "attn_resolutions", "head_channels", "dropout")
-_RATES = ("iterations", "warm_up", "decay")  # which other options say in images
 
 
 def _default(name: str, of_points: str = "") -> str:

@@ -69,10 +69,9 @@ def sample_grid(net: Any, columns: int = 8, sampler: Sampler = edm_sampler) -> T
 
 
 @torch.inference_mode()
-def sample_points(net: Any, count: int = POINTS, num_steps: int = 18) -> Tensor:
-    """`[count, C, 1, 1]`: points by the EDM sampler, all classes in turn."""
-    noise, labels = fixed_starts(net, count)
-    return edm_sampler(net, noise, labels, num_steps=num_steps).float().cpu()
+def sample_points(net: Any) -> Tensor:
+    """`[POINTS, C, 1, 1]`: points by the EDM sampler, all classes in turn."""
+    return edm_sampler(net, *fixed_starts(net, POINTS)).float().cpu()
 
 
 @torch.inference_mode()

@@ -70,8 +70,9 @@ def _(dataset: ToyDataset, path: Path, averaged: Mapping[str, nn.Module]) -> Non
     draw_trajectories(net, ways, learned, data, path.parent / f"trajectories-{number}.png")
 
 
-def level_picture(gamma: Tensor, low: float = 0.002, high: float = 80.0) -> Tensor:
-    """Noise levels `[C, H, W]` as uint8: black at `low` and below, white at `high`, even in logarithms."""
+def level_picture(gamma: Tensor) -> Tensor:
+    """Noise levels `[C, H, W]` as uint8: black at 0.002 and below, white at 80, even in logarithms."""
+    low, high = 0.002, 80.0
     share = (gamma.clamp(min=low).log() - math.log(low)) / math.log(high / low)
     image = to_uint8(2 * share - 1)
     return image if image.shape[0] in (1, 3) else image[:1]
