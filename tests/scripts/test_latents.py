@@ -9,18 +9,14 @@ import pytest
 import torch
 from cli_results import ok, refused
 from click.testing import CliRunner
-from dataset_files import class_folders
+from latent_runs import decoded, encode, images_of, latents_in, run_train, without_autoencoder
 from PIL import Image
-from published_files import KL, ldm
 from run_locks import release_locks
 
-import dataset_tool
 import fid
 import generate
 import networks
 import train
-import train_trajectory
-from networks.adversary.backbones import build_backbone
 from networks.load import load_autoencoder
 from torch_utils.checkpoint import load
 from torch_utils.rng import BatchRNG
@@ -28,39 +24,11 @@ from training.data.archive import ImageArchive
 from training.data.batches import Batches
 from training.data.image_dataset import ImageDataset
 from training.data.latent_dataset import LatentDataset
-from training.methods import trajectory_judge
-
-COMMON = "--batch=500 --duration=0.001 --tick=0.5 --snap=100 --lr-rampup=0 --lr=1e-3 --seed=3 --workers=1"
-SMALL = {
-    "sit": f"sit --model=SiT-S/4 --width=16 --depth=1 --num-heads=2 --cond=1 {COMMON}",
-    "combostoc": f"combostoc --model=ComboStoc-S/4 --width=16 --depth=1 --num-heads=2 --cond=1 {COMMON}",
-    "edm": f"edm --cbase=32 --cres=1 --num-blocks=1 --attn-resolutions=0 --dropout=0 --cond=1 {COMMON}",
-    "idff": f"idff --cbase=32 --cres=1 --num-blocks=1 --head-channels=16 --attn-resolutions=8 {COMMON}",
-}
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """Twelve pictures, their latents by a small autoencoder, and another autoencoder."""
-    root = tmp_path_factory.mktemp("latents")
-    class_folders(root / "pictures", 12)
-    for seed, name in ((0, "vae"), (1, "other")):
-        torch.manual_seed(seed)
-        networks.save_network(root / f"{name}.safetensors", networks.build("KLAutoencoder", **KL))
-    done = encode(root, root / "latents.zip", root / "vae.safetensors", "--encode-flips")
-    assert done.exit_code == 0, done.output
-    return root
-
-
-def encode(root, dest, vae, *more):
-    arguments = [f"--source={root / 'pictures'}", f"--dest={dest}", "--labels=folders", f"--encode={vae}"]
-    return CliRunner().invoke(dataset_tool.main, [*arguments, "--device=cpu", *more])
-
-
-def run_train(root, out, name, more="", data=None):
-    arguments = [f"--outdir={out}", f"--data={data or root / 'latents.zip'}", "--device=cpu", *more.split()]
-    method, *rest = SMALL[name].split()
-    return CliRunner().invoke(train.main, [method, *rest, *arguments])
+    return latents_in(tmp_path_factory.mktemp("latents"))
 
 
 def test_stored_moments_are_drawn_from(made):
@@ -127,19 +95,6 @@ def curvature(root, out, more=""):
     return CliRunner().invoke(train.main, shlex.split(f"{text} --snap=100 --nosubdir --device=cpu {more}"))
 
 
-def decoded(root, latents):
-    image = load_autoencoder(root / "vae.safetensors").decode(latents)
-    return (image * 127.5 + 128).clamp(0, 255).byte().permute(0, 2, 3, 1).numpy().astype(int)
-
-
-def images_of(network, *more):
-    """Three pictures of a snapshot, their latents and the noise they start from."""
-    arguments = [f"--network={network}", "--seeds=0-2", "--outdir=out", "--save-latents=zs", "--save-noise=eps", *more]
-    ok(CliRunner().invoke(generate.main, [*arguments, "--overwrite", "--device=cpu"]))
-    found = [torch.from_numpy(np.stack([np.load(f"{d}/{i:06d}.npy") for i in range(3)])) for d in ("zs", "eps")]
-    return np.stack([np.asarray(Image.open(f"out/{i:06d}.png")) for i in range(3)]), *found
-
-
 def test_curvature_on_latents(made, tmp_path, monkeypatch):
     """Learned coupling, start distribution, pictures and FID of what is decoded, a calibrated solver, distillation."""
     monkeypatch.chdir(tmp_path)
@@ -178,92 +133,6 @@ def test_curvature_on_latents(made, tmp_path, monkeypatch):
         CliRunner().invoke(train.main, distill.replace(snapshot, "pixels.pkl").split()),
         "p holds arrays, as --save-latents writes them",
     )
-
-
-COEFFICIENTS = (
-    "--coef-channels=8 --coef-mult=1 --coef-blocks=1 --basis-num=2 --num-steps=3 --batch=50 --batch-edm=4 "
-    "--batch-disc=4 --kimg=0.1 --tick=0.1 --seed=1 --nosubdir --device=cpu"
-)
-
-
-def optimise(root, network, out, more):
-    text = f"--network={network} --data={root}/latents.zip --outdir={out} {COEFFICIENTS} {more}"
-    return CliRunner().invoke(train_trajectory.main, shlex.split(text))
-
-
-@pytest.fixture(scope="module")
-def denoiser(made, tmp_path_factory):
-    """A denoiser of the latents by train.py edm."""
-    out = tmp_path_factory.mktemp("v")
-    ok(run_train(made, out, "edm", "--nosubdir --duration=0.001 --batch=50"))
-    return max(out.glob("network-snapshot-*.pkl"))
-
-
-@pytest.mark.parametrize("backbones", ["light", "light,tf_efficientnet_lite0"])
-def test_trajectories_of_latents(backbones, made, denoiser, tmp_path, monkeypatch):
-    """D sees latents through `light`, and through features of images what is decoded of them."""
-    monkeypatch.chdir(tmp_path)
-    seen = set()
-
-    def stand_in(name, *, weights, **shape):
-        seen.add((shape["img_channels"], shape["img_resolution"]))
-        backbone = build_backbone("light", **shape)
-        backbone.name = name
-        return backbone
-
-    monkeypatch.setattr(trajectory_judge, "build_backbone", stand_in)
-    ok(optimise(made, denoiser, "runs", f"--cond=1 --backbones={backbones}"))
-    assert seen == {(4, 8) if backbones == "light" else (3, 16)}
-    snapshot = "runs/network-snapshot-000000.pkl"
-    moved = networks.load_network(snapshot)
-    before = networks.load_network(denoiser)
-    assert any(not torch.equal(a, b) for a, b in zip(moved.V.parameters(), before.parameters(), strict=True))
-    for name in ("samples", "plain"):
-        assert np.asarray(Image.open(f"runs/{name}-000000.png")).shape[2] == 3
-    images, latents, _ = images_of(snapshot)
-    assert np.abs(images - decoded(made, latents)).max() <= 1
-
-
-def test_trajectories_of_published_latent_models(made, tmp_path, monkeypatch):
-    """A latent model of others on latents of its own autoencoder: its U-Net learns, and nothing else of it."""
-    monkeypatch.chdir(tmp_path)
-    found = ldm(tmp_path)
-    networks.save_network("ldm.safetensors", networks.load_network(found.path, config=found.config))
-    ok(encode(made, tmp_path / "latents.zip", "ldm.safetensors"))
-    refused(optimise(made, "ldm.safetensors", "a", "--backbones=light"), "latents of another autoencoder")
-    ok(optimise(tmp_path, "ldm.safetensors", "b", "--backbones=light --level-draw=uniform --kimg=0.05 --tick=0.05"))
-    before, after = networks.load_network("ldm.safetensors"), networks.load_network("b/network-snapshot-000000.pkl").V
-    changed = {k for k, v in before.state_dict().items() if not torch.equal(v, after.state_dict()[k])}
-    assert changed
-    assert all(name.startswith("model.") for name in changed)
-    images, latents, _ = images_of("b/network-snapshot-000000.pkl")
-    shown = (before.decode(latents) * 127.5 + 128).clamp(0, 255).byte().permute(0, 2, 3, 1).numpy().astype(int)
-    assert np.abs(images - shown).max() <= 1
-
-
-def without_autoencoder(source, dest, network="gone.safetensors"):
-    """Write the data set of latents to `dest`, made by an autoencoder that is not at hand."""
-    with zipfile.ZipFile(source) as old, zipfile.ZipFile(dest, "w") as new:
-        for name in old.namelist():
-            content = old.read(name)
-            if name == "dataset.json":
-                value = json.loads(content)
-                value["latents"]["network"] = network
-                content = json.dumps(value).encode()
-            new.writestr(name, content)
-
-
-def test_what_trajectories_refuse(made, denoiser, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    without_autoencoder(made / "latents.zip", "latents.zip")
-    refused(optimise(tmp_path, denoiser, "a", "--cond=1"), "are features of images, and the autoencoder", "--decoder")
-    pixels = networks.build("EDMPrecond", img_resolution=8, img_channels=4, model_type="SongUNet", model_channels=8,
-                            channel_mult=[1], num_blocks=1, attn_resolutions=[])  # fmt: skip
-    networks.save_network("pixels.pkl", pixels)
-    refused(
-        optimise(made, "pixels.pkl", "a", "--backbones=light"), "--network=pixels.pkl makes images, and the data set"
-    )
-    assert not list(tmp_path.glob("a/*"))
 
 
 # every option of the published command lines, but for --ckpt, which continues a run, and --combostoc-type
