@@ -135,10 +135,8 @@ class SeriesDataset:
         )
 
     def _scaling_phase(self, frames: np.ndarray) -> np.ndarray:
-        """Phases that the scaling goes by, at indices of frames that may lie beyond the end."""
-        if self.recording.phase is None:
-            return np.zeros_like(frames)
-        return (self.recording.phase[0] + frames) % self.recording.period
+        """Phases that the scaling goes by, at indices of frames."""
+        return np.zeros_like(frames) if self.recording.phase is None else self.recording.phase[frames]
 
     def starts_before(self, ahead: int, known: int = 0) -> np.ndarray:
         """Sequence and frame `[n, 2]` of every place of the part with a window before it and `ahead` frames to come.
@@ -247,10 +245,10 @@ class SeriesDataset:
         return both[:, : self.window], both[:, self.window :], self._phase_at(index)
 
     def _phase_at(self, index: Tensor) -> Tensor:
-        """Phases of frames, also of those beyond the end; zeros without."""
+        """Phases of frames, the last one's beyond the end; zeros without."""
         if not self.period:
             return torch.zeros_like(index)
-        return (int(self.phase[0]) + index) % self.period
+        return torch.from_numpy(self.phase)[index.clamp_max(len(self.phase) - 1)] % self.period
 
     def to_frames(self, states: np.ndarray, first: np.ndarray) -> np.ndarray:
         """States `[..., leads, C, H, W]` beginning at frames `first`, `[...]`, in the units of the series."""

@@ -7,9 +7,9 @@ W columns, D elements of a vector), `time` `[T]`, `month` `[T]` 1 to 12, and `an
 
 from __future__ import annotations
 
-from contextlib import suppress
+import re
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -21,11 +21,15 @@ from training.data.series_sources import Recording
 __all__ = ["FILES", "check_frames", "import_angles", "import_box", "read_series"]
 
 Array = np.ndarray[Any, Any]
-Variables = dict[str, tuple[Array, tuple[str, ...], dict[str, Any]]]
+Attributes = dict[str, Any]
+Variables = dict[str, tuple[Array, tuple[str, ...], Attributes]]
 
 FILES = (".npz", ".npy", ".nc", ".nc4", ".h5", ".hdf5")
 _AXES = {1: "T", 2: "TD", 5: "NTCHW"}
 _LETTERS = "NTCHW"
+_LAT, _LON = ("lat", "latitude"), ("lon", "longitude")
+# what NetCDF writes where nothing is, unless the file says otherwise; of bytes nothing
+_FILLS = {"f4": 9.969209968386869e36, "f8": 9.969209968386869e36, "i2": -32767, "i4": -2147483647}
 
 
 def read_series(path: str | Path, axes: str | None = None, variable: str | None = None) -> Recording:
@@ -50,11 +54,12 @@ def read_series(path: str | Path, axes: str | None = None, variable: str | None 
         if angles and str(stored["angles"]) != "degrees":
             raise ValueError(f"{path} holds angles in {stored['angles']}: convert it with dataset_tool.py")
     else:
-        values, _, time = read_netcdf(path, variable)
+        maps = read_netcdf(path, variable)
+        values, time = maps.values, maps.time
         axes = axes or ("T" + "HW"[-(values.ndim - 1) :] if values.ndim > 1 else "T")
     frames = _arrange(path, values, axes)
     check_frames(path, frames, time)
-    if month is not None and (len(month) != frames.shape[1] or not np.isin(month, range(1, 13)).all()):
+    if month is not None and (month.shape != frames.shape[1:2] or not np.isin(month, range(1, 13)).all()):
         raise ValueError(f"{path}: month must say a number from 1 to 12 for each of {frames.shape[1]} frames")
     return Recording(
         path.stem, frames, phase=None if month is None else month.astype(np.int64) - 1,
@@ -105,8 +110,11 @@ def check_frames(path: Any, frames: Array, time: Array | None = None) -> None:
         raise ValueError(f"{path}: maps of {frames.shape[3]}x{frames.shape[4]} are not square: cut out a square box")
     if time is None:
         return
-    if time.shape != frames.shape[1:2]:
-        raise ValueError(f"{path}: {len(time)} times for {frames.shape[1]} frames")
+    if time.shape != frames.shape[1:2] or time.dtype.kind not in "iufmM":
+        raise ValueError(
+            f"{path}: time must say a number for each of {frames.shape[1]} frames, and is {list(time.shape)} of "
+            f"{time.dtype}"
+        )
     steps = np.diff(time.astype(np.float64))
     if len(steps) and not (steps > 0).all():
         raise ValueError(f"{path}: times do not rise at frame {int(np.argmax(~(steps > 0))) + 1}")
@@ -118,8 +126,21 @@ def check_frames(path: Any, frames: Array, time: Array | None = None) -> None:
         )
 
 
-def read_netcdf(path: Path, variable: str | None = None) -> tuple[Array, dict[str, Array], Array | None]:
-    """A variable of time and places: values with NaN where they are missing, coordinates by name, times.
+class _Maps(NamedTuple):
+    """A variable of NetCDF: its values, time first and latitudes before longitudes, NaN where they are missing."""
+
+    values: Array
+    dims: tuple[str, ...]
+    coordinates: dict[str, Array]  # of those dims that have some
+    calendar: Attributes  # of the times
+
+    @property
+    def time(self) -> Array | None:
+        return self.coordinates.get("time")
+
+
+def read_netcdf(path: Path, variable: str | None = None) -> _Maps:
+    """A variable of time and places, without axes of one place that are no latitude or longitude.
 
     Raises:
         ValueError: not NetCDF, no such variable, h5py missing.
@@ -133,18 +154,44 @@ def read_netcdf(path: Path, variable: str | None = None) -> tuple[Array, dict[st
     if name not in found:
         raise ValueError(f"{path} has no variable '{name}', only {', '.join(found)}")
     values, dims, about = found[name]
-    raw = values.astype(np.float64)
-    for key in ("_FillValue", "missing_value"):
-        if key in about:
-            raw[values == about[key]] = np.nan
-    raw = raw * float(np.squeeze(about.get("scale_factor", 1.0))) + float(np.squeeze(about.get("add_offset", 0.0)))
-    drop = [
-        i for i, d in enumerate(dims) if i and raw.shape[i] == 1 and d not in ("lat", "lon", "latitude", "longitude")
-    ]
+    first = dims.index("time") if "time" in dims else 0
+    places = {d: rank for rank, names in enumerate((_LAT, (), _LON), start=1) for d in names}
+    order = sorted(range(len(dims)), key=lambda i: 0 if i == first else places.get(dims[i], 2))
+    kept = [i for i in order if i == first or values.shape[i] > 1 or dims[i] in places]
+    raw = _decoded(f"{path}: {name}", values, about).transpose(order)
+    raw = raw.reshape([values.shape[i] for i in kept])
+    dims = tuple(dims[i] for i in kept)
     coordinates = {d: found[d][0].astype(np.float64) for d in dims if d in found}
-    kept = [d for i, d in enumerate(dims) if i not in drop]
-    time = coordinates.get("time")
-    return raw.squeeze(tuple(drop)), {d: coordinates[d] for d in kept if d in coordinates}, time
+    return _Maps(raw, dims, coordinates, found.get("time", (None, None, {}))[2])
+
+
+def _decoded(what: str, values: Array, about: Attributes) -> Array:
+    """Stored numbers as float64, as their attributes say (CF conventions 1.11, 2.5.1 and 8.1), NaN where missing."""
+
+    def attribute(key: str, default: Any = ()) -> Array:
+        found = np.atleast_1d(about.get(key, default))
+        if found.dtype.kind not in "iuf":
+            raise ValueError(f"{what} has the attribute {key}={about[key]!r}, which is no number")
+        return found
+
+    if len(fills := np.concatenate([attribute("_FillValue"), attribute("missing_value")])) == 0:
+        fills = np.array(_FILLS.get(values.dtype.str[1:], ()))
+    missing = np.isin(values, fills.astype(values.dtype if values.dtype.kind == "f" else np.float64))
+    if _text(about.get("_Unsigned", "")).lower() == "true" and values.dtype.kind == "i":
+        values = values.astype(values.dtype.newbyteorder("=")).view(f"u{values.dtype.itemsize}")
+    stored = values.astype(np.float64)
+    scaled = stored * float(attribute("scale_factor", 1.0)[0]) + float(attribute("add_offset", 0.0)[0])
+    valid = np.resize(attribute("valid_range", (-np.inf, np.inf)), 2)
+    ends = attribute("valid_min", valid[0]), attribute("valid_max", valid[1])
+    for end, beyond in zip(ends, (np.less, np.greater), strict=True):
+        # limits of the kind of stored numbers are theirs, others those of what they stand for
+        missing |= beyond(stored if end.dtype.kind in "iu" or values.dtype.kind == "f" else scaled, float(end[0]))
+    scaled[missing] = np.nan
+    return scaled
+
+
+def _text(value: Any) -> str:
+    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
 
 
 def _variables(path: Path) -> Variables:
@@ -194,40 +241,48 @@ def import_box(
     Raises:
         ValueError: no such coordinates, an empty box, NaN in it (land), gaps, a box that is not square.
     """
-    values, coordinates, time = read_netcdf(Path(source), variable)
-    for axis, (names, ends) in enumerate(((("lat", "latitude"), lat), (("lon", "longitude"), lon)), start=1):
+    maps = read_netcdf(Path(source), variable)
+    values, time = maps.values, maps.time
+    for names, ends in ((_LAT, lat), (_LON, lon)):
         if ends is None:
             continue
-        at = next((coordinates[n] for n in names if n in coordinates), None)
-        if at is None or values.ndim != 3:
-            raise ValueError(f"{source} has no maps over {names[1]}: its coordinates are {', '.join(coordinates)}")
+        axis = next((i for i, d in enumerate(maps.dims) if d in names and d in maps.coordinates), None)
+        if axis is None or values.ndim != 3:
+            raise ValueError(f"{source} has no maps over {names[1]}: its coordinates are {', '.join(maps.coordinates)}")
+        at = maps.coordinates[maps.dims[axis]]
         inside = np.flatnonzero((at >= ends[0]) & (at <= ends[1]))
         if not len(inside):
             raise ValueError(
                 f"--{names[0]}={ends[0]:g},{ends[1]:g} holds nothing: {source} has {at.min():g} to {at.max():g}"
             )
         values = np.take(values, inside, axis)
+    if values.ndim > 3:
+        raise ValueError(f"{source} is over {', '.join(maps.dims)}: cut all but time and two of them to one place")
     frames = _arrange(Path(source), values, "T" + "HW" * (values.ndim == 3) + "D" * (values.ndim == 2))
     check_frames(source, frames, time)
-    month = _months(Path(source), time)
+    month = _months(maps)
     _write(dest, data=values.astype(np.float32), axes="THW" if values.ndim == 3 else "TD"[: values.ndim],
            **({} if time is None else {"time": time}), **({} if month is None else {"month": month}))  # fmt: skip
-    return f"Wrote {values.shape[0]} frames of {'x'.join(map(str, values.shape[1:])) or 'one number'} to {dest}"
+    size = "x".join(map(str, values.shape[1:])) or "one number"
+    return f"Wrote {values.shape[0]} frames of {size} to {dest}, {'without' if month is None else 'with their'} months"
 
 
-def _months(path: Path, time: Array | None) -> Array | None:
+def _months(maps: _Maps) -> Array | None:
     """Calendar months of times in "days (hours, ...) since YYYY-MM-DD"; None where the file says no such thing."""
-    about = _variables(path).get("time", (None, None, {}))[2]
-    units = about.get("units", b"")
-    words = (units.decode() if isinstance(units, bytes) else str(units)).split()
-    seconds = {"days": 86400, "hours": 3600, "minutes": 60, "seconds": 1}.get(words[0] if words else "")
-    if time is None or seconds is None or len(words) < 3 or words[1] != "since":
+    units, calendar = (_text(maps.calendar.get(key, "")).strip().lower() for key in ("units", "calendar"))
+    match = re.match(r"(day|hour|minute|second)s? since (\d+)-(\d+)-(\d+)(?:[t ]\s*(\d+):(\d+))?", units)
+    if maps.time is None or match is None or calendar not in ("", "standard", "gregorian", "proleptic_gregorian"):
         return None
-    with suppress(ValueError):
-        start = np.datetime64("-".join(f"{int(p):0{n}d}" for p, n in zip(words[2].split("-"), (4, 2, 2), strict=True)))
-        stamps = start.astype("datetime64[s]") + np.round(time * seconds).astype("timedelta64[s]")
-        return stamps.astype("datetime64[M]").astype(np.int64) % 12 + 1
-    return None
+    year, month, day, hour, minute = (int(n or 0) for n in match.groups()[1:])
+    seconds = maps.time * {"day": 86400, "hour": 3600, "minute": 60, "second": 1}[match[1]] + 3600 * hour + 60 * minute
+    if not (1 <= month <= 12 and np.abs(seconds).max() < 1e13):
+        return None
+    if calendar != "proleptic_gregorian" and (year, month, day) < (1582, 10, 15):  # a Julian date
+        century = (year - (month < 3)) // 100
+        day += century - century // 4 - 2
+    start = np.datetime64(f"{year:04d}-{month:02d}-01", "s") + np.timedelta64(day - 1, "D")
+    stamps = start + np.round(seconds).astype("timedelta64[s]")
+    return stamps.astype("datetime64[M]").astype(np.int64) % 12 + 1
 
 
 def import_angles(source: str | Path, dest: str | Path, units: str = "auto", axes: str | None = None) -> str:

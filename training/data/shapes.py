@@ -68,13 +68,16 @@ def read_shapes(data: str) -> Shapes:
 
 def _checked(data: str, found: dict[str, np.ndarray]) -> Shapes:
     parts = found.get("parts", np.empty(0))
-    if parts.ndim != 3 or not parts.size or not np.issubdtype(parts.dtype, np.number):
+    if parts.ndim != 3 or not parts.size or parts.dtype.kind not in "fiu":
         raise ValueError(
             f"{data} must hold numbers `parts` [shapes, parts, numbers of a part], and holds "
             + (f"{list(parts.shape)} of {parts.dtype}" if "parts" in found else "none")
         )
     size = parts.shape[2]
-    groups = tuple(int(g) for g in found.get("groups", [1, BOX, *([size - 7] if size > 7 else [])]))
+    given, names = found.get("groups", np.array([1, BOX, *([size - 7] if size > 7 else [])])), found.get("class_names")
+    if given.ndim != 1 or given.dtype.kind not in "iu" or (names is not None and names.ndim != 1):
+        raise ValueError(f"{data}: groups are a list of whole numbers, and class_names a list of texts")
+    groups = tuple(given.tolist())
     try:
         check_groups(groups)
     except ValueError as error:
@@ -96,10 +99,11 @@ def _checked(data: str, found: dict[str, np.ndarray]) -> Shapes:
     if labels.shape != parts.shape[:1] or not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0:
         raise ValueError(f"{data}: labels are one class from 0 for each of {len(parts)} shapes, not {labels.dtype} "
                          f"{list(labels.shape)}")  # fmt: skip
-    names = [str(n) for n in found["class_names"]] if "class_names" in found else None
     if names is not None and labels.max() >= len(names):
         raise ValueError(f"{data}: label {labels.max()} has no name among {len(names)} class_names")
-    return Shapes(parts, groups, torch.from_numpy(labels.astype(np.int64)), names)
+    return Shapes(
+        parts, groups, torch.from_numpy(labels.astype(np.int64)), None if names is None else list(map(str, names))
+    )
 
 
 def write_shapes(path: str | Path, shapes: Shapes) -> None:

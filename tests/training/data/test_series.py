@@ -92,6 +92,24 @@ def test_the_named_series():
     assert lorenz.targets().shape == (1599, 2)
 
 
+def test_months_of_days_are_those_of_the_file(tmp_path):
+    """Frames of one month follow each other: a frame is not a month later than the one before."""
+    days = np.arange("2001-01-01", "2003-01-01", dtype="datetime64[D]")
+    month = days.astype("datetime64[M]").astype(int) % 12 + 1
+    np.savez(tmp_path / "days.npz", data=100.0 * month[:, None] + np.arange(len(days))[:, None] % 7, month=month)
+    series = SeriesDataset(f"series:{tmp_path}/days.npz:window=2:horizon=3:scale=climatology:train=0.8")
+    assert abs(series.frames).max() < 3  # anomalies of the month, not of another
+    context, after, phases = series.windows(series.starts, series.horizon)
+    at = series.starts[:, 1][:, None] + np.arange(-2, 3)
+    np.testing.assert_array_equal(phases, month[at] - 1)
+    label = series.encode_labels(series.targets())
+    assert torch.equal(label, series.condition(context, phases[:, 2]))
+    np.testing.assert_allclose(
+        series.to_frames(after.numpy(), series.starts[:, 1])[..., 0, 0],
+        series.recording.values[0, at[:, 2:], :, 0, 0], rtol=1e-5,
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

@@ -39,6 +39,83 @@ def test_a_box_of_netcdf(tmp_path, maps, version):
     np.testing.assert_allclose(whole.values[0, :, 0], maps, atol=1e-5)
 
 
+def write_plain(path, values, time=None, dims=("time", "lat", "lon"), kind="f4", times=None, **attributes):
+    """NetCDF of `values` over `dims`, whose places are 0, 1, ... degrees; attributes as given."""
+    from scipy.io import netcdf_file
+
+    with netcdf_file(str(path), "w") as file:
+        for name, size in zip(dims, values.shape, strict=True):
+            file.createDimension(name, size)
+            at = file.createVariable(name, "f8", (name,))
+            at[:] = time if time is not None and name == "time" else np.arange(size)
+            for key, value in (times or {}).items() if name == "time" else ():
+                setattr(at, key, value)
+        sst = file.createVariable("sst", kind, dims)
+        sst[:] = values
+        for key, value in attributes.items():
+            setattr(sst, key, value)
+
+
+@pytest.mark.parametrize("dims", ["time lat lon", "time lon lat", "lat time lon", "longitude latitude time"])
+def test_axes_go_by_their_names(tmp_path, dims):
+    t, y, x = np.meshgrid(range(5), range(4), range(6), indexing="ij")
+    where = [next(i for i, k in enumerate(("t", "la", "lo")) if d.startswith(k)) for d in dims.split()]
+    write_plain(tmp_path / "a.nc", (100 * t + 10 * y + x).transpose(where), dims=dims.split())
+    import_box(tmp_path / "a.nc", tmp_path / "a.npz", lat=(1, 2), lon=(4, 5), variable="sst")
+    assert read_series(tmp_path / "a.npz").values[0, 3, 0].tolist() == [[314, 315], [324, 325]]
+
+
+@pytest.mark.parametrize(
+    ("kind", "missing", "attributes"),
+    [
+        ("f4", np.nan, {}), ("f4", 9.969209968386869e36, {}), ("i2", -32767, {}), ("i2", -99, {"_FillValue": -99}),
+        ("f4", 1e20, {"missing_value": 1e20}), ("f4", -9, {"missing_value": np.array([-99.0, -9.0])}),
+        ("i2", 90, {"valid_range": np.array([0, 50], "i2"), "scale_factor": 0.1}), ("f4", -1, {"valid_min": 0.0}),
+        ("i2", 90, {"valid_max": 8.0, "scale_factor": 0.1}), ("i1", -2, {"_Unsigned": "true", "_FillValue": -2}),
+    ],
+)  # fmt: skip
+def test_what_is_missing_is_no_number(tmp_path, kind, missing, attributes):
+    values = np.arange(5.0).reshape(5, 1, 1)
+    write_plain(tmp_path / "all.nc", values, kind=kind, **attributes)
+    np.testing.assert_allclose(
+        read_series(tmp_path / "all.nc").values.ravel(), values.ravel() * attributes.get("scale_factor", 1), rtol=1e-6
+    )
+    values[3] = missing
+    write_plain(tmp_path / "hole.nc", values, kind=kind, **attributes)
+    with pytest.raises(ValueError, match="1 values are NaN or infinite, first in sequence 0, frame 3"):
+        read_series(tmp_path / "hole.nc")
+
+
+def test_attributes_that_are_no_numbers_or_say_unsigned(tmp_path):
+    write_plain(tmp_path / "a.nc", np.array([100, -56]).reshape(2, 1, 1), kind="i1", _Unsigned="true")
+    assert read_series(tmp_path / "a.nc").values.ravel().tolist() == [100, 200]
+    write_plain(tmp_path / "a.nc", np.zeros((2, 1, 1)), missing_value="none")
+    with pytest.raises(ValueError, match=r"a\.nc: sst has the attribute missing_value=b'none', which is no number"):
+        read_series(tmp_path / "a.nc")
+
+
+@pytest.mark.parametrize(
+    ("units", "calendar", "first", "months"),
+    [
+        ("days since 2000-01-31", None, 0, [1, 2, 2]), ("day since 2000-1-31T12:00:00Z", None, 0.5, [2, 2, 2]),
+        ("hours since 1999-12-31 00:00:0.0", "proleptic_gregorian", 30 * 24, [1, 1, 1]),
+        ("days since 1-1-1 00:00:00", "standard", 719164 + 30, [1, 2, 2]),  # of 1970, by Julian dates to 1582
+        ("days since 0001-01-01", "proleptic_gregorian", 719162 + 30, [1, 2, 2]),
+        ("days since 2000-01-01", "noleap", 0, None), ("days since 2000-01-01", "360_day", 0, None),
+        ("months since 2000-01-01", None, 0, None), ("days since 2000-13-01", None, 0, None), ("", None, 0, None),
+        ("days since 2000-01-01", None, 1e200, None),
+    ],
+)  # fmt: skip
+def test_months(tmp_path, units, calendar, first, months):
+    step = 1e199 if first > 1e99 else 1.0
+    times = {"units": units} | ({"calendar": calendar} if calendar else {})
+    write_plain(tmp_path / "a.nc", np.zeros((3, 2, 2)), first + step * np.arange(3), times=times)
+    said = import_box(tmp_path / "a.nc", tmp_path / "a.npz")
+    phase = read_series(tmp_path / "a.npz").phase
+    assert (None if phase is None else (phase + 1).tolist()) == months
+    assert said.endswith("without months" if months is None else "with their months")
+
+
 def test_arrays(tmp_path):
     values = np.arange(24.0)
     np.save(tmp_path / "a.npy", values)
@@ -63,8 +140,12 @@ def test_arrays(tmp_path):
         (np.array([1.0, np.nan, 2.0, np.inf]), {}, "2 values are NaN or infinite, first in sequence 0, frame 1"),
         (np.zeros(5), {"time": np.array([0, 1, 2, 9, 10])}, "a gap of 7 between frames 2 and 3, where 1 is usual"),
         (np.zeros(3), {"time": np.array([0, 2, 1])}, "times do not rise at frame 2"),
-        (np.zeros(3), {"time": days(4)}, "4 times for 3 frames"),
+        (np.zeros(3), {"time": days(4)}, "time must say a number for each of 3 frames"),
         (np.zeros(3), {"month": np.array([1, 2, 13])}, "month must say a number from 1 to 12"),
+        (np.zeros(3), {"month": np.array(3)}, "month must say a number"),
+        (np.zeros(3), {"time": np.array(3)}, "time must"),
+        (np.zeros(3), {"month": np.ones((3, 1))}, "month must"),
+        (np.zeros(3), {"time": np.array(list("abc"))}, "time must"),
         (np.zeros(3), {"angles": "radians"}, "convert it with dataset_tool.py"),
         (np.array(["a"]), {}, "a series is of numbers"),
     ],
