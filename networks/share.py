@@ -16,23 +16,26 @@ import re
 import tempfile
 import types
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-from torch import nn
 
-from networks.load import load_network, save_network
 from torch_utils.cli import Group
 from torch_utils.downloads import offline
 from torch_utils.errors import importing, reason
 from torch_utils.files import atomic_write, check_target, write_json
 from torch_utils.hub import MISSING, WEIGHTS, hub_file, parse_hub
 
+if TYPE_CHECKING:
+    from torch import nn  # and networks.load where it is used: `--help` does not wait for torch
+
 _TAGS = ("model_hub_mixin", "pytorch_model_hub_mixin", "fewstep")
 
 
 def write_folder(net: nn.Module, folder: Path, name: str, schedules: tuple[str, ...] = ()) -> None:
     """Write what a repository on the hub holds: weights with configuration, config.json, a card, schedule files."""
+    from networks.load import save_network
+
     sha256 = save_network(folder / WEIGHTS, net, net.info)
     write_json(folder / "config.json", net.config)
     for path in schedules:
@@ -61,6 +64,8 @@ def push(source: str, target: str, schedules: tuple[str, ...] = (), private: boo
     Raises:
         ValueError: no such network, huggingface_hub is missing, no connection or no permission; one sentence.
     """
+    from networks.load import load_network
+
     repo, _, revision = parse_hub(target)
     with importing(MISSING):
         from huggingface_hub import HfApi
@@ -143,6 +148,8 @@ def export(source: str, out: str | Path, format: str) -> Path:
     Raises:
         ValueError: no such network, or another format.
     """
+    from networks.load import load_network, save_network
+
     net, out = load_network(source), Path(out)
     if format == "safetensors":
         out = out if out.suffix == ".safetensors" else out.with_name(out.name + ".safetensors")
@@ -165,6 +172,7 @@ def load_unsafe(path: str | Path) -> nn.Module:
         ValueError: the file holds something else, or cannot be opened; names it.
     """
     import dill
+    from torch import nn
 
     try:
         with open(path, "rb") as file:

@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[2]
 
 
 COMMANDS = "generate", "train", "fid", "fid calc", "fid ref", "clip_score", "clip_score calc", "dataset_tool", "analyze"
+SHARE = "networks.share", "networks.share push", "networks.share pull", "networks.share export"
 WORDS = {  # written without torch for `--help`, and once more where they are keys
     "metric": (choices.METRICS, costs.METRICS),
     "diffusion_form": (choices.FORMS, interpolant.FORMS),
@@ -31,7 +32,7 @@ def test_words_of_help_are_those_that_there_are(name):
     assert list(words) == list(entries)
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", COMMANDS + SHARE)
 def test_help_does_not_wait(command):
     script, *arguments = command.split()
     code = (
@@ -41,5 +42,5 @@ def test_help_does_not_wait(command):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert "Usage: " in done.stdout
-    assert "Examples:" in done.stdout
+    assert ("Examples:" in done.stdout) == (command in COMMANDS)
     assert done.stdout.splitlines()[-1] == "set()"
