@@ -77,8 +77,8 @@ def _load_arrays(path: Path) -> dict[str, Array]:
 
 def _arrange(path: Path, values: Array, axes: str | None) -> Array:
     """`[N, T, C, H, W]` float64."""
-    if values.dtype.kind not in "iuf":
-        raise ValueError(f"{path} holds {values.dtype}, and a series is of numbers")
+    if values.dtype.kind not in "iuf" or not values.size:
+        raise ValueError(f"{path} holds {values.dtype} of shape {list(values.shape)}, and a series is of numbers")
     axes = axes or _AXES.get(values.ndim)
     if axes is None:
         raise ValueError(
@@ -289,7 +289,8 @@ def import_angles(source: str | Path, dest: str | Path, units: str = "auto", axe
     """Write an array of dihedral angles as npz in degrees; says what was written.
 
     Args:
-        units: "degrees", "radians", or "auto": radians where nothing exceeds pi and degrees where something does.
+        units: "degrees", "radians", or "auto": as the file says, else radians where nothing exceeds 2 pi and degrees
+            where something does.
 
     Raises:
         ValueError: values beyond [-180, 360] degrees or [-pi, 2 pi], channels in different units, NaN.
@@ -302,6 +303,8 @@ def import_angles(source: str | Path, dest: str | Path, units: str = "auto", axe
         raise ValueError(f"{source} has shape {list(stored['data'].shape)}: angles are frames of vectors (TD or NTD)")
     reach = np.abs(frames).max(axis=(0, 1, 3, 4))  # of each angle
     small = reach <= 2 * np.pi + 1e-6
+    if units == "auto" and (said := str(stored.get("angles", ""))) in ("degrees", "radians"):
+        units = said
     if units == "auto":
         if small.any() and not small.all():
             a, b = int(np.argmax(small)), int(np.argmax(~small))

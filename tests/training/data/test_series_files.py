@@ -196,6 +196,12 @@ def test_angles_come_as_degrees(tmp_path, units):
         np.testing.assert_allclose(read.values[..., 0, 0], degrees, atol=1e-9)
 
 
+def test_a_file_says_the_unit_of_small_angles(tmp_path):
+    np.savez(tmp_path / "a.npz", data=np.array([[1.0], [3.0]]), angles="degrees")
+    import_angles(tmp_path / "a.npz", tmp_path / "b.npz")
+    assert read_series(tmp_path / "b.npz").values.ravel().tolist() == [1, 3]
+
+
 @pytest.mark.parametrize(
     ("values", "units", "words"),
     [
@@ -205,6 +211,7 @@ def test_angles_come_as_degrees(tmp_path, units):
         (np.array([[400.0], [10.0]]), "degrees", "out of range for degrees"),
         (np.array([[np.nan], [10.0]]), "auto", "NaN"),
         (np.zeros((2, 2, 2, 2, 2)), "auto", "angles are frames of vectors"),
+        (np.zeros((2, 0)), "auto", r"a.npy holds float64 of shape \[2, 0\]"),
     ],
 )
 def test_refused_angles(tmp_path, values, units, words):
