@@ -60,6 +60,7 @@ class Facts:
         start: "exact" where sampling begins at infinite sigma by default, else "scaled" (`samplers.start`).
         priors: start distributions by name, the recommended one first; () for unit noise alone.
         start_noise: `(unit noise, prior or None) -> noise` that the model starts from; None: unit noise.
+        warmup_start: `(unit noise, numbers of the samples) -> noise` that searches start from; None: as samples do.
         begins: "noise", or "frame" of models of a series that go from the frame before, which the caller gives.
         gaussian_noise: noise was Gaussian and independent of the data in training, so that the model has a score.
         decode: samples -> images, for models of latents; None: samples are what is wanted.
@@ -97,6 +98,7 @@ class Facts:
     start: str = "scaled"
     priors: tuple[str, ...] = ()
     start_noise: Callable[[Tensor, str | None], Tensor] | None = None
+    warmup_start: Callable[[Tensor, Sequence[int]], Tensor] | None = None
     begins: str = "noise"
     gaussian_noise: bool = True
     decode: Callable[[Tensor], Tensor] | None = None

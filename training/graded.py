@@ -5,7 +5,7 @@ The arithmetic is in `samplers/solvers/asynchronous.py`. Seed s starts from refe
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -194,12 +194,8 @@ class Graded:
     def _progress(self, model: Field) -> Field:
         """The flow of progress; searches start from the references, one after the other."""
         field = asynchronous.progress_field(model, self.keep.to(self.device), inverse=self.inverse)
-
-        def start(noise: Tensor, prior: str | None = None) -> Tensor:
-            rows = torch.arange(len(noise)) % len(self.references)
-            return self._start(noise, rows)
-
-        return replace(field, facts=replace(field.facts, start_noise=start))
+        facts = replace(field.facts, warmup_start=lambda noise, rows: self._start(noise, self._rows(rows)))
+        return replace(field, facts=facts)
 
     def _start(self, noise: Tensor, rows: Tensor) -> Tensor:
         return asynchronous.start_from(self.own, self.references[rows].to(noise), noise, self.keep.to(self.device))
@@ -233,7 +229,7 @@ class Graded:
         """Seeds -> labels of their references, where these have some."""
         return None if self.labels is None else lambda seeds: self.labels[self._rows(seeds)]
 
-    def _rows(self, seeds: list[int]) -> Tensor:
+    def _rows(self, seeds: Sequence[int]) -> Tensor:
         return torch.tensor([seed % len(self.references) for seed in seeds])
 
     @property

@@ -180,7 +180,8 @@ def _chunks(
         drawn = draw_conditions(field.facts, rng, len(rows), class_idx) if field.class_labels is None else None
         if drawn is not None:
             bound = replace(bound, class_labels=drawn.to(device))
-        yield Chunk(bound.ve(), start_noise(bound, noise))
+        begin = field.facts.warmup_start
+        yield Chunk(bound.ve(), start_noise(bound, noise) if begin is None else begin(noise, rows))
 
 
 def _rows(value: Any, rows: range, total: int) -> Any:

@@ -166,7 +166,7 @@ def _check(field: Field) -> None:
 
 
 class _Replaced:
-    """Clean estimates, those of a reference where it is still held."""
+    """Velocities of a model that predicts them, else clean estimates; those of a reference where it is still held."""
 
     def __init__(self, field: Field, keep: Tensor) -> None:
         self.field, self.keep = field, keep
@@ -174,10 +174,14 @@ class _Replaced:
     def __call__(
         self, x: Tensor, level: Tensor, class_labels: Tensor | None = None, reference: Tensor | None = None, **cond: Any
     ) -> Tensor:
-        data = replace(self.field, class_labels=class_labels, cond=cond).data(x, level)
-        sigma = expand_to(self.field.path.level_at(torch.as_tensor(level, device=x.device).double()), x)
+        own, level = replace(self.field, class_labels=class_labels, cond=cond), torch.as_tensor(level, device=x.device)
+        if own.predicts == "velocity":  # what is held up to the data, where that is 0 / 0, is put there at the end
+            found, held = own.velocity(x, level), own.velocity_of(reference.to(x), x, level.clamp(min=NEAREST))
+        else:
+            found, held = own.data(x, level), reference
+        sigma = expand_to(self.field.path.level_at(level.double()), x)
         keep = self.keep.to(sigma)
-        return torch.where(keep * (1 + sigma) >= 1, reference.to(data), data)
+        return torch.where(keep * (1 + sigma) >= 1, held.to(found), found)
 
 
 def replaced(field: Field, keep: Tensor) -> Field:
@@ -187,4 +191,5 @@ def replaced(field: Field, keep: Tensor) -> Field:
     """
     own = field.native()
     facts = replace(own.facts, native=None)
-    return Field(_Replaced(own, keep), own.path, "data", own.class_labels, own.cond, facts)
+    predicts = "velocity" if own.predicts == "velocity" else "data"
+    return Field(_Replaced(own, keep), own.path, predicts, own.class_labels, own.cond, facts)

@@ -8,10 +8,12 @@ import torch
 from PIL import Image
 
 from samplers.field import Facts, Field, as_field
+from samplers.gits.teacher import warmup_chunks
 from samplers.path import Linear
 from samplers.planning.options import SamplerOptions
 from samplers.planning.plan import build_plan
 from samplers.run import generate
+from torch_utils.misc import expand_to
 from training.graded import Graded, GradedOptions, read_keep, read_references
 
 SHAPE = (2, 4, 6)
@@ -109,14 +111,18 @@ def test_files_of_other_kinds_of_numbers(tmp_path):
 
 def model(**facts):
     """Data at 0 with noise of every element for itself."""
-    field = Field(lambda x, t, y=None: x / t.clamp(min=1e-3) * (1 + 0 * t), Linear(), "velocity")
+    field = Field(lambda x, t, y=None: x / expand_to(t, x).clamp(min=1e-3), Linear(), "velocity")
     known = {"shape": SHAPE, "label_dim": 0, "element_times": True, "start": "exact", **facts}
     return replace(field, facts=replace(field.facts, **known))
 
 
-def sampler(tmp_path, field, given=None, **options):
+def _three(tmp_path):
     np.save(tmp_path / "latents.npy", np.random.default_rng(0).standard_normal((3, *SHAPE)).astype(np.float32))
-    graded = Graded.of(field, GradedOptions(reference=str(tmp_path / "latents.npy"), **options), "cpu")
+    return tmp_path / "latents.npy"
+
+
+def sampler(tmp_path, field, given=None, **options):
+    graded = Graded.of(field, GradedOptions(reference=str(_three(tmp_path)), **options), "cpu")
     return graded.follow(build_plan(graded.model, SamplerOptions(**(given or {"N": 4}))))
 
 
@@ -139,12 +145,21 @@ def test_every_seed_has_its_reference(tmp_path, facts, batch):
               {"solver": "ipndm", "t_steps": (20.0, 1.0, 0.1)}, {"steps": 5},
               {"num_steps": 6, "last_step": "mean"}, {"num_steps": 6, "last_step": "none", "sde_order": 2}],
 )  # fmt: skip
-def test_any_sampler_follows(tmp_path, given):
-    field = model()
+@pytest.mark.parametrize("elements", [True, False])
+def test_any_sampler_follows(tmp_path, given, elements):
+    field = model(element_times=elements)
     graded = sampler(tmp_path, field, given, keep="left:1")
     made = next(iter(generate(field, range(3), graded))).images
     assert made.isfinite().all()
     torch.testing.assert_close(made[..., :3].float(), graded.references[..., :3], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_search_starts_from_every_reference_whatever_the_batch(tmp_path, batch):
+    graded = Graded.of(model(), GradedOptions(reference=str(_three(tmp_path)), keep="0.5"), "cpu")
+    starts = [c.noise for c in warmup_chunks(graded.model, 5, SHAPE, batch=batch)]
+    whole = next(iter(warmup_chunks(graded.model, 5, SHAPE, batch=5))).noise
+    assert torch.equal(torch.cat(starts), whole)
 
 
 def test_a_search_is_of_the_progress(tmp_path):
