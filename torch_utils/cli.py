@@ -106,7 +106,8 @@ class Command(cloup.Command):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         process.imported()  # before `--help`, which ends here
         try:
-            return super().parse_args(ctx, args)
+            with _errors_as_sentences():  # of `--help` to a full disk
+                return super().parse_args(ctx, args)
         except click.UsageError as error:
             if os.environ.get("RANK", "0") == "0":  # of torchrun: every process is given the same command line
                 raise

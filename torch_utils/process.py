@@ -21,11 +21,14 @@ import math
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+
+from torch_utils.signals import ending_at_once
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # glibc's malloc.h
 _SPINS = "1000"
+_begun = False
 
 
 def tune() -> None:
@@ -41,9 +44,24 @@ def tune() -> None:
 
 def begin() -> None:
     """`tune`, and no collection of garbage until `imported`: for a process that begins with a command line."""
+    global _begun
+    _begun = True
+    _open_standard_streams()
     tune()
     if os.environ.get("FEWSTEP_TUNE") != "0":
         gc.disable()
+
+
+def _open_standard_streams() -> None:
+    """Put /dev/null in the place of closed ones (`2>&-`), or the next file opened gets it, and what is said."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
+        if getattr(sys, name) is None:
+            stream = open(number, "w" if number else "r", closefd=False, encoding="utf-8")  # noqa: SIM115
+            setattr(sys, name, stream)
 
 
 def imported() -> None:
@@ -55,11 +73,12 @@ def imported() -> None:
 
 @contextmanager
 def late_imports() -> Iterator[None]:
-    """What a command itself imports is never looked at either, where `begin` and `imported` have been called."""
+    """What a command itself imports is never looked at either, and a signal ends it there, where `begin` was called."""
     if gc.get_freeze_count():
         gc.disable()
     try:
-        yield
+        with ending_at_once() if _begun else nullcontext():  # not the process of who calls a command from Python
+            yield
     finally:
         imported()
 

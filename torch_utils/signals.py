@@ -6,7 +6,9 @@ number, whatever it had time to write, so that `&&`, make and batch systems do n
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -38,21 +40,45 @@ def answering(numbers: Iterable[int], answer: Callable[[int], None]) -> Iterator
             signal.signal(number, handler)
 
 
+def _is_leaving(error: BaseException | None) -> bool:
+    """Whether a signal's exception is being handled, or was when this one was raised."""
+    while error is not None and not isinstance(error, SignalExit | KeyboardInterrupt):
+        error = error.__context__
+    return error is not None
+
+
+@contextmanager
+def ending_at_once() -> Iterator[None]:
+    """Leave the process at a signal while the block runs: for imports, which lose exceptions and leave nothing behind.
+
+    PyTorch, for one, imports NumPy from C++ and drops what that raises: the command would go on as if nothing was.
+    """
+
+    def leave(number: int) -> None:
+        name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+        os.write(2, f"Stopped by {name}\n".encode())
+        os._exit(128 + number)
+
+    with answering((*ENDING, signal.SIGINT), leave):
+        yield
+
+
 @contextmanager
 def ending_as_exit() -> Iterator[None]:
     """Raise an exception where the main thread is: `SignalExit` for SIGTERM and SIGHUP, `KeyboardInterrupt` for Ctrl-C.
 
-    Only the first signal does, so that cleaning up is not disturbed (torchrun and batch systems send several), and any
-    further Ctrl-C.
+    A further Ctrl-C does so too; another further signal only where the exception of those before got lost (foreign code
+    drops exceptions here and there), so that cleaning up is not disturbed: torchrun and batch systems send several.
     """
-    ended: list[int] = []
+    ended = False
 
     def answer(number: int) -> None:
-        first = not ended
-        ended.append(number)
+        nonlocal ended
         if number == signal.SIGINT:
+            ended = True
             raise KeyboardInterrupt
-        if first:
+        if not (ended and _is_leaving(sys.exc_info()[1])):
+            ended = True
             raise SignalExit(number)
 
     with answering((*ENDING, signal.SIGINT), answer):

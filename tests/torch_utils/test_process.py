@@ -116,3 +116,15 @@ def test_quota_of_older_control_groups(tmp_path):
     assert process._quota(tmp_path) == 3
     (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text("-1\n")
     assert process._quota(tmp_path) == sys.maxsize
+
+
+@pytest.mark.skipif(os.name != "posix", reason="the shell of others closes no stream")
+def test_closed_streams_are_nobodys(tmp_path):
+    code = "from torch_utils import process; process.begin(); import sys, os; n = os.open('x', os.O_CREAT); "
+    code += "sys.stderr.write('y'); sys.exit(n)"
+    done = subprocess.run(
+        ["sh", "-c", 'exec "$0" -c "$1" <&- >&- 2>&-', sys.executable, code], cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.returncode == 3
+    assert (tmp_path / "x").read_bytes() == b""

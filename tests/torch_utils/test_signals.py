@@ -67,3 +67,51 @@ def test_handlers_are_given_back():
             signal.raise_signal(signal.SIGTERM)
     assert end.value.code == 143
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+LOSING = """
+import sys, time, click
+from torch_utils import process
+process.begin()
+from torch_utils.cli import Command
+def wait():
+    try:  # as C++ code does that clears what an import raises
+        print("importing", flush=True)
+        sys.stdin.readline()
+    except BaseException:
+        print("lost", flush=True)
+        sys.stdin.readline()
+@click.command(cls=Command)
+def main():
+    IMPORTS
+main()
+"""
+
+
+def start_losing(how):
+    return subprocess.Popen(
+        [sys.executable, "-c", LOSING.replace("IMPORTS", how)], env=os.environ | {"PYTHONPATH": ROOT}, text=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "status"), [("SIGTERM", 143), ("SIGHUP", 129), ("SIGINT", 130)])
+def test_imports_cannot_lose_a_signal(name, status):
+    process = start_losing("with process.late_imports(): wait()")
+    assert process.stdout.readline() == "importing\n"
+    process.send_signal(getattr(signal, name))
+    out, err = process.communicate("go\ngo\n", timeout=30)
+    assert (process.returncode, out) == (status, "")
+    assert err == ("Stopped by Ctrl-C\n" if name == "SIGINT" else f"Stopped by {name}\n")
+
+
+def test_a_second_signal_ends_what_lost_the_first():
+    process = start_losing("wait(); wait()")
+    assert process.stdout.readline() == "importing\n"
+    process.send_signal(signal.SIGTERM)
+    assert process.stdout.readline() == "lost\n"
+    process.stdin.write("go\n")
+    process.stdin.flush()
+    assert process.stdout.readline() == "importing\n"
+    process.send_signal(signal.SIGTERM)
+    assert process.communicate("go\ngo\n", timeout=30)[0] == "lost\n"
