@@ -7,6 +7,7 @@ arithmetic into it.
 from __future__ import annotations
 
 import json
+import os
 import pprint
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -128,8 +129,9 @@ def _comfyui(schedule: Mapping[str, Any], name: str, model: Mapping[str, Any]) -
         text = (Path(__file__).parent / f"{version}.py").read_text(encoding="utf-8")
         text = text.replace("from samplers.export.kdiffusion import", "from .fewstep_solver import")
         found[f"{version}.py"] = _HEADER + re.sub(r"^NAME = .*$", f'NAME = "{package}"', text, flags=re.MULTILINE)
+    project = re.sub("[^a-z0-9]+", "-", f"fewstep-{name.lower()}").strip("-")  # letters that a package may have
     found["pyproject.toml"] = (
-        f'[project]\nname = "fewstep-{package.lower().replace("_", "-")}"\nversion = "1.0.0"\n'
+        f'[project]\nname = "{project}"\nversion = "1.0.0"\n'
         'description = "Few-step levels and sampler of one schedule file"\nlicense = { text = "Apache-2.0" }\n\n'
         f'[tool.comfy]\nPublisherId = ""\nDisplayName = "Few-step sampler ({package})"\n'
     )
@@ -184,7 +186,7 @@ def export(
         for note in notes:
             tell(note)
     schedule = portable(file, pixels, coeff)
-    files = TARGETS[to](schedule, out.name, config)
+    files = TARGETS[to](schedule, Path(os.path.abspath(out)).name, config)  # `.` has no name
     found = []
     for name, text in files.items():
         path = out / name if name else out

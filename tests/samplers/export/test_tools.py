@@ -299,6 +299,24 @@ def test_nodes_of_comfyui(tmp_path, comfy, current, capsys):
     assert capsys.readouterr().out.count("\n") == 1
 
 
+@pytest.mark.parametrize(("out", "project"), [(".", "fewstep-a-pack"), ("../é_", "fewstep"), ("1+_x", "fewstep-1-x")])
+def test_a_pack_has_a_name_that_packages_may_have(tmp_path, monkeypatch, out, project):
+    (tmp_path / "A Pack").mkdir()
+    monkeypatch.chdir(tmp_path / "A Pack")
+    export(schedule_file(tmp_path), "comfyui", out)
+    assert f'name = "{project}"' in Path(out, "pyproject.toml").read_text(encoding="utf-8").splitlines()
+    assert 'NAME = ""' not in Path(out, "nodes_v3.py").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("to", ["kdiffusion", "sigmas"])
+def test_a_schedule_file_is_not_replaced_by_its_export(tmp_path, to):
+    source = schedule_file(tmp_path)
+    before = Path(source).read_bytes()
+    with pytest.raises(ValueError, match="is read, and would be replaced"):
+        export(source, to, source)
+    assert Path(source).read_bytes() == before
+
+
 def test_a_flow_in_comfyui_ends_with_numbers(tmp_path, comfy):
     comfy()
     export(schedule_file(tmp_path, solver="ab", path="linear"), "comfyui", tmp_path / "flow")
