@@ -63,7 +63,7 @@ FAMILIES: dict[str, type[CoefficientFamily]] = {
 }
 
 # Family that a denoiser's own path suggests.
-FAMILY_OF_PATH = {"ve": "edm", "vp": "edm", "linear": "linear", "trig": "trigonometric"}
+FAMILY_OF_PATH = {"linear": "linear", "trig": "trigonometric"}  # of all others "edm"
 
 
 def interpolant_schedule(num_steps: int, rho: float = 1.0) -> Sequence[float]:

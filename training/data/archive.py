@@ -60,7 +60,10 @@ class ImageArchive:
         if self.path.is_dir():
             return
         if not self.path.exists():
-            raise FileNotFoundError(f"{self.path} does not exist: give a folder or a zip file")
+            named = str(self.path).partition(":")[0] in ("toy", "series", "shapes")
+            raise FileNotFoundError(
+                f"{self.path} {'is no data set of images' if named else 'does not exist'}: give a folder or a zip file"
+            )
         if self.path.suffix.lower() != ".zip":
             shapes = " nor, as shapes are, a .npz file with `parts`" if self.path.suffix == ".npz" else ""
             raise OSError(f"{self.path} is neither a folder nor a .zip file{shapes}")

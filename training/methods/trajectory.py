@@ -249,7 +249,7 @@ def _check_network(v: nn.Module, options: TrajectoryOptions, dataset: ImageDatas
 def _network_config(v: nn.Module, options: TrajectoryOptions) -> dict[str, Any]:
     """Arguments of the MACNetwork."""
     given = options.coefficient_settings()
-    family = options.family or FAMILY_OF_PATH[v.path]
+    family = options.family or FAMILY_OF_PATH.get(v.path, "edm")
     if family != "edm" and v.predicts in ("noise", "score"):
         raise ValueError(
             f"--network={options.network} predicts {v.predicts}, which says nothing of the data in pure noise, where "

@@ -59,6 +59,12 @@ def windows_zip(path, files):
     return path
 
 
+def test_names_of_other_data_are_no_images():
+    for name in ("toy:moons", "series:elnino", "shapes:boxes:size=4"):
+        with pytest.raises(FileNotFoundError, match=f"{name} is no data set of images"):
+            ImageArchive(name)
+
+
 def test_backslashes_are_folders(tmp_path):
     path = windows_zip(tmp_path / "in.zip", {"cat/": b"", "cat/1.txt": b"one", "cat/sub/2.txt": b"two"})
     archive = ImageArchive(path)

@@ -13,7 +13,7 @@ from samplers.planning.options import SamplerOptions
 from samplers.planning.plan import build_plan
 from torch_utils.rng import BatchRNG
 from training.method import Batch
-from training.methods.trajectory import TrajectoryOptions, build
+from training.methods.trajectory import TrajectoryOptions, _network_config, build
 
 SMALL = {
     "backbones": "light", "coef_channels": 8, "coef_mult": (1,), "coef_blocks": 1, "batch": 4, "batch_edm": 4,
@@ -73,3 +73,11 @@ def test_element_times_are_heard(tmp_path):
 def test_pure_noise_needs_a_velocity(tmp_path, predicts):
     with pytest.raises(ValueError, match=rf"predicts {predicts}, which says nothing .* give --family=edm"):
         method(tmp_path, "ComboStoc-S/2", predicts=predicts)
+
+
+@pytest.mark.parametrize("path", ["bridge", "target", "noisy", "ve", "vp"])
+def test_paths_without_a_family_of_their_own_take_that_of_edm(path):
+    """Models of train.py idff live on a bridge."""
+    net = networks.build("VelocityNetwork", img_resolution=1, img_channels=2, model_type="MLP")
+    net.path, net.predicts = path, "data"
+    assert _network_config(net, TrajectoryOptions(outdir="", data="", network=""))["family"] == "edm"
