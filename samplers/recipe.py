@@ -194,7 +194,7 @@ class ScheduleFile:
         version = obj.pop("version", None)
         if version != VERSION:
             raise ValueError(
-                f"{path} has version {version} of the schedule format, this program reads version {VERSION}"
+                f"{path} has version {version!r} of the schedule format, this program reads version {VERSION}"
             )
         try:
             return cls.from_dict(obj)

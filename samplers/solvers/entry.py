@@ -78,6 +78,7 @@ class Solver:
         Raises:
             ValueError: an option this solver does not take, or a value it does not allow.
         """
+        taken = {}
         for key, value in options.items():
             if key not in self.options:
                 takes = f"it takes {', '.join(self.options)}" if self.options else "it takes none"
@@ -85,12 +86,14 @@ class Solver:
             if isinstance(self.options[key], int | float) and not isinstance(value, int | float):
                 raise ValueError(f"{key}={value!r} is not possible with solver '{self.name}': give a number")
             allowed = self.allowed.get(key)
-            if allowed is not None and value not in allowed:
+            found = [a for a in allowed or () if a == value and isinstance(a, bool) >= isinstance(value, bool)]
+            if allowed is not None and not found:
                 raise ValueError(
                     f"{key}={value!r} is not possible with solver '{self.name}': "
                     f"choose from {', '.join(str(a) for a in allowed)}"
                 )
-        return {**self.options, **options}
+            taken[key] = found[0] if found else value  # 3 for the 3.0 of a file
+        return {**self.options, **taken}
 
     def nfe(
         self,

@@ -240,3 +240,13 @@ def test_renoise_is_the_clean_estimate_with_fresh_noise(path):
     middle = net.path.mix(net.data(z, torch.tensor(0.9)), fresh, torch.tensor(0.5))
     torch.testing.assert_close(run(slice(0, 3)), net.data(middle, torch.tensor(0.5)), rtol=0, atol=1e-6)
     torch.testing.assert_close(torch.cat([run(slice(0, 1)), run(slice(1, 3))]), run(slice(0, 3)), rtol=0, atol=1e-12)
+
+
+def test_values_of_files_are_those_that_are_listed():
+    """JSON of other programs says 3.0 for 3, and true is no order."""
+    found = SOLVERS["ipndm"].resolve({"max_order": 3.0})["max_order"]
+    assert (found, type(found)) == (3, int)
+    assert SOLVERS["dpmpp"].resolve({"predict_x0": 0})["predict_x0"] is False
+    for value in (True, 3.5, float("nan")):
+        with pytest.raises(ValueError, match="choose from 1, 2, 3, 4"):
+            SOLVERS["ipndm"].resolve({"max_order": value})
