@@ -13,6 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from analyses.shared import AnalysisDevice, make_folder
+from samplers.field import Facts
 from samplers.planning.base import count_of
 from samplers.planning.plan import SamplerOptions
 from samplers.run import prepare
@@ -82,6 +83,8 @@ def command(options: ForecastOptions) -> None:
         starts = dataset.starts_before(leads, options.history or 0)
         if options.windows is not None and options.windows < len(starts):
             starts = starts[np.linspace(0, len(starts) - 1, options.windows).astype(int)]
+        if Facts.of(net).begins == "noise" and Facts.of(net).label_dim == dataset.label_dim:
+            net.conditions = dataset.conditions()  # for a search
         plan = plan_of(net, options)
         folder = make_folder(options.outdir)
         click.echo(plan)

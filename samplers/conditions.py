@@ -16,7 +16,10 @@ from torch_utils.rng import PerSampleRNG
 def check_class(facts: Facts, class_idx: int | None) -> None:
     """Refuse a class that the model does not have, and a model whose conditions cannot be drawn; ValueError."""
     if facts.begins == "frame":
-        raise ValueError("this model goes on from the last frame of a series: use `analyze.py forecast`")
+        raise ValueError(
+            "this model goes on from the last frame of a series, which cannot be drawn: use `analyze.py forecast`, "
+            "without a search or calibration"
+        )
     label_dim = facts.label_dim or 0
     if class_idx is not None and not label_dim:
         raise ValueError(f"class {class_idx} was asked for, but the network is unconditional: leave the class out")
