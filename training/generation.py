@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -54,7 +55,7 @@ def run(options: Options) -> None:
         if prompts is not None:
             prompts.check(wanted)
         graded = Graded.of(model, options, device)
-        plan = plan_with_progress(model if graded is None else graded.model, options, device, prompts)
+        plan = plan_with_progress(model if graded is None else graded.model, options, device, prompts, graded)
         graded = None if graded is None else graded.follow(plan)
         published = [steps_of(plan)] if options.nfe_convention == "steps" else []
         record = record_of(net, plan, options, device) | weaker
@@ -85,16 +86,27 @@ def steps_of(plan: Plan) -> str:
     return f"Steps:    {plan.steps}, what IDFF was published with as its NFE"
 
 
-def plan_with_progress(model: Field, options: Options, device: torch.device, prompts: Prompts | None = None) -> Plan:
+def plan_with_progress(
+    model: Field, options: Options, device: torch.device, prompts: Prompts | None = None, graded: Graded | None = None
+) -> Plan:
     """Build the plan; a schedule search shows its progress."""
-    if prompts is not None and (options.dp or options.calibrate is not None):
-        model = model.bind(prompts.warm_up(options.num_warmup or Teacher.num_warmup))
+    if options.dp or options.calibrate is not None:
+        count, labels_of = options.num_warmup or Teacher.num_warmup, _labels_of(graded, options)
+        if prompts is not None:
+            model = model.bind(prompts.warm_up(count))
+        elif labels_of is not None:
+            model = model.bind(labels_of(range(count)).to(device))
     with tqdm(desc="Schedule search", unit="sample", disable=dist.get_rank() > 0 or not options.dp, delay=1) as bar:
         progress = functools.partial(_advance, bar)
         maps = functools.partial(load_map, device=device)
         return build_plan(
             model, options, batch=options.batch, class_idx=options.class_idx, progress=progress, maps=maps
         )
+
+
+def _labels_of(graded: Graded | None, options: Options) -> Callable[[list[int]], torch.Tensor] | None:
+    """Labels of the references, unless one class is asked for, or none."""
+    return None if graded is None or options.class_idx is not None else graded.labels_of
 
 
 def _advance(bar: tqdm, n: int) -> None:
@@ -128,7 +140,7 @@ def make(
         model, seeds, sampler, batch=options.batch, device=device, rng_device=options.rng_device,
         class_idx=options.class_idx, prior=plan.prior, texts=prompts, decode_batch=options.decode_batch,
         conditional=options.guidance_type != "uncond",
-        labels_of=graded.labels_of if graded is not None and options.class_idx is None else None,
+        labels_of=_labels_of(graded, options),
     )  # fmt: skip
     hidden = dist.get_rank() > 0 or not seeds
     with tqdm(total=len(seeds), unit=kind.removesuffix("s"), disable=hidden, dynamic_ncols=True) as bar:

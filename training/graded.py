@@ -122,9 +122,12 @@ def read_keep(text: str, shape: tuple[int, ...]) -> Tensor:
                     rows, columns = HALVES[row](height, width)[0], HALVES[column](height, width)[1]
                     keep[0, 0, rows, columns] = value
         elif kind == "channels":
-            keep = torch.zeros(1, channels, 1, 1, dtype=torch.float64)
+            keep, named = torch.zeros(1, channels, 1, 1, dtype=torch.float64), set()
             for part in rest.split(","):
                 index, value = part.split("=")
+                if int(index) in named:
+                    raise ValueError(f"--keep={text} names channel {int(index)} twice: give one strength of each")
+                named.add(int(index))
                 if not 0 <= int(index) < channels:
                     raise ValueError(
                         f"--keep={text} names channel {int(index)}, and samples have channels 0 to {channels - 1}"

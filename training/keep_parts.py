@@ -68,11 +68,15 @@ def read_part_keep(text: str, layout: PartLayout, shape: tuple[int, ...]) -> Ten
             for name in ("size", "code"):
                 keep[0, 0, layout.attributes.get(name, slice(0, 0))] = float(rest or STRENGTH)
         elif kind == "attributes":
+            named = torch.zeros(size)
             for part in rest.split(","):
                 name, value = part.split("=")
                 if name not in layout.attributes:
                     raise ValueError(f"--keep={text} names {name}, and parts have {', '.join(layout.attributes)}")
+                if named[layout.attributes[name]].any():
+                    raise ValueError(f"--keep={text} names numbers of {name} twice: give one strength of each")
                 keep[0, 0, layout.attributes[name]] = float(value)
+                named[layout.attributes[name]] = 1
         elif Path(text).suffix == ".npy":
             keep = read_mask(Path(text), shape, "shapes", "parts, numbers of a part")
         else:

@@ -59,6 +59,8 @@ SOLVERS: dict[str, Solver] = {
 
 def solver_named(name: str) -> Solver:
     """The entry of a solver; a ValueError that lists the names there are, if this is none of them."""
+    if name == "srid2":
+        raise ValueError("srid2 samples the fields of train.py idff that have noise, chosen by --field: leave it out")
     if name not in SOLVERS:
         raise ValueError(f"there is no solver '{name}': choose from {', '.join(SOLVERS)}")
     return SOLVERS[name]

@@ -61,6 +61,7 @@ def test_masks_of_files(tmp_path):
         ("left", "says no strengths"), ("most", "says no strengths"), ("quadrants:1,2", "says no strengths"),
         ("1.5", "strengths outside"), ("left:nan", "strengths outside"), ("channels:2=1", "names channel 2"),
         ("channels:one=1", "says no strengths"), ("missing.png", "is not a file"),
+        ("channels:0=.5,00=.7", "names channel 0 twice"),
     ],
 )  # fmt: skip
 def test_strengths_that_are_none(text, message):

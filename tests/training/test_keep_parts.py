@@ -12,6 +12,8 @@ from samplers.planning.options import SamplerOptions
 from samplers.planning.plan import build_plan
 from samplers.run import generate
 from training.data.shapes import ShapeDataset
+from training.generation import plan_with_progress
+from training.generation_options import Options
 from training.graded import Graded, GradedOptions
 from training.keep_parts import read_part_keep, read_part_references
 
@@ -57,7 +59,7 @@ def test_masks(net, tmp_path):
     [
         ("parts:12", "names part 12"), ("parts:one", "no strengths of parts"), ("left:0.5", "no strengths of parts"),
         ("attributes:hue=1", "names hue"), ("1.2", "outside of 0"), ("parts:0=2", "outside of 0"),
-        ("none.npy", "is not a file"),
+        ("none.npy", "is not a file"), ("attributes:box=1,size=0.5", "names numbers of size twice"),
     ],
 )  # fmt: skip
 def test_words_that_say_nothing(net, text, words):
@@ -90,6 +92,17 @@ def test_what_is_kept_stays(net, given, element_times):
     torch.testing.assert_close(made.images[:, :2].float(), wanted[:, :2], rtol=0, atol=1e-5)
     assert not torch.isclose(made.images[:, 2:].float(), wanted[:, 2:]).all()
     assert made.labels.argmax(1).tolist() == [3, 4, 0, 0, 1, 2]
+
+
+@pytest.mark.parametrize(("more", "wanted"), [({}, [0, 1, 2, 3, 4, 0, 0, 1]), ({"class_idx": 2}, [2] * 8)])
+def test_a_search_is_told_the_classes_of_the_references(net, more, wanted, monkeypatch):
+    seen = []
+    monkeypatch.setattr(type(net), "forward", lambda self, x, t, labels: seen.append(labels) or torch.zeros_like(x))
+    given = {"dp": True, "num_steps": 2, "num_steps_tea": 3, "num_warmup": 8, "network": "a.safetensors"}
+    options = Options(**given, reference=DATA, keep="assembly", binarise=False, **more)
+    graded = Graded.of(Field(net), options, "cpu")
+    plan_with_progress(graded.model, options, torch.device("cpu"), graded=graded)
+    assert all(labels.argmax(1).tolist() == wanted for labels in seen)
 
 
 def test_decisions_need_the_linear_path(net):

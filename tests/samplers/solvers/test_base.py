@@ -98,6 +98,7 @@ def test_gradients_reach_the_levels(solver, options, shape):
     ("kwargs", "words"),
     [
         ({"solver": "rk9"}, "no solver 'rk9'.*euler, heun"),
+        ({"solver": "srid2"}, "chosen by --field: leave it out"),
         ({"solver": "euler", "max_order": 2}, "'euler' has no option max_order: it takes none"),
         ({"solver": "ipndm", "variant": "bh1"}, "'ipndm' has no option variant: it takes max_order"),
         ({"solver": "ipndm", "max_order": 5}, "max_order=5.*'ipndm'.*1, 2, 3, 4"),
