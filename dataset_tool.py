@@ -101,7 +101,7 @@ class SourceAndDest:
     group: ClassVar = OptionGroup("Source and data set", "What is read, and the file that is written.", rank=0)
 
     source: str = opt(
-        None, "Folder or archive, 'digits', 'photos', or shapes:boxes[:size=N][:seed=S]", required=True,
+        None, "Folder or archive, 'digits', 'photos', 'photos64', or shapes:boxes[:size=N][:seed=S]", required=True,
         metavar="PATH|digits|photos|shapes:boxes",
     )  # fmt: skip
     dest: str = opt(

@@ -1,12 +1,13 @@
 """Photographs that installed packages ship, cut into small crops: natural images where nothing can be downloaded.
 
-scikit-learn brings a palace and a flower (640 x 427), matplotlib a portrait (512 x 600). Each is shrunk by 2 and by 4,
-and cut into crops of 32 x 32 pixels, one every 4 pixels. What lies right of TRAIN of the width is the part "test": no
-pixel of it is in a crop of the part "train", and crops across the border are in neither.
+scikit-learn brings a palace and a flower (640 x 427), matplotlib a portrait (512 x 600). Squares of 64 and 128 of their
+pixels, one every 8 and every 16, are shrunk to crops of 32 x 32 or 64 x 64. What lies right of TRAIN of the width is the
+part "test": no pixel of it is in a crop of the part "train", and crops across the border are in neither.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from PIL import Image
 
 from training.data.originals import Source, array_source
 
-SIZE, STRIDE, SHRINK, TRAIN = 32, 4, (2, 4), 0.75
+SQUARES, OVERLAP, TRAIN = (64, 128), 8, 0.75
 
 
 def _photographs() -> dict[str, Path]:
@@ -26,24 +27,31 @@ def _photographs() -> dict[str, Path]:
     return {"palace": images / "china.jpg", "flower": images / "flower.jpg", "portrait": portrait}
 
 
-def open_photos(path: Path, split: str | None, labels: str) -> Source:
-    """The crops of one part; their class is the photograph."""
-    crops: list[np.ndarray] = []
-    classes: list[int] = []
-    found = _photographs()
-    for c, (name, file) in enumerate(found.items()):
-        if not file.is_file():
-            raise ValueError(f"the photograph {name} is not installed ({file}): pip install scikit-learn matplotlib")
-        whole = Image.open(file).convert("RGB")
-        for shrink in SHRINK:
-            image = np.asarray(whole.reduce(shrink))
-            border = round(TRAIN * image.shape[1])
-            first, last = {"train": (0, border), "test": (border, image.shape[1])}[split]
-            corners = [
-                (i, j)
-                for i in range(0, image.shape[0] - SIZE + 1, STRIDE)
-                for j in range(first, last - SIZE + 1, STRIDE)
-            ]
-            crops += [image[i : i + SIZE, j : j + SIZE] for i, j in corners]
-            classes += [c] * len(corners)
-    return array_source(f"photographs ({split})", crops, classes, list(found))
+def open_photos(size: int) -> Callable[[Path, str | None, str], Source]:
+    """Crops of `size` pixels; their class is the photograph."""
+    stride = size // OVERLAP
+
+    def open_crops(path: Path, split: str | None, labels: str) -> Source:
+        crops: list[np.ndarray] = []
+        classes: list[int] = []
+        found = _photographs()
+        for c, (name, file) in enumerate(found.items()):
+            if not file.is_file():
+                raise ValueError(
+                    f"the photograph {name} is not installed ({file}): pip install scikit-learn matplotlib"
+                )
+            whole = Image.open(file).convert("RGB")
+            for square in SQUARES:
+                image = np.asarray(whole.reduce(square // size))
+                border = round(TRAIN * image.shape[1])
+                first, last = {"train": (0, border), "test": (border, image.shape[1])}[split]
+                corners = [
+                    (i, j)
+                    for i in range(0, image.shape[0] - size + 1, stride)
+                    for j in range(first, last - size + 1, stride)
+                ]
+                crops += [image[i : i + size, j : j + size] for i, j in corners]
+                classes += [c] * len(corners)
+        return array_source(f"photographs ({split})", crops, classes, list(found))
+
+    return open_crops

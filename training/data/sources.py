@@ -169,7 +169,7 @@ def _open_celeba(path: Path, split: str | None, labels: str) -> Source:
     return _archive_source(f"CelebA ({split})", archive, [images[name] for name in chosen])
 
 
-INSTALLED = ("digits", "photos")  # sources without a path
+INSTALLED = ("digits", "photos", "photos64")  # sources without a path
 SHOWN = 12  # classes in the note that lists them
 
 _FILES = ("auto", "folders", "none")
@@ -179,7 +179,8 @@ _AFHQ = r"(?:(?:.*/)?(?P<split>train|test|val)/)?(?P<cls>cat|dog|wild)/[^/]+"
 
 LAYOUTS: dict[str, Layout] = {
     "digits": Layout(open_digits, "scikit-learn's 1797 real 8x8 digits with labels; nothing to download"),
-    "photos": Layout(open_photos, "32x32 crops of photographs that installed packages ship", ("train", "test")),
+    "photos": Layout(open_photos(32), "32x32 crops of photographs that installed packages ship", ("train", "test")),
+    "photos64": Layout(open_photos(64), "the same crops at 64x64", ("train", "test")),
     "folder": Layout(
         _open_folder, "any images, recursive; labels from dataset.json or top-level folders", labels=_FILES
     ),

@@ -270,6 +270,14 @@ def test_photos(tmp_path):
     assert labels(tmp_path / "small.zip") == [0, 0, 0]
 
 
+def test_large_photos_are_the_same_crops():
+    small, large = open_source("photos"), open_source("photos64")
+    assert (large.size, large.labels) == (small.size, small.labels)
+    for i in range(0, small.size, 911):
+        pairs = large.read(i).reshape(32, 2, 32, 2, 3).mean((1, 3), dtype=np.float64)
+        assert np.abs(pairs - small.read(i)).max() <= 1  # each was rounded, where photographs are shrunk by 4 twice
+
+
 def test_photos_that_are_not_installed(tmp_path, monkeypatch):
     monkeypatch.setattr("matplotlib.get_data_path", lambda: str(tmp_path))
     refuse("photos", tmp_path / "x/o.zip", match="photograph portrait is not installed")
