@@ -25,10 +25,12 @@ import numpy as np
 import torch
 
 import networks
+from bench.commands import finished
 from samplers.planning.plan import SamplerOptions
 from samplers.run import prepare
 from torch_utils.cli import Command, IntList
 from torch_utils.files import write_json
+from torch_utils.provenance import write_record
 from torch_utils.report.page import Table
 from training.data.series import PARTS, SeriesDataset
 from training.data.series_sources import AdvectedField
@@ -106,13 +108,14 @@ CASES = {
 
 def trained(case: Case, folder: Path, seed: int) -> torch.nn.Module:
     """The network of a case, from its run in `folder`, which is made where it is missing."""
-    snapshot = folder / f"network-snapshot-{int(case.options['duration'] * 1000):06d}.pkl"
-    if not snapshot.exists():
+    record = {"method": case.method, "data": case.data, "seed": seed, **case.options}
+    if not finished(folder, record):
         options = METHODS[case.method].options(
             outdir=str(folder), nosubdir=True, data=case.data, seed=seed, device="cpu", tick=1e6, **case.options
         )
         with contextlib.redirect_stdout(io.StringIO()):
             launch(case.method, options)
+        write_record(folder, record)
     return prepare(networks.load_network(max(folder.glob("network-snapshot-*.pkl"))), "cpu")
 
 

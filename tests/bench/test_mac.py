@@ -65,7 +65,7 @@ def test_what_another_command_made_is_not_taken(calls, tmp_path):
     calls.clear()
     result = CliRunner().invoke(mac.main, [*arguments, "--mimg=0.2"])
     assert result.exit_code == 1
-    assert "is finished by another command (train.py edm" in result.output
+    assert "is finished by another command (arguments: edm" in result.output
     assert not calls
 
 

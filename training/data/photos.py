@@ -1,8 +1,8 @@
 """Photographs that installed packages ship, cut into small crops: natural images where nothing can be downloaded.
 
 scikit-learn brings a palace and a flower (640 x 427), matplotlib a portrait (512 x 600). Squares of 64 and 128 of their
-pixels, one every 8 and every 16, are shrunk to crops of 32 x 32 or 64 x 64. What lies right of TRAIN of the width is the
-part "test": no pixel of it is in a crop of the part "train", and crops across the border are in neither.
+pixels, one every 8 and every 16, are shrunk to crops of 32 x 32 or 64 x 64. What lies right of TRAIN of the width is
+the part "test": no pixel of it is in a crop of the part "train", and crops across the border are in neither.
 """
 
 from __future__ import annotations
