@@ -79,7 +79,7 @@ def train(images: Tensor, iterations: int, batch: int, lr: float) -> nn.Module:
 @click.option("--iterations", type=click.IntRange(40), default=6000, show_default=True, help="Steps of training")
 @click.option("--batch", type=click.IntRange(1), default=4, show_default=True, help="Crops in a step")
 @click.option("--lr", type=float, default=1e-3, show_default=True, help="Largest learning rate")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of training")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of training")
 def main(outdir: Path, iterations: int, batch: int, lr: float, seed: int) -> None:
     """Train the autoencoder, and say what it loses of crops that training did not see."""
     process.tune()
