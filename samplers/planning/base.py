@@ -14,6 +14,8 @@ from samplers.field import Field, as_field
 from samplers.fusion import Fusion, Fusion2024, Fusion2025, fused
 from samplers.guidance import guide
 from samplers.snapping import snapped
+from samplers.solvers.entry import Solver
+from samplers.solvers.noise import Churn
 from torch_utils.rng import TorchRNG
 
 
@@ -75,7 +77,7 @@ class Plan:
         solver: its name, for file names.
         sigmas: the noise levels (native: times), noisy to clean, float64 on the CPU.
         sampler: `sampler(field, noise, trace=..., **options)`, with `rng` where `stochastic`.
-        options: everything that the sampler is told besides the levels; plain values.
+        options: everything that the sampler is told besides the levels, defaults too; plain values.
         title, schedule: the solver, and where the levels come from, in words.
         steps: None where the solver chooses them.
         each: evaluations of the model per step.
@@ -201,12 +203,28 @@ class Plan:
 
 
 def _plain(value: Any) -> Any:
-    """JSON has neither tuples nor infinity."""
+    """JSON has neither tuples nor infinity, and writes 7 and 7.0 differently."""
     if isinstance(value, Mapping):
         return {k: _plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(v) for v in value]
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+    if not isinstance(value, float):
+        return value
+    return str(value) if not math.isfinite(value) else int(value) if value.is_integer() else value
+
+
+def settled(solver: Solver, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of a solver completed by its defaults, so that one spelled out changes no record.
+
+    Raises:
+        ValueError: see `Solver.resolve`.
+    """
+    return {name: value for name, value in solver.resolve(options).items() if value is not None}
+
+
+def churn_of(given: Mapping[str, float]) -> dict[str, float]:
+    """Options of added noise completed by their defaults; none where nothing is added, so that none has an effect."""
+    return dataclasses.asdict(Churn(**given)) if given.get("S_churn") else {}
 
 
 def count_of(n: int, noun: str) -> str:

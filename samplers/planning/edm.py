@@ -1,17 +1,17 @@
 """Plans of EDM's samplers: `steps` N means N noise levels and a last step to 0 (Karras et al. 2022, arXiv 2206.00364).
 
-The general form, its ablation sampler, is planned where a solver, discretization, schedule or scaling is asked for.
+The general form, its ablation sampler, is planned where another solver, discretization, schedule or scaling is meant.
 """
 
 from __future__ import annotations
 
-from samplers.planning.base import Plan, Request, count_of, said, shown_levels
+from samplers.planning.base import Plan, Request, churn_of, count_of, said, shown_levels
 from samplers.planning.options import ChurnOptions, EDMSamplerOptions, flag
-from samplers.schedules.edm import general_levels
+from samplers.schedules.edm import general_levels, general_range
 from samplers.solvers.churn import ablation_sampler, edm_sampler
 
-GENERAL = ("solver", "disc", "form", "scaling")  # any of these: the general form
-NAMES = {"steps": "num_steps", "disc": "discretization", "form": "schedule"}  # of options -> of arguments
+FORMS = {"solver": "heun", "disc": "edm", "form": "linear", "scaling": "none"}  # EDM's own; others: the general form
+NAMES = {"disc": "discretization", "form": "schedule"}  # of options -> of arguments
 
 
 def plan_edm(request: Request) -> Plan:
@@ -31,21 +31,23 @@ def plan_edm(request: Request) -> Plan:
         )
     if "rho" in given and given.get("disc", "edm") != "edm":
         raise ValueError(f"--rho shapes the time steps of --disc=edm, not of --disc={given['disc']}")
-    general = any(name in given for name in GENERAL)
-    options = {NAMES.get(name, name): value for name, value in given.items()}
-    of_levels = ("num_steps", "sigma_min", "sigma_max", "rho", "discretization")
-    levels = general_levels(request.field, **{name: options[name] for name in of_levels if name in options})
+    forms = {**FORMS, **{name: given[name] for name in FORMS if name in given}}
+    general = forms != FORMS
+    count, ends = given.get("steps", 18), (given.get("sigma_min"), given.get("sigma_max"))
+    low, high = general_range(request.field.facts, count, *ends, forms["disc"])
+    how = {"num_steps": count, "sigma_min": low, "sigma_max": high, "rho": given.get("rho", 7)}
+    levels = general_levels(request.field, **how, discretization=forms["disc"])
+    renamed = {NAMES.get(name, name): value for name, value in forms.items()}
+    shown = {name: value for name, value in renamed.items() if name != "solver"}
     steps = len(levels) - 1
-    forms = {"discretization": given.get("disc", "edm"), "schedule": given.get("form", "linear")}
-    forms["scaling"] = given.get("scaling", "none")
     return Plan(
         kind="edm",
         solver=solver if general else "edm",
         sigmas=levels,
         sampler=ablation_sampler if general else edm_sampler,
         title=f"EDM{' general' * general}, {solver}, {count_of(steps, 'step')}{said(churn)}",
-        schedule=(said(forms)[2:] + ": " if general else "") + shown_levels(levels),
-        options={**options, "start": request.start},
+        schedule=(said(shown)[2:] + ": " if general else "") + shown_levels(levels),
+        options={**how, **(renamed if general else {}), **churn_of(churn), "start": request.start},
         steps=steps,
         each=2 if solver == "heun" else 1,
         extra=-1 if solver == "heun" else 0,

@@ -12,7 +12,7 @@ import math
 import torch
 from torch import Tensor
 
-from samplers.planning.base import Plan, Request, count_of, said, shown_levels
+from samplers.planning.base import Plan, Request, churn_of, count_of, said, settled, shown_levels
 from samplers.planning.options import ChurnOptions, MethodOptions
 from samplers.solvers.base import Solver
 from samplers.solvers.elementwise import ONE_STEP, coefficient_cost, sample_mac
@@ -72,7 +72,7 @@ def plan_elementwise(request: Request) -> Plan:
         sampler=functools.partial(sample_mac, sigmas=levels, solver=solver),
         title=f"{solver}, {count_of(steps, 'step')}{said(options | churn | afs)}",
         schedule=f"{about}: {shown_levels(levels)}, for every element as the coefficient network says",
-        options={**options, **churn, **afs},
+        options={**settled(entry, options), **churn_of(churn), **afs},
         steps=steps,
         each=entry.evaluations,
         extra=nfe - steps * entry.evaluations,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 
-from samplers.planning.base import Plan, Request, count_of, said, shown_levels
+from samplers.planning.base import Plan, Request, count_of, said, settled, shown_levels
 from samplers.planning.options import ChurnOptions, MethodOptions
 from samplers.schedules.formulas import get_schedule
 from samplers.solvers.table import SOLVERS, sample
@@ -22,7 +22,7 @@ def plan_grid(request: Request) -> Plan:
     """
     chosen = request.chosen
     entry = SOLVERS[chosen.solver]
-    entry.resolve(chosen.options)
+    used = settled(entry, chosen.options)
     ends = {"afs": chosen.afs, "denoise_to_zero": bool(request.given.get("denoise_to_zero"))}
     refuse_guess(chosen.afs, request.start == "exact")
     steps = len(chosen.sigmas) - 1
@@ -34,7 +34,7 @@ def plan_grid(request: Request) -> Plan:
         sampler=functools.partial(sample, sigmas=chosen.sigmas, solver=chosen.solver),
         title=f"{chosen.solver}, {count_of(steps, 'step')}{said(shown)}",
         schedule=f"{chosen.about}: {shown_levels(chosen.sigmas)}",
-        options={**chosen.options, **ends, "start": request.start},
+        options={**used, **ends, "start": request.start},
         steps=steps,
         each=entry.evaluations,
         extra=entry.nfe(steps + 1, **ends) - steps * entry.evaluations,
@@ -53,8 +53,7 @@ def plan_adaptive(request: Request) -> Plan:
     given = request.given
     entry = SOLVERS[given["solver"]]
     entry.check_first("afs" in given)
-    options = request.of(MethodOptions, ChurnOptions)
-    used = entry.resolve(options)
+    used = settled(entry, request.of(MethodOptions, ChurnOptions))
     levels = get_schedule(2, given.get("sigma_min"), given.get("sigma_max"), net=request.field)
     ends = {"denoise_to_zero": True} if given.get("denoise_to_zero") else {}
     evaluations: list[int] = []
@@ -71,7 +70,7 @@ def plan_adaptive(request: Request) -> Plan:
         ),
         title=f"{entry.name}, rtol {used['rtol']:g}, atol {used['atol']:g}{said(ends)}",
         schedule=f"chosen by the solver, from {levels[0]:.4g} to {levels[-1]:.4g}",
-        options={**options, **ends, "start": request.start},
+        options={**used, **ends, "start": request.start},
         steps=None,
         evaluations=evaluations,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 
-from samplers.planning.base import Plan, Request, count_of, said
+from samplers.planning.base import Plan, Request, count_of, said, settled
 from samplers.planning.options import MethodOptions
 from samplers.solvers.interpolant import time_interval
 from samplers.solvers.native import DRIFT_SOLVERS, last_step_cost, sample_native, uniform_times
@@ -43,8 +43,7 @@ def plan_native(request: Request) -> Plan:
     top = time_interval(own.path, own.predicts)[0]  # noise and score say nothing of data where there is noise alone
     times = top * uniform_times(evaluations, solver, defined_at_zero=at_zero)
     entry, steps = SOLVERS[solver], len(times) - 1
-    options = request.of(MethodOptions)
-    used = {name: value for name, value in entry.resolve(options).items() if value is not None}
+    options = settled(entry, request.of(MethodOptions))
     made: list[int] = []
     calls = request.field.facts.calls
     counted = {"count": lambda new: made.extend(calls * n for n in new)} if adaptive else {}
@@ -54,7 +53,7 @@ def plan_native(request: Request) -> Plan:
         solver=solver,
         sigmas=times,
         sampler=functools.partial(sample_native, times=times, solver=solver, **counted),
-        title=f"{solver}, native time{said(used)}",
+        title=f"{solver}, native time{said(options)}",
         schedule=f"chosen by the solver, {span}" if adaptive else f"{count_of(steps, 'equal step')} {span}",
         options=options,
         steps=None if adaptive else steps,

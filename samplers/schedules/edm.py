@@ -90,7 +90,7 @@ def general_range(
     sigma_min: float | None,
     sigma_max: float | None,
     discretization: str,
-    epsilon_s: float,
+    epsilon_s: float = 1e-3,
 ) -> tuple[float, float]:
     """The asked range, or the usual one of the discretization, within the network's."""
     check_choice("discretization", discretization, DISCRETIZATIONS)

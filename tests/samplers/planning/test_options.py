@@ -229,6 +229,36 @@ def test_records_are_plain():
         assert json.loads(json.dumps(record, allow_nan=False)) == record
 
 
+SPELLED = [
+    *({"solver": name, "num_steps": 4} for name in SOLVERS if not SOLVERS[name].adaptive and name != "calibrated"),
+    *({"solver": name} for name in SOLVERS if SOLVERS[name].adaptive),
+]
+
+
+@pytest.mark.parametrize("base", SPELLED, ids=lambda base: base["solver"])
+def test_a_default_spelled_out_is_the_same_record(base):
+    """Else a folder of images is refused to the command that made it."""
+    record = build_plan(network("denoiser"), SamplerOptions(**base), batch=4).record()
+    own = {k: v for k, v in SOLVERS[base["solver"]].options.items() if k in FIELDS and v is not None}
+    for name, value in own.items():
+        given = {**base, name: value, **({"S_churn": 0.0} if name in ("S_min", "S_max", "S_noise") else {})}
+        assert build_plan(network("denoiser"), SamplerOptions(**given), batch=4).record() == record, name
+
+
+@pytest.mark.parametrize("base", [{}, {"disc": "ve"}, {"S_churn": 2.0}], ids=str)
+def test_defaults_of_edm_spelled_out_are_the_same_record(base):
+    record = build_plan(network("denoiser"), SamplerOptions(steps=3, **base)).record()
+    low, high = (0.02, 100.0) if "disc" in base else (0.002, 80.0)
+    churn = {"S_churn": 0.0, "S_min": 0.0, "S_max": math.inf, "S_noise": 1.0}
+    shaped = {"rho": 7.0} if "disc" not in base else {}
+    spelled = {"solver": "heun", "disc": "edm", "scaling": "none", "sigma_min": low, "sigma_max": high}
+    for name, value in {**spelled, **churn, **shaped}.items():
+        given = {**({"S_churn": 0.0} if name in churn else {}), name: value, **base}
+        assert json.dumps(build_plan(network("denoiser"), SamplerOptions(steps=3, **given)).record()) == json.dumps(
+            record
+        )
+
+
 def test_facts_of_the_models():
     facts = {name: Facts.of(make()) for name, make in MODELS.items()}
     assert [name for name, f in facts.items() if f.chooses_levels] == ["mac"]
