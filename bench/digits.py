@@ -21,6 +21,7 @@ import torch
 import networks
 from bench import commands
 from networks.features.table import load_features
+from samplers.field import as_field
 from samplers.planning.plan import SamplerOptions, build_plan
 from samplers.run import generate, prepare
 from torch_utils import process
@@ -51,10 +52,10 @@ def distances(data: Path, snapshot: Path, wanted: Iterable[SamplerOptions], num:
     known = json.loads(file.read_text()) if file.exists() else {}
     device = torch.device("cpu")
     net = prepare(networks.load_network(snapshot), device)
-    extractor = load_features("pixels", device=device)
+    extractor, made = load_features("pixels", device=device), as_field(net).weights_hash()
     found = []
     for options in wanted:
-        key = digest({"options": dataclasses.asdict(options), "num": num})
+        key = digest({"options": dataclasses.asdict(options), "num": num, "network": made})
         if key not in known:
             samples = generate(net, range(num), build_plan(net, options), batch=BATCH, device=device)
             stats = feature_stats((to_uint8(s.images) for s in samples), extractor)

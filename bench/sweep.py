@@ -30,6 +30,7 @@ from torch_utils.files import write_json
 from torch_utils.provenance import digest
 from torch_utils.report.page import Table
 from torch_utils.report.plot import colour, figure, marker
+from training.data.archive import ImageArchive
 from training.runs.phema import rebuild
 
 SINGLE_PASS = [name for name, entry in SOLVERS.items() if not entry.adaptive and name != "calibrated"]
@@ -99,7 +100,10 @@ def _measured(network: Path, arguments: str, ref: str, cells: Path) -> float:
 
 
 def _contents(ref: str) -> str:
-    """What tells one reference from another: the bytes of a file, else its name."""
+    """What tells one reference from another: the bytes of a file, the files of a folder, of an address its name."""
+    if Path(ref).is_dir():
+        folder = ImageArchive(ref)
+        return folder.fingerprint(folder.image_names)
     return hashlib.sha256(Path(ref).read_bytes()).hexdigest() if Path(ref).is_file() else ref
 
 

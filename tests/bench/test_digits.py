@@ -68,6 +68,8 @@ def test_finished_work_is_skipped_and_distances_are_those_of_fid_py(calls, tmp_p
     release_locks()
     assert result.exit_code == 0, result.output
     assert json.loads(report.read_text())["distance"] == pytest.approx(values["3"][1], rel=1e-9)
+    save_network(network, networks.load_network(tmp_path / "out" / "seed0" / "small" / network.name))
+    assert run()[1]["distances"]["Euler"]["3"] == [values["3"][0]] * 2
 
 
 @pytest.mark.parametrize("bench", [idff_digits, transformers_digits])

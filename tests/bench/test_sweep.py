@@ -5,6 +5,7 @@ import re
 
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 
 import networks
 from bench import sweep
@@ -45,6 +46,14 @@ def test_cells_are_measured_once(files, monkeypatch):
     (files / "ref.npz").write_bytes(b"two")
     CliRunner().invoke(sweep.main, command)
     assert len(made) == 16
+
+
+def test_a_folder_of_other_images_is_another_reference(tmp_path):
+    seen = set()
+    for value in (1, 2, 2):
+        Image.new("L", (8, 8), value).save(tmp_path / "0.png")
+        seen.add(sweep._contents(str(tmp_path)))
+    assert len(seen) == 2
 
 
 def test_widths_need_a_run(files):

@@ -138,6 +138,31 @@ def test_a_refused_command_changes_nothing(folder, monkeypatch, name, how):
     assert len(list((folder / "out").iterdir())) == 1
 
 
+INTERPOLANT = "sit --outdir=sit --nosubdir --data=toy --model=SiT-S/2 --width=8 --depth=1 --num-heads=2 --batch=64"
+INTERPOLANT += " --seed=1 --tick=1 --dump=1 --snap=0"
+
+
+@pytest.fixture(scope="module")
+def interpolant(tmp_path_factory):
+    """A folder with data and a finished run of a transformer."""
+    here = tmp_path_factory.mktemp("interpolant")
+    make_data(here / "toy")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(here)
+        assert run(f"{INTERPOLANT} --duration=0.001").exit_code == 0
+    return here
+
+
+@pytest.mark.parametrize("more", ["--num-heads=4", "--path-type=GVP", "--prediction=noise"])
+def test_another_network_whose_weights_fit_is_refused(interpolant, monkeypatch, more):
+    monkeypatch.chdir(interpolant)
+    before = contents(interpolant)
+    result = run(f"{INTERPOLANT} --duration=0.002 --resume=sit {more}")
+    assert result.exit_code == 1, result.output
+    assert "another network (other net." in result.output
+    assert contents(interpolant) == before
+
+
 def test_the_same_data_elsewhere_continue_a_run(folder):
     shutil.copytree(folder / "toy", folder / "copy")
     shutil.make_archive("zipped", "zip", "toy")

@@ -23,6 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch_utils import distributed as dist
 from torch_utils.dropout import keyed
 from torch_utils.images import from_uint8
+from torch_utils.provenance import differences
 from torch_utils.rng import BatchRNG, fold_seed, seed_global
 from torch_utils.stats import Collector
 from training.loop.ema import update_ema
@@ -32,6 +33,7 @@ from training.loop.sync_timer import SyncTimer
 from training.loop.watch import Watch
 from training.method import Batch, Method, Phase
 
+_LEARNING = ("use_fp16", "gaussian_noise", "compensated")  # arguments of networks that say how they are trained
 _DROPOUT, _DRAWS = 1 << 16, 1 << 17  # streams of dropout masks and of data that is drawn, besides those of the phases
 
 
@@ -50,6 +52,15 @@ class _PhaseModule(nn.Module):
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         out = self._loss(batch)
         return out.loss, dict(out.terms)
+
+
+def _of_function(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of a network without those that may change while it learns."""
+    return {
+        name: _of_function(value) if isinstance(value, Mapping) else value
+        for name, value in config.items()
+        if name not in _LEARNING and not name.endswith("dropout")
+    }
 
 
 def _part(modules: Mapping[str, nn.Module], name: str) -> nn.Module:
@@ -220,6 +231,7 @@ class Loop:
         return {
             "nimg": self.nimg,
             "seed": self.options.seed,
+            "configs": self._configs(),
             "modules": {name: module.state_dict() for name, module in self.method.modules.items()},
             "averages": {name: module.state_dict() for name, module in self.averaged.items()},
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
@@ -241,6 +253,11 @@ class Loop:
                     f"the state holds the {part} {', '.join(state[part])}, the options ask for {', '.join(own)}: "
                     "continue with the options the run was started with"
                 )
+        if other := differences(state["configs"], self._configs()) if "configs" in state else []:
+            raise ValueError(
+                f"the state belongs to another network (other {', '.join(other)}): continue with the options the run "
+                "was started with"
+            )
         try:
             self._load_tensors(state)
         except RuntimeError as error:  # a missing tensor, or one of another shape
@@ -258,6 +275,11 @@ class Loop:
         elif self.rank == 0:  # another number of processes: the totals are what counts
             names = {name for part in stats for name in part}
             self.stats.load_state_dict({n: sum(part[n] for part in stats if n in part) for n in names})
+
+    def _configs(self) -> dict[str, Any]:
+        """What the networks are made of, where weights fit others too; not what only training reads."""
+        configs = {name: getattr(module, "config", {}) for name, module in self.method.modules.items()}
+        return {name: _of_function(config) for name, config in configs.items()}
 
     def _load_tensors(self, state: Mapping[str, Any]) -> None:
         for name, module in self.method.modules.items():
