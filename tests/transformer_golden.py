@@ -7,6 +7,7 @@ from golden_cases import fill_weights
 import networks
 from samplers.field import Field
 from samplers.path import VP, Linear, Trig
+from samplers.solvers.interpolant import time_interval
 from torch_utils.misc import expand_to
 from torch_utils.rng import TorchRNG
 
@@ -16,6 +17,21 @@ def path_of(params):
     if params["path"] == "VP":
         return VP(beta_d=params["beta_max"] - params["beta_min"], beta_min=params["beta_min"])
     return {"Linear": Linear, "GVP": Trig}[params["path"]]()
+
+
+def ode_times(params):
+    high, low = time_interval(path_of(params), params["prediction"], eps=params["sample_eps"])
+    return torch.linspace(high, low, params["num_steps"], dtype=torch.float64)
+
+
+def sde_times(params):
+    last = params["last_step_size"] if params["last_step"].lower() != "none" else 0.0
+    high, low = time_interval(
+        path_of(params), params["prediction"], form=params["diffusion_form"], last_step=last, eps=params["sample_eps"]
+    )
+    if high == 1 and not isinstance(path_of(params), VP):
+        high = 1 - params["sample_eps"] if params["prediction"] != "velocity" else high
+    return torch.linspace(high, low, params["num_steps"], dtype=torch.float64)
 
 
 def build(spec):

@@ -26,6 +26,7 @@ from torch_utils.frechet import Moments
 from torch_utils.metrics import KID_SEED, Figure
 from torch_utils.npz_images import NAMES, NpzImages
 from torch_utils.reference_file import check_fits, load_reference, local_file, save_moments
+from torch_utils.report.kinds import name_of
 from training.data.image_dataset import ImageDataset, decoded, subset_indices
 from training.data.label_pool import give_labels, refuse_labels
 from training.image_figures_options import NUM, CalcOptions, RefOptions
@@ -127,7 +128,11 @@ def _images(path: str, num: int | None, options: CalcOptions | RefOptions) -> Pi
 def _samples(options: CalcOptions | RefOptions, device: torch.device) -> Pictures:
     seeds = _seeds(options)
     net = open_network(options.network, partial(prepare, device=device), vae=options.vae)
-    if Facts.of(net).latent and Facts.of(net).decode is None:
+    facts = Facts.of(net)
+    if (kind := name_of(facts.shape)) != "images":
+        instead = "`analyze.py shapes`" if kind == "shapes" else "`train.py --metrics=w2`"
+        raise ValueError(f"this network makes {kind}, and features are of images: {instead} measures them")
+    if facts.latent and facts.decode is None:
         raise ValueError("this network makes latents, and their autoencoder is not at hand: give it with --vae")
     give_labels(net, options.labels)
     plan = build_plan(net, options, class_idx=options.class_idx, maps=partial(load_map, device=device))

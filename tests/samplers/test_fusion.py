@@ -116,7 +116,7 @@ def test_sample_sde(case):
     params = case.spec["params"]
     assert params["solver"] == "srid2"
     fusion, x = fusion_of(params), case.input("x").double()
-    times = [i / params["steps"] for i in range(params["steps"] + 1)]
+    times = [*(params["t0"] + i * params["step"] for i in range(params["steps"])), params["t1"]]
     options, solver = {}, ssprk3
     if (w := case.input("W")) is not None:
         increments = [Increment(a, b) for a, b in zip(w.double(), case.input("U").double(), strict=True)]
@@ -149,7 +149,7 @@ def test_sample_ode(case):
         field = Field(lambda y, t, labels=None: -(counted(y, t)[0] - x), Linear(), "velocity")
     else:
         field = field_of(fusion_of(params), counted)
-    times = [i / params["steps"] for i in range(params["steps"] + 1)]
+    times = np.linspace(params["t0"], params["t1"], params["steps"] + 1).tolist()
     states = run({"euler": euler, "rk4_38": rk4}[params["solver"]], field, x, times)
     assert len(calls) == params["steps"] * {"euler": 1, "rk4_38": 4}[params["solver"]]
     own = {"final": states[-1], "traj": states}
@@ -166,7 +166,7 @@ def test_rollout(case):
     frames = []
     for k, (gammas, index) in enumerate(zip(params["gammas_per_frame"], params["index_per_frame"], strict=True)):
         fusion = fusion_of(params, gammas)
-        times = [*intervals[k][:, 0].tolist(), 1.0]
+        times = [*intervals[k][:, 0].tolist(), params["t1"]]
         increments = [Increment(a, b) for a, b in zip(w[k], u[k], strict=True)]
         x = run(
             srid2, field_of(fusion, heads_of(case, index)), x, times, diffusion=fusion.diffusion, increments=increments

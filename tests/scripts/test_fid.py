@@ -232,6 +232,20 @@ def test_bad_input_is_one_sentence(data, network, text, words):
     assert words in error(f"calc --device=cpu {options}", d=data, n=network)
 
 
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"class_name": "FusionNetwork", "img_resolution": 1, "img_channels": 2, "model_type": "SELUMLP", "width": 4},
+         "this network makes points"),
+        ({"class_name": "PartNetwork", "num_parts": 3, "groups": [1, 6], "mean": [0] * 7, "std": [1] * 7, "width": 8,
+          "depth": 1, "num_heads": 1}, "`analyze.py shapes` measures them"),
+    ],
+)  # fmt: skip
+def test_what_is_no_image_has_no_features(tmp_path, config, words):
+    networks.save_network(tmp_path / "net.pkl", networks.build(**config))
+    assert words in error("ref {p} --network={d}/net.pkl --num=8 --dest={d}/a.npz", p=PIXELS, d=tmp_path)
+
+
 def test_a_failed_ref_leaves_no_file(data):
     (data / "images" / "0129.png").write_bytes(b"no image")
     assert "0129.png" in error("ref {p} --data={d}/images --dest={d}/new.npz", p=PIXELS, d=data)

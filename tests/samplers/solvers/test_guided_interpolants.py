@@ -5,14 +5,14 @@ from dataclasses import replace
 import pytest
 import torch
 from golden_cases import cases, fill_weights
-from transformer_golden import Stream, network_of, one_hot, path_of
+from transformer_golden import Stream, network_of, ode_times, one_hot, path_of, sde_times
 
 import networks
 from samplers.field import Field
 from samplers.guidance import cfg
 from samplers.path import Linear
 from samplers.solvers.adaptive import dopri5
-from samplers.solvers.interpolant import interpolant_sde, time_interval
+from samplers.solvers.interpolant import interpolant_sde
 from samplers.solvers.onestep import euler
 from samplers.solvers.rungekutta import heun2, heun3, midpoint, rk4
 
@@ -49,20 +49,20 @@ def test_guided_network(case):
 def setting(case):
     """The doubled field bound to its labels, its state, and how it ends."""
     params, net = case.spec["params"], network_of(case)
-    assert params["prediction"] == "velocity"
+    net.predicts = params["prediction"]
+    model = Field(net, path_of(params), net.predicts)
     z, y = case.input("z").double(), case.input("y")
     labels = one_hot(y, net)
     labels = torch.cat([labels, torch.zeros_like(labels)]) if len(labels) < len(z) else labels
-    field = Field(Doubled(net, params["cfg_scale"], 3), path_of(params), "velocity").bind(labels)
-    half = cfg(net, params["cfg_scale"], channels=3).bind(labels[: len(z) // 2])
+    field = Field(Doubled(net, params["cfg_scale"], 3), model.path, model.predicts).bind(labels)
+    half = cfg(model, params["cfg_scale"], channels=3).bind(labels[: len(z) // 2])
     return params, field, half, z
 
 
 @pytest.mark.parametrize("case", cases("combostoc", "sample_network_ode"))
 def test_flow_of_a_network(case):
     params, field, half, z = setting(case)
-    high, low = time_interval(field.path, "velocity", eps=params["sample_eps"])
-    times = torch.linspace(high, low, params["num_steps"], dtype=torch.float64)
+    times = ode_times(params)
 
     def solve(field, z):
         if params["adaptive"]:
@@ -78,7 +78,7 @@ def test_flow_of_a_network(case):
         out = doubled(torch.cat(x.chunk(2, 1)), torch.cat([t, t]), torch.cat([labels, 0 * labels]))
         return torch.cat(out.chunk(2), 1)
 
-    pair = Field(paired, field.path, "velocity").bind(half.class_labels)
+    pair = Field(paired, field.path, field.predicts).bind(half.class_labels)
     end = torch.cat(solve(pair, torch.cat(z.chunk(2), 1)).chunk(2, 1))
     case.check("final", end)
     own = solve(half, z[:n])  # what is not read does not matter; adaptive steps are chosen per sample
@@ -92,11 +92,7 @@ def test_flow_of_a_network(case):
 def test_noisy_way_of_a_network(case):
     params, field, half, z = setting(case)
     last = params["last_step"].lower()
-    size = params["last_step_size"] if last != "none" else 0.0
-    high, low = time_interval(
-        field.path, "velocity", form=params["diffusion_form"], last_step=size, eps=params["sample_eps"]
-    )
-    levels = torch.linspace(high, low, params["num_steps"], dtype=torch.float64)
+    levels = sde_times(params)
     levels = levels if last == "none" else torch.cat([levels, torch.zeros(1, dtype=torch.float64)])
 
     def solve(field, z, rng):

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from golden_cases import cases
-from transformer_golden import Mixture, Stream, field_of, path_of
+from transformer_golden import Mixture, Stream, field_of, ode_times, path_of, sde_times
 
 from samplers.field import Field
 from samplers.path import VE, VP, Linear, Trig
@@ -123,11 +123,6 @@ def test_interval(case):
 FIXED = {"euler": euler, "midpoint": midpoint, "heun2": heun2, "heun3": heun3, "rk4": rk4}
 
 
-def ode_times(params):
-    high, low = time_interval(path_of(params), params["prediction"], eps=params["sample_eps"])
-    return torch.linspace(high, low, params["num_steps"], dtype=torch.float64)
-
-
 @pytest.mark.parametrize("case", cases("combostoc", "sample_ode"))
 def test_sample_ode(case):
     params = case.spec["params"]
@@ -142,16 +137,6 @@ def test_sample_ode(case):
     own = {"final": end, "traj": torch.stack([*states, end])}
     for role in case.roles:
         case.check(role, own[role])
-
-
-def sde_times(params):
-    last = params["last_step_size"] if params["last_step"].lower() != "none" else 0.0
-    high, low = time_interval(
-        path_of(params), params["prediction"], form=params["diffusion_form"], last_step=last, eps=params["sample_eps"]
-    )
-    if high == 1 and not isinstance(path_of(params), VP):
-        high = 1 - params["sample_eps"] if params["prediction"] != "velocity" else high
-    return torch.linspace(high, low, params["num_steps"], dtype=torch.float64)
 
 
 @pytest.mark.parametrize("case", cases("combostoc", "sample_sde"))
