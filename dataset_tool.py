@@ -22,7 +22,9 @@ import click
 from tqdm import tqdm
 
 from torch_utils.cli import Command
+from torch_utils.files import check_target
 from torch_utils.options import OptionGroup, opt, options_of, refuse
+from training.data.originals import Source
 from training.data.series_files import import_angles, import_box
 from training.data.sources import LAYOUTS, open_source
 from training.data.transforms import FILTERS, TRANSFORMS, make_transform
@@ -210,6 +212,11 @@ def main(options: DatasetOptions) -> None:
     elif layout == "auto" and Path(options.source).suffix in NETCDF:
         layout = "box"
     _refuse_others(layout)
+    if layout in ("shapes", *SERIES):
+        check_target(options.dest, options.source)
+        if not options.dest.endswith(".npz"):
+            what = "shapes" if layout == "shapes" else "a series"
+            raise ValueError(f"--dest={options.dest} must end in .npz, the file of {what}")
     if layout == "shapes":
         click.echo(_shapes(options))
     elif layout == "box":
@@ -236,8 +243,6 @@ def _shapes(options: DatasetOptions) -> str:
     """An array file of generated shapes; returns what to say."""
     from training.data.shapes import read_shapes, write_shapes  # with PyTorch, which images alone do not need
 
-    if not options.dest.endswith(".npz"):
-        raise ValueError(f"--dest={options.dest} must end in .npz, the file of shapes")
     shapes = read_shapes(options.source)
     if options.max_images is not None:
         first = slice(options.max_images)
@@ -268,7 +273,7 @@ def _images(options: DatasetOptions) -> None:
             )  # fmt: skip
     finally:
         opened.close()
-    click.echo(_report(summary, "a temporary file" if encode else options.dest, options.exif, opened.label_file))
+    click.echo(_report(summary, "a temporary file" if encode else options.dest, options.exif, opened))
     if encode:
         try:
             click.echo(_encode(options, pixels, target))
@@ -296,21 +301,31 @@ def _encode(options: DatasetOptions, pixels: Path, dest: Path) -> str:
     return f"Wrote {about['kind']} {shape} of {len(dataset)} images{mirrors} to {dest}"
 
 
-def _report(summary: Summary, dest: str, exif: str, label_file: str) -> str:
+def _images_of(n: int, one: str = "", more: str = "") -> str:
+    """A number of images, and a verb that goes with it."""
+    return f"{n} image{'s' * (n != 1)} {one if n == 1 else more}".rstrip()
+
+
+def _report(summary: Summary, dest: str, exif: str, source: Source) -> str:
     width, height, channels = summary.shape
-    parts = [f"Wrote {summary.written} images ({width}x{height}, {'RGB' if channels == 3 else 'gray'}) to {dest}"]
+    parts = [f"Wrote {_images_of(summary.written)} ({width}x{height}, {'RGB' if channels == 3 else 'gray'}) to {dest}"]
     parts.append("with labels" if summary.labelled else "without labels")
     if summary.dropped:
-        parts.append(f"{summary.dropped} were too small for the transform")
+        parts.append(f"{summary.dropped} {'was' if summary.dropped == 1 else 'were'} too small for the transform")
     if summary.skipped:
-        parts.append(f"{summary.skipped} were skipped")
+        parts.append(f"{summary.skipped} {'was' if summary.skipped == 1 else 'were'} skipped")
     lines = []
     if summary.turned:
-        done = "were turned upright" if exif == "apply" else "were taken as stored (--exif=apply turns them upright)"
-        lines.append(f"EXIF orientation: {summary.turned} images {done}")
+        done = "turned upright" if exif == "apply" else "taken as stored (--exif=apply turns them upright)"
+        lines.append(f"EXIF orientation: {_images_of(summary.turned, 'was', 'were')} {done}")
+    if summary.several:
+        lines.append(f"Several frames: the first of {_images_of(summary.several, 'was', 'were')} taken")
+    if source.repeated:
+        left = _images_of(source.repeated, "was", "were")
+        lines.append(f"Equal names: {left} left out for a later one of the same name")
     if summary.unlabelled:
         n, all_ = summary.unlabelled, summary.written
-        lacks = f"{n} of {all_} images {'has' if n == 1 else 'have'} no label in {label_file}"
+        lacks = f"{n} of {all_} images {'has' if n == 1 else 'have'} no label in {source.label_file}"
         parts[1] += f" ({lacks}, first {summary.first_unlabelled})"
     return "\n".join([*lines, ", ".join(parts)])
 

@@ -62,7 +62,7 @@ def fit_to_levels(
     """
     solver, options, levels = schedule["solver"], dict(schedule["options"]), [float(v) for v in levels]
     options.pop("thresholding", None)
-    first = next(v for v in levels if v < math.inf)
+    first = next((v for v in levels if v < math.inf), math.inf)
     for entry in schedule["entries"]:
         sigmas = entry["sigmas"]
         steps = steps_of(sigmas, levels)

@@ -29,6 +29,7 @@ __all__ = ["FewstepScheduler"]
 
 SCHEDULE: dict[str, Any] = {}  # the content of a schedule file, written here by the exporter
 
+SLACK = 1e-3  # of the highest level: published lists have four decimals
 _PREDICTIONS = {"ve": ("epsilon", "v_prediction", "sample"), "linear": ("flow_prediction",)}
 
 
@@ -133,6 +134,7 @@ class FewstepScheduler(SchedulerMixin, ConfigMixin):
             self._levels = levels_for(self.schedule, num_inference_steps)
         lines = schedule_program(self.schedule, self._levels, logging.getLogger(__name__).warning)
         self._looks = [line.level for line in looks(lines)]
+        self._check_known(self._looks[0])
         times = [self._time_of(level) for level in self._looks]
         self.timesteps = torch.tensor(times, dtype=torch.float32).to(device)
         shown = [time_at(s) for s in self._levels] if self.flow else self._levels
@@ -148,6 +150,15 @@ class FewstepScheduler(SchedulerMixin, ConfigMixin):
         if level == math.inf:
             return 1.0
         return 1 / (1 + level) if self.flow else 1 / math.sqrt(1 + level * level)
+
+    def _check_known(self, level: float) -> None:
+        """A ValueError for a level above those that the network was trained on, of which it knows nothing."""
+        if not self.flow and level > (top := float(self.table.sigma(torch.ones((), dtype=torch.float64)))) * (
+            1 + SLACK
+        ):
+            raise ValueError(
+                f"the noise level {level:g} is above those that this model was trained on, up to {top:.6g}: begin lower"
+            )
 
     def _time_of(self, level: float) -> float:
         """Time step that the network is told."""
@@ -175,6 +186,8 @@ class FewstepScheduler(SchedulerMixin, ConfigMixin):
 
     def _begin(self, timestep: Any, sample: Tensor, generator: Any) -> Run:
         """The program from where the pipeline starts."""
+        if self.num_inference_steps is None:
+            raise ValueError("this scheduler has no levels yet: call set_timesteps before sampling")
         at = self._begin_index if self._begin_index is not None else self.index_for_timestep(timestep)
         levels, lines = self._levels, schedule_program(self.schedule, self._levels, _silent)
         if at > 0:

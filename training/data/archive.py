@@ -36,6 +36,7 @@ class ImageArchive:
     Attributes:
         names: relative names of all files with `/`, sorted as strings; in archives of Windows tools they have `\\`.
         image_names: those of images.
+        repeated: images of a zip that a later one of the same name hides.
         root: the deepest folder that holds all images, "" where there is none.
 
     Raises:
@@ -47,9 +48,11 @@ class ImageArchive:
         self.path = Path(path)
         self._zip: zipfile.ZipFile | None = None
         self._open()
-        self._stored = _by_name(_walk(self.path) if self._zip is None else _inside(self._zip), self.path)
+        stored = _walk(self.path) if self._zip is None else _inside(self._zip)
+        self._stored = _by_name(stored, self.path)
         self.names = sorted(self._stored)
         self.image_names = [name for name in self.names if is_image_name(name)]
+        self.repeated = sum(is_image_name(name) for name in stored) - sum(map(is_image_name, set(stored)))
         ends = [posixpath.dirname(name) for name in self.image_names[:1] + self.image_names[-1:]]  # of sorted names
         self.root = posixpath.commonpath(ends) if ends else ""
 

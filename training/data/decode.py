@@ -2,7 +2,7 @@
 
 Pictures of absurd size and formats whose decoders start other programs are refused. Two remarks of a file change what
 its pixels mean and are kept in `image.info`: `alpha`, the opacity that a PNG's colour key gives each pixel, and
-`orientation`, how EXIF asks to turn it.
+`orientation`, how EXIF asks to turn it. `several` says that the file holds further frames.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def decode_image(data: bytes) -> Image.Image:
         with Image.open(io.BytesIO(data), formats=_pil()[1]) as image:
             size = image.size
             if size[0] * size[1] <= MAX_PIXELS:
-                tags = getattr(image, "tag_v2", None)
+                several, tags = _several(image, data), getattr(image, "tag_v2", None)
                 tiff_turn = None if tags is None else tags.get(_ORIENTATION)
                 image.load()
                 if tiff_turn in TURNS and _ORIENTATION not in image.tag_v2:  # Pillow turns TIFF files by itself
@@ -61,6 +61,7 @@ def decode_image(data: bytes) -> Image.Image:
                 turn = tiff_turn if tags is not None else _orientation(image)
                 if turn in TURNS:
                     image.info["orientation"] = turn
+                image.info["several"] = several
                 if image.format == "PNG" and image.mode != "P" and "transparency" in image.info:
                     image.info["alpha"] = _key_alpha(image, data)
                 return image
@@ -70,6 +71,17 @@ def decode_image(data: bytes) -> Image.Image:
         reason = "its format is unknown or damaged" if isinstance(error, Image.UnidentifiedImageError) else str(error)
         raise ValueError(f"not a readable image ({' '.join(reason.split()) or type(error).__name__})") from error
     raise ValueError(f"the image has {size[0]}x{size[1]} pixels, more than the {MAX_PIXELS} allowed")
+
+
+def _several(image: Image.Image, data: bytes) -> bool:
+    """Whether a file has more frames than the first. Some formats look for them, which is left to another reader."""
+    try:
+        if image.format in ("PNG", "JPEG"):
+            return getattr(image, "is_animated", False)
+        with Image.open(io.BytesIO(data), formats=[image.format]) as other:
+            return getattr(other, "is_animated", False)
+    except Exception:  # what cannot be read behind the first frame is no concern of it
+        return False
 
 
 def _orientation(image: Image.Image) -> Any:

@@ -35,6 +35,7 @@ class Source:
         labels: one label (class number or vector) or None per image; None: no labels at all.
         label_file: what the labels come from, for messages; label_kind: where they are no classes.
         class_names: one per class, where there are names.
+        repeated: images that a later one of the same name hides.
         notes: what else the user should know, a sentence each.
         force_rgb: gray images become RGB.
         skip_broken: an unreadable entry is left out with a notice instead of ending the conversion.
@@ -49,6 +50,7 @@ class Source:
     label_file: str = ""
     label_kind: str | None = None
     class_names: Sequence[str] | None = None
+    repeated: int = 0
     notes: tuple[str, ...] = ()
     force_rgb: bool = False
     skip_broken: bool = False

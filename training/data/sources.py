@@ -42,6 +42,7 @@ def _archive_source(description: str, archive: ImageArchive, names: Sequence[str
         size=len(names),
         read=lambda i: archive.read(names[i]),
         name=lambda i: str(archive.path / names[i]),
+        repeated=archive.repeated,
         close=archive.close,
         **about,
     )

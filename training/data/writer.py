@@ -48,6 +48,7 @@ class Summary:
     Attributes:
         written, dropped, skipped: images; dropped are too small for the transform, skipped are broken.
         turned: read images with an EXIF orientation other than upright.
+        several: written images whose files hold more frames than the one that was taken.
         unlabelled: written images that lack a label while others have one; first_unlabelled: the first of them.
         labelled: whether labels were written.
         shape: width, height, channels.
@@ -57,6 +58,7 @@ class Summary:
     dropped: int = 0
     skipped: int = 0
     turned: int = 0
+    several: int = 0
     unlabelled: int = 0
     first_unlabelled: str = ""
     labelled: bool = False
@@ -68,11 +70,12 @@ class _Encoded:
     shape: tuple[int, int, int]
     png: bytes
     turned: bool
+    several: bool
 
     @classmethod
-    def of(cls, pixels: np.ndarray, turned: bool) -> _Encoded:
+    def of(cls, pixels: np.ndarray, turned: bool = False, several: bool = False) -> _Encoded:
         height, width = pixels.shape[:2]
-        return cls((width, height, 3 if pixels.ndim == 3 else 1), encode_png(pixels), turned)
+        return cls((width, height, 3 if pixels.ndim == 3 else 1), encode_png(pixels), turned, several)
 
 
 def check_destination(dest: str, source: str) -> Path:
@@ -137,11 +140,12 @@ def convert(
     def prepare(index: int) -> _Encoded | None:
         data = source.read(index)
         if isinstance(data, np.ndarray) and transform is keep:
-            return _Encoded.of(data, turned=False)
-        image, turn = _gray_or_rgb(data, background)
+            return _Encoded.of(data)
+        image, info = _gray_or_rgb(data, background)
+        turn = TURNS.get(info.get("orientation"))
         image = image.convert("RGB") if source.force_rgb else image
         image = transform(image.transpose(turn) if turn is not None and exif == "apply" else image)
-        return None if image is None else _Encoded.of(np.asarray(image), turned=turn is not None)
+        return None if image is None else _Encoded.of(np.asarray(image), turn is not None, info.get("several", False))
 
     def skip(index: int, error: Exception, allowed: bool) -> None:
         if not allowed:
@@ -171,6 +175,7 @@ def convert(
             summary.shape = encoded.shape
             summary.written += 1
             summary.turned += encoded.turned
+            summary.several += encoded.several
             if source.labels is not None and source.labels[index] is not None:
                 entries.append([name, source.labels[index]])
             elif source.labels is not None:
@@ -189,10 +194,10 @@ def _about(source: Source) -> dict[str, Any]:
     return {key: value for key, value in about.items() if value is not None}
 
 
-def _gray_or_rgb(data: bytes | np.ndarray, background: str | None) -> tuple[Image.Image, Image.Transpose | None]:
-    """An image in mode L or RGB, and how EXIF asks to turn it."""
+def _gray_or_rgb(data: bytes | np.ndarray, background: str | None) -> tuple[Image.Image, dict[str, Any]]:
+    """An image in mode L or RGB, and what its file says beside it."""
     decoded = decode_image(data) if isinstance(data, bytes) else Image.fromarray(data)
-    return to_gray_or_rgb(decoded, background), TURNS.get(decoded.info.get("orientation"))
+    return to_gray_or_rgb(decoded, background), decoded.info
 
 
 def _check_shape(shape: tuple[int, int, int], first: tuple[int, int, int] | None, any_size: bool) -> None:

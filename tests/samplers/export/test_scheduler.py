@@ -302,6 +302,16 @@ BAD = {
     "rising": (
         lambda: FewstepScheduler(schedule=schedule("searched")).set_timesteps(sigmas=[1.0, 2.0]), "falling numbers",
     ),
+    "none": (lambda: FewstepScheduler(schedule=schedule("searched")).set_timesteps(sigmas=[]), "falling numbers"),
+    "infinite": (
+        lambda: FewstepScheduler(schedule=schedule("searched")).set_timesteps(sigmas=[math.inf, 1.0]), "trained on",
+    ),
+    "beyond the table": (
+        lambda: FewstepScheduler(schedule=schedule("searched")).set_timesteps(sigmas=[160.0, 1.0]), "up to 157.407",
+    ),
+    "before set_timesteps": (
+        lambda: FewstepScheduler(schedule=schedule("searched")).step(unit(), 3.0, unit()), "call set_timesteps",
+    ),
 }  # fmt: skip
 
 

@@ -2,11 +2,12 @@
 
 import io
 import struct
+import zipfile
 import zlib
 
 import numpy as np
 import pytest
-from dataset_files import contents, convert, pictures, pixels, png, refuse, write, write_dataset
+from dataset_files import contents, convert, pictures, pixels, png, refuse, write, write_dataset, write_zip
 from PIL import Image
 
 from training.data.decode import TURNS, decode_image
@@ -170,6 +171,28 @@ def test_conversion_counts_and_turns(tmp_path):
     expected = [np.rot90(images[0], -1), images[1], np.rot90(images[2], 2)]
     np.testing.assert_array_equal(pictures(tmp_path / "o.zip"), expected)
     assert "EXIF" not in convert(write_dataset(tmp_path / "b", {"0.png": images[0]}), tmp_path / "o.zip")
+
+
+@pytest.mark.parametrize("form", ["GIF", "WEBP", "TIFF", "PNG"])
+def test_conversion_counts_images_of_several_frames(tmp_path, form):
+    file, frames = io.BytesIO(), [Image.fromarray(pixels()) for _ in range(3)]
+    frames[0].save(file, form, save_all=True, append_images=frames[1:])
+    root = write_dataset(tmp_path / "in", {f"0.{form}": file.getvalue(), "1.png": pixels()})
+    assert "Several frames: the first of 1 image was taken" in convert(root, tmp_path / "o.zip")
+    with Image.open(file) as image:
+        np.testing.assert_array_equal(pictures(tmp_path / "o.zip")[0], np.asarray(image.convert("RGB")))
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_conversion_counts_images_that_others_of_their_name_hide(tmp_path):
+    images, file = [pixels() for _ in range(3)], tmp_path / "a.zip"
+    write_zip(file, {"0.png": images[0], "1.png": images[1]})
+    with zipfile.ZipFile(file, "a") as archive:
+        archive.writestr("0.png", png(images[2]))
+    for labels in ("auto", "none"):
+        output = convert(file, tmp_path / "o.zip", f"--labels={labels}")
+        assert "Equal names: 1 image was left out for a later one of the same name" in output
+        np.testing.assert_array_equal(pictures(tmp_path / "o.zip"), [images[2], images[1]])
 
 
 def test_damaged_exif_does_no_harm(tmp_path):

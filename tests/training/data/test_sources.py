@@ -104,7 +104,7 @@ def test_lsun(tmp_path):
     )
     output = convert(path, tmp_path / "o.zip")
     assert "Skipped entry 1" in output
-    assert "1 were skipped" in output
+    assert "1 was skipped" in output
     names = list(contents(tmp_path / "o.zip"))
     assert names[:-1] == [f"00000/img0000000{i}.png" for i in (0, 2, 3)]
     expected = [good[0], np.stack([gray] * 3, -1), good[1]]
