@@ -7,6 +7,12 @@ import pytest
 from golden_cases import GOLDEN, HANDLED, kinds
 
 
+def test_no_unknown_area():
+    """Those of features have no cases: test_efficientnet_lite.py reads them."""
+    assert {p.relative_to(GOLDEN).parts[0] for p in GOLDEN.glob("*/**/*.json")} <= HANDLED.keys()
+    assert {p.parent for p in GOLDEN.rglob("*.npz") if not p.with_suffix(".json").exists()} <= {GOLDEN / "features"}
+
+
 @pytest.mark.parametrize("area", sorted(HANDLED))
 def test_no_unknown_kind(area):
     if not (GOLDEN / area).is_dir():

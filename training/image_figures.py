@@ -101,6 +101,8 @@ def _check_source(options: CalcOptions | RefOptions, name: str, path: str | None
         seeds = _seeds(options)
         if options.num not in (None, len(seeds)):
             raise ValueError(f"--seeds names {len(seeds)} images and --num={options.num}: leave one of them out")
+        if options.seed is not None:
+            raise ValueError("--seed chooses among images of a folder or file: leave it out, or give --seeds")
         if len(seeds) < 2:
             raise ValueError(f"--seeds names {len(seeds)} images, 2 are needed at least: write --seeds=0-999")
         refuse_labels(options.labels, options.class_idx, options.guidance_type != "uncond")
@@ -121,8 +123,9 @@ def _images(path: str, num: int | None, options: CalcOptions | RefOptions) -> Pi
     if found < (num or 2):
         raise ValueError(f"{path} holds {found} images, {num or 2} are needed: lower --num or add images")
     read = opened.images if isinstance(opened, NpzImages) else partial(decoded, opened)
-    about = {"images": path, "found": found, "seed": options.seed}
-    return stored(read, subset_indices(found, num, options.seed).tolist(), opened.image_shape, options.batch, about)
+    about = {"images": path, "found": found, "seed": options.seed or 0}
+    chosen = subset_indices(found, num, about["seed"]).tolist()
+    return stored(read, chosen, opened.image_shape, options.batch, about)
 
 
 def _samples(options: CalcOptions | RefOptions, device: torch.device) -> Pictures:

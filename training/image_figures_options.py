@@ -63,7 +63,9 @@ class Measurement:
         None, "Weights of the features, or NAME=... of each, with commas [default: where each looks by itself]",
         metavar="FILE|URL|DIR",
     )  # fmt: skip
-    seed: int = opt(0, "Seed of the random subset where there are more images than --num", metavar="INT")
+    seed: int | None = opt(
+        None, "Seed of the random subset where there are more images than --num [default: 0]", metavar="INT"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

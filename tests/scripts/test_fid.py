@@ -207,6 +207,7 @@ def test_inception_is_the_default(data, monkeypatch):
         ("--images={d}/images --ref={d}/others.npz --num=130 --steps=4", "--steps says how a network is sampled"),
         ("--images={d}/images --ref={d}/others.npz --num=130 --seeds=1-3", "--seeds says how a network"),
         ("--network={n} --seeds=0-9 --num=11 --ref={d}/others.npz", "--seeds names 10 images and --num=11"),
+        ("--network={n} --num=11 --seed=3 --ref={d}/others.npz", "--seed chooses among images"),
         ("--network={n} --seeds=9-5 --ref={d}/others.npz", "names no number"),
         ("--network={n} --num=11 --ref={d}/others.npz", "'pixels' gives 64 for these images"),
         ("--images={d}/images --ref={d}/bad.npz --num=130", "has 2 features an image, 'pixels' gives 48"),
