@@ -150,16 +150,18 @@ def export(source: str, out: str | Path, format: str) -> Path:
     """
     from networks.load import load_network, save_network
 
-    net, out = load_network(source), Path(out)
+    out = Path(out)
+    if format == "safetensors" and out.suffix != ".safetensors":
+        out = out.with_name(out.name + ".safetensors")
+    check_target(out, source)
+    net = load_network(source)
     if format == "safetensors":
-        out = out if out.suffix == ".safetensors" else out.with_name(out.name + ".safetensors")
         save_network(out, net, net.info)
         return out
     if format != "dill":
         raise ValueError(f"there is no format '{format}': choose safetensors or dill")
     import dill
 
-    check_target(out, source)
     with atomic_write(out) as file:
         dill.dump(bundle(net), file, recurse=True)
     return out
@@ -204,8 +206,10 @@ def push_command(network: str, target: str, schedules: tuple[str, ...], private:
 @click.argument("out", metavar="OUT", type=click.Path())
 def pull_command(source: str, out: str) -> None:
     """Fetch a file from the Hugging Face hub and write it to OUT."""
+    check_target(out)
+    content = hub_file(source).read_bytes()
     with atomic_write(out) as file:
-        file.write(hub_file(source).read_bytes())
+        file.write(content)
     click.echo(out)
 
 

@@ -17,6 +17,7 @@ from networks.published.configs import read_any
 from networks.published.flow_configs import PRESETS
 from networks.published.unet_shapes import unet_config
 from torch_utils.checkpoint import is_safetensors, load_safetensors
+from torch_utils.errors import reason
 from torch_utils.files import map_file
 from torch_utils.pickles.archives import opened, read_archive
 from torch_utils.pickles.machine import shown
@@ -105,6 +106,11 @@ def _found(find: Callable[[], Path]) -> tuple[Path, Mapping[str, Tensor]]:
     return path, value
 
 
+_DAMAGED = (  # what an adapter meets in tensors that are missing or of shapes that no network has
+    KeyError, IndexError, TypeError, AttributeError, ArithmeticError, RuntimeError, StopIteration,
+)  # fmt: skip
+
+
 def read_parts(
     path: str | Path,
     state: Mapping[str, Tensor],
@@ -124,6 +130,22 @@ def read_parts(
     Raises:
         ValueError: tensors of no known family, or what the family's adapter says.
     """
+    try:
+        return _adapted(path, state, config, classifier, vae)
+    except _DAMAGED as error:
+        raise ValueError(
+            f"{path} holds a network whose tensors are missing or do not fit together ({reason(error)}), or its "
+            "configuration is wrong"
+        ) from error
+
+
+def _adapted(
+    path: str | Path,
+    state: Mapping[str, Tensor],
+    config: Config | None,
+    classifier: Callable[[], Path] | None,
+    vae: Callable[[], Path] | str | None,
+) -> Parts:
     if not (isinstance(config, str | Path) and str(config) in PRESETS) and config is not None:
         config = read_any(config)
     transformer, guided = transformers.is_transformer(state), openai.is_guided_diffusion(state)

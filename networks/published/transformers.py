@@ -25,12 +25,13 @@ __all__ = ["first_stage_of", "is_transformer", "scale_of", "to_checkpoint"]
 
 TYPES = ("dit", "sit", "combostoc")
 _TABLE = {"kind": "linear", "steps": 1000, "beta_start": 1e-4, "beta_end": 0.02}
+_DIMENSIONS = {"x_embedder.proj.weight": 4, "final_layer.linear.weight": 2, "pos_embed": 3}
 _SCALE = 0.18215  # of the latents that published files were trained on
 
 
 def is_transformer(state: Mapping[str, Tensor]) -> bool:
     """Whether these are the names of a diffusion transformer."""
-    return "x_embedder.proj.weight" in state and "final_layer.linear.weight" in state and "pos_embed" in state
+    return state.keys() >= _DIMENSIONS.keys()
 
 
 def to_checkpoint(
@@ -54,6 +55,9 @@ def to_checkpoint(
     check_words(config, ("type", "num_heads", "scale_factor"), str(path))
     kind = _kind(path, state, config or {})
     state = {k: v for k, v in state.items() if not k.startswith("projectors.")}
+    for name, ndim in _DIMENSIONS.items():
+        if state[name].ndim != ndim:
+            raise ValueError(f"{path}: its tensor {name} has shape {list(state[name].shape)}, not {ndim} dimensions")
     width, channels, patch, _ = state["x_embedder.proj.weight"].shape
     network = _network(path, state, config or {}, width, channels, patch)
     labels = state.get("y_embedder.embedding_table.weight")

@@ -100,6 +100,16 @@ def test_generate_opens_it_where_told_to(net, tmp_path, monkeypatch):
         share.load_unsafe("list.pt")
 
 
+@pytest.mark.parametrize("out", ["net", "net.safetensors"])
+def test_no_export_takes_the_place_of_its_source(net, tmp_path, out):
+    networks.save_network(tmp_path / "net.safetensors", net)
+    before = (tmp_path / "net.safetensors").read_bytes()
+    result = CliRunner().invoke(share.main, ["export", str(tmp_path / "net.safetensors"), str(tmp_path / out)])
+    assert result.exit_code == 1
+    assert "would be replaced" in result.output
+    assert (tmp_path / "net.safetensors").read_bytes() == before
+
+
 def test_safetensors(net, tmp_path):
     path = share.export(tmp_path / "net.pkl", tmp_path / "x", "safetensors")
     assert path.name == "x.safetensors"

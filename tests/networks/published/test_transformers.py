@@ -45,6 +45,23 @@ def load(folder, name, vae="vae.ckpt", **config):
     return networks.load_network(folder / name, config={"num_heads": 2, **config}, vae=vae and folder / vae)
 
 
+BROKEN = [
+    ("x_embedder.proj.weight", torch.zeros(3), "not 4 dimensions"),
+    ("pos_embed", torch.ones(()), "not 3 dimensions"),
+    ("y_embedder.embedding_table.weight", torch.ones(()), "do not fit together"),
+    ("x_embedder.proj.weight", torch.zeros(0, 0, 0, 0), "do not fit together"),
+    ("blocks.0.mlp.fc1.weight", None, "do not fit together"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "words"), BROKEN)
+def test_tensors_of_impossible_shapes_are_one_sentence(tmp_path, name, value, words):
+    state = {**trunk(channels=3).state_dict(), name: value}
+    torch.save({k: v for k, v in state.items() if v is not None}, tmp_path / "SiT.pt")
+    with pytest.raises(ValueError, match=words):
+        load(tmp_path, "SiT.pt", vae=None)
+
+
 def inputs():
     generator = torch.Generator().manual_seed(0)
     return torch.randn(2, 4, 8, 8, generator=generator), torch.eye(10)[[1, 2]]
