@@ -57,4 +57,5 @@ def losses_over_time(
             error = found.double() - field.path.target(x, noise, t, "velocity")
             total[k] += error.square().flatten(1).mean(1).sum()
     losses = torch.tensor(dist.all_gather_object(total.tolist()), dtype=torch.float64).sum(0) / len(dataset)
-    return LossTable(path=path_name(field.path), pairs=tuple(zip(grid.tolist(), losses.tolist(), strict=True)))
+    pairs = tuple(zip(grid.tolist(), losses.tolist(), strict=True))
+    return LossTable(path=path_name(field.path), pairs=pairs, model_hash=field.weights_hash())

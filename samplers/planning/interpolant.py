@@ -81,7 +81,7 @@ def plan_interpolant(request: Request) -> Plan:
     if (order := given.get("sde_order", 1)) not in (1, 2):
         raise ValueError(f"--sde-order={order} is not possible: 1 is Euler's step, 2 Heun's")
     second_order = order == 2
-    form, learnt = _form(given, field)
+    form, learnt, notes = _form(given, field)
     size = given.get("last_step_size", LAST_STEP_SIZE) if ends else 0.0
     count = _count(given, 1 + second_order, ends)
     times = _times(field, form, size, given.get("sample_eps"), count)
@@ -101,11 +101,12 @@ def plan_interpolant(request: Request) -> Plan:
         each=1 + second_order,
         extra=int(ends),
         stochastic=True,
+        notes=notes,
     )
 
 
-def _form(given: dict[str, Any], field: Field) -> tuple[str, dict[str, Any]]:
-    """The form of the noise, and of one that follows losses eta and the losses."""
+def _form(given: dict[str, Any], field: Field) -> tuple[str, dict[str, Any], tuple[tuple[str, str], ...]]:
+    """The form of the noise, of one that follows losses eta and the losses, and what is to be said of these."""
     file, eta = given.get("diffusion_losses"), given.get("diffusion_eta")
     form = DIFFUSION_FORMS[given.get("diffusion_form", LEARNT if file else "sigma")]
     if form == LEARNT and file is None:
@@ -117,14 +118,16 @@ def _form(given: dict[str, Any], field: Field) -> tuple[str, dict[str, Any]]:
         if form != LEARNT and value is not None:
             raise ValueError(f"--diffusion-{name} is of --diffusion-form={LEARNT}, not of {form}: leave it out")
     if form != LEARNT:
-        return form, {}
+        return form, {}, ()
     found = LossTable.load(file)
     if found.path != path_name(field.path):
         raise ValueError(
             f"{file} has losses on the path '{found.path}', and this model is sampled on '{path_name(field.path)}': "
             "give a table of its own"
         )
-    return form, {"eta": 0.01 if eta is None else eta, "losses": found.pairs}
+    other = found.model_hash is not None and found.model_hash != field.weights_hash()
+    notes = (("Note", f"{file} has the losses of other weights, which may not be those of these."),) * other
+    return form, {"eta": 0.01 if eta is None else eta, "losses": found.pairs}, notes
 
 
 def _count(given: dict[str, Any], each: int, ends: bool) -> int:

@@ -19,6 +19,7 @@ class LossTable:
     Attributes:
         path: key of `samplers.path.PATHS`.
         pairs: (time, loss), times falling from the noise to the data, losses above 0.
+        model_hash: of the weights whose losses these are, or None.
 
     Raises:
         ValueError: pairs that are none of these.
@@ -26,6 +27,7 @@ class LossTable:
 
     path: str
     pairs: tuple[tuple[float, float], ...]
+    model_hash: str | None = None
 
     def __post_init__(self) -> None:
         if len(self.pairs) < 2 or not all(math.isfinite(v) for pair in self.pairs for v in pair):
@@ -37,7 +39,8 @@ class LossTable:
     def save(self, path: Path, provenance: Mapping[str, Any]) -> None:
         """Write the file; `provenance` is plain JSON about how the losses were found."""
         times, losses = zip(*self.pairs, strict=True)
-        write_json(path, {"path": self.path, "times": times, "losses": losses, "provenance": provenance})
+        content = {"path": self.path, "times": times, "losses": losses, "model_hash": self.model_hash}
+        write_json(path, {**content, "provenance": provenance})
 
     @classmethod
     def load(cls, path: str | Path) -> LossTable:
@@ -50,6 +53,7 @@ class LossTable:
         content = read_json(path, "a table of losses")
         try:
             times, losses = ([float(v) for v in content[name]] for name in ("times", "losses"))
-            return cls(path=str(content["path"]), pairs=tuple(zip(times, losses, strict=True)))
+            pairs = tuple(zip(times, losses, strict=True))
+            return cls(path=str(content["path"]), pairs=pairs, model_hash=content.get("model_hash"))
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is not a table of losses that analyze.py losses wrote: {error}") from error

@@ -109,6 +109,9 @@ def test_losses_are_read(losses):
     assert plan.record()["options"]["losses"] == [[1.0, 0.3], [0.0, 0.1]]
     assert "KL-eta of norm 1, eta 0.2" in plan.title
     assert build_plan(net, SamplerOptions(diffusion_losses=losses)).options["eta"] == 0.01
+    assert not plan.notes
+    LossTable(path="linear", pairs=((1.0, 0.3), (0.0, 0.1)), model_hash="b" * 64).save(losses, {})
+    assert "losses of other weights" in str(build_plan(net, SamplerOptions(diffusion_losses=losses)))
 
 
 def test_losses_that_do_not_fit(tmp_path, losses):
