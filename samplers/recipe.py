@@ -192,7 +192,7 @@ class ScheduleFile:
         if not isinstance(obj, dict) or obj.pop("format", None) != FORMAT:
             raise ValueError(f'{path} is not a schedule file: its JSON does not say "format": "{FORMAT}"')
         version = obj.pop("version", None)
-        if version != VERSION:
+        if type(version) is not int or version != VERSION:  # true and 1.0 are equal to 1
             raise ValueError(
                 f"{path} has version {version!r} of the schedule format, this program reads version {VERSION}"
             )

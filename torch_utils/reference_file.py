@@ -111,9 +111,17 @@ def load_moments(path: str | PathLike[str], features: str | None = None, rows: b
             f"{path} holds {kind} ({', '.join(sorted(found)[:5]) or 'none'}) and not mu and sigma, the statistics of "
             "their features: make those with `fid.py ref` of the same data, or give images (an array images or arr_0)"
         )
+    numbers = ("mu", "sigma", "num")
+    odd = [key for key in numbers if key in arrays and arrays[key].dtype.kind not in "fiu"]
+    odd += [key for key in ("num", "features", "protocol") if key in arrays and arrays[key].ndim]
+    if odd:
+        found_there = f"{arrays[odd[0]].dtype} of shape {list(arrays[odd[0]].shape)}"
+        raise ValueError(f"{path}: {odd[0]} is {found_there}, which no statistics have: make it anew with `fid.py ref`")
     mu, sigma = (torch.from_numpy(arrays[key].astype(np.float64)) for key in ("mu", "sigma"))
     if mu.ndim != 1 or sigma.shape != (len(mu), len(mu)):
         raise ValueError(f"{path}: mu of shape {list(mu.shape)} and sigma of shape {list(sigma.shape)} do not match")
+    if sigma.isfinite().all() and not torch.allclose(sigma, sigma.T, rtol=1e-3, atol=1e-6 * float(sigma.abs().max())):
+        raise ValueError(f"{path}: sigma is not symmetric, so it is no covariance: make it anew with `fid.py ref`")
     num, name, kept = (arrays.get(key) for key in ("num", "features", "rows"))
     if kept is not None and (kept.ndim != 2 or kept.shape[1] != len(mu) or kept.dtype != np.float32):
         raise ValueError(

@@ -60,6 +60,8 @@ def test_model():
     [
         ({"format": "x"}, "is not a schedule file"),
         ({"version": 2}, "version 2 .* reads version 1"),
+        ({"version": True}, "version True .* reads version 1"),
+        ({"version": 1.0}, "version 1.0 .* reads version 1"),
         ({"solver": "rk9"}, "no solver 'rk9'"),
         ({"options": {"max_order": 7}}, "max_order=7"),
         ({"path": "ode"}, "no path 'ode'"),

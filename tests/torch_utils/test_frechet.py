@@ -212,6 +212,10 @@ def test_moments_file_of_others(tmp_path):
         ({"mean": np.zeros(2)}, "and not mu and sigma"),
         ({"mu": np.zeros(2), "sigma": np.eye(3)}, "do not match"),
         ({"mu": np.array([None]), "sigma": np.eye(1)}, "not an npz"),
+        ({"mu": np.zeros(2, complex), "sigma": np.eye(2)}, "mu is complex128 of shape"),
+        ({"mu": np.zeros(2), "sigma": np.array([[1.0, 0.5], [0, 1]])}, "not symmetric"),
+        ({"mu": np.zeros(2), "sigma": np.eye(2), "num": np.arange(3)}, r"num is int64 of shape \[3\]"),
+        ({"mu": np.zeros(2), "sigma": np.eye(2), "features": np.array(["x", "y"])}, "features is <U1 of shape"),
     ],
 )
 def test_bad_moments_file(tmp_path, arrays, words):
