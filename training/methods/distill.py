@@ -110,6 +110,19 @@ def _check_teacher(net: nn.Module, options: DistillOptions) -> None:
                 f"{folder} was not made by --network={options.network} but by a network with other weights "
                 f"({MADE_BY}): give the network that made the pairs"
             )
+    for images, noise in zip(folders[::2], folders[1::2], strict=True):
+        a, b = read_record(images), read_record(noise)
+        if a is not None and b is not None and _drawn(a) != _drawn(b):
+            raise ValueError(
+                f"the noise in {noise} was drawn in another way than that of {images} ({MADE_BY}): give the one that "
+                "--save-noise wrote beside these images"
+            )
+
+
+def _drawn(record: Mapping[str, object]) -> list[object]:
+    """What decides the noise of a number, besides the network's shape."""
+    sampler = record.get("sampler")
+    return [record.get("rng_device"), sampler.get("prior") if isinstance(sampler, Mapping) else None]
 
 
 def one_step(net: Field | Callable[..., Tensor], noise: Tensor) -> Tensor:

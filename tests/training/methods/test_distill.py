@@ -20,6 +20,7 @@ from networks.published.flow_configs import to_kwargs
 from samplers import Field
 from samplers.path import Linear
 from torch_utils.images import to_uint8
+from torch_utils.provenance import write_record
 from training.data.noise_pairs import PairDataset, find_folders
 from training.method import Batch
 from training.methods.distill import DistillOptions, build, one_step, open_pairs, reconstruction_loss
@@ -126,6 +127,18 @@ def test_pairs_of_another_network_are_refused(pairs, tmp_path):
     tested = options(pairs, network=str(tmp_path / "other.pkl"), test_data=str(tmp_path / "p"))
     with pytest.raises(ValueError, match="p/samples was not made by"):
         build(tested, open_pairs(tested), torch.device("cpu"))
+
+
+def test_noise_that_was_drawn_in_another_way_is_refused(pairs):
+    how = {"sampler": {"prior": "standard", "levels": [1, 0]}, "rng_device": "cpu"}
+    write_record(pairs / "samples", how)
+    write_record(pairs / "zs", how | {"sampler": {"prior": "standard", "levels": [1, 0.5, 0]}})
+    dataset = PairDataset(pairs / "samples", pairs / "zs")
+    build(options(pairs), dataset, torch.device("cpu"))
+    for other in ({"rng_device": "cuda"}, {"sampler": {"prior": "matched"}}):
+        write_record(pairs / "zs", how | other)
+        with pytest.raises(ValueError, match="drawn in another way"):
+            build(options(pairs), dataset, torch.device("cpu"))
 
 
 def test_averages_that_are_asked_for_are_kept(pairs):
