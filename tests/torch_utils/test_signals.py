@@ -70,7 +70,8 @@ def test_handlers_are_given_back():
 
 
 LOSING = """
-import sys, time, click
+import signal, sys, time, click
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 from torch_utils import process
 process.begin()
 from torch_utils.cli import Command
