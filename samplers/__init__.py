@@ -10,7 +10,8 @@ if TYPE_CHECKING:
     from samplers.path import PATHS
     from samplers.schedules.explicit import validate_t_steps
     from samplers.schedules.formulas import SCHEDULES, get_schedule
-    from samplers.solvers.base import Solver, Step
+    from samplers.solvers.base import Step
+    from samplers.solvers.entry import Solver
     from samplers.solvers.table import SOLVERS, sample
 
 __all__ = [
@@ -24,7 +25,8 @@ __getattr__, __dir__ = lent(
         "samplers.path": ("PATHS",),
         "samplers.schedules.explicit": ("validate_t_steps",),
         "samplers.schedules.formulas": ("SCHEDULES", "get_schedule"),
-        "samplers.solvers.base": ("Solver", "Step"),
+        "samplers.solvers.base": ("Step",),
+        "samplers.solvers.entry": ("Solver",),
         "samplers.solvers.table": ("SOLVERS", "sample"),
     },
 )

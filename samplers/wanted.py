@@ -20,9 +20,14 @@ from torch_utils.images import image_format
 from torch_utils.provenance import digest
 from torch_utils.report.kinds import kind_of
 
-_TRUE = ("true", "1", "yes")
-_FALSE = ("false", "0", "no")
 _WRITTEN = ("grid", "npz", "save_traj", "save_schedule")
+
+
+def _grid(options: OutputOptions) -> tuple[bool, str]:
+    """Whether the grid lies in the folder of images, and its own file; neither, where none is asked for."""
+    grid = (options.grid or "").strip()
+    in_outdir = grid.lower() in ("true", "1", "yes")
+    return in_outdir, "" if in_outdir or grid.lower() in ("false", "0", "no") else grid
 
 
 def check_files(options: OutputOptions) -> None:
@@ -31,9 +36,8 @@ def check_files(options: OutputOptions) -> None:
     Raises:
         ValueError, OSError: see `torch_utils.files.check_target`; a file of the wrong suffix.
     """
-    given = {name: value for name in _WRITTEN if (value := getattr(options, name))}
-    if given.get("grid", "").strip().lower() in (*_TRUE, *_FALSE):
-        del given["grid"]
+    asked = {**vars(options), "grid": _grid(options)[1]}
+    given = {name: asked[name] for name in _WRITTEN if asked[name]}
     if (schedule := options.save_schedule) and not schedule.endswith(".json"):
         raise ValueError(f"--save-schedule={schedule} must end in .json, by which --schedule knows a file")
     if "grid" in given:
@@ -80,9 +84,7 @@ def choose_targets(
     Raises:
         ValueError: options that need another one.
     """
-    grid = (options.grid or "").strip()
-    in_outdir = grid.lower() in _TRUE
-    grid = "" if grid.lower() in _FALSE else grid
+    in_outdir, grid = _grid(options)
     outdir = options.outdir
     if outdir is None and (in_outdir or not (grid or options.npz or options.save_traj or not images)):
         outdir = Path("samples", *["grids"] * in_outdir, name, f"{_name_of(plan)}-{digest(record)}")

@@ -27,7 +27,7 @@ from samplers.planning.grid import plan_grid
 from samplers.planning.native import plan_native
 from samplers.recipe import ScheduleFile
 from samplers.schedules.formulas import SCHEDULES, get_schedule
-from samplers.solvers.base import Solver
+from samplers.solvers.entry import Solver
 from samplers.solvers.table import SOLVERS
 from samplers.start import starts_exactly
 

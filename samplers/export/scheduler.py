@@ -153,9 +153,10 @@ class FewstepScheduler(SchedulerMixin, ConfigMixin):
 
     def _check_known(self, level: float) -> None:
         """A ValueError for a level above those that the network was trained on, of which it knows nothing."""
-        if not self.flow and level > (top := float(self.table.sigma(torch.ones((), dtype=torch.float64)))) * (
-            1 + SLACK
-        ):
+        if self.flow:
+            return
+        top = float(self.table.sigma(torch.ones((), dtype=torch.float64)))
+        if level > top * (1 + SLACK):
             raise ValueError(
                 f"the noise level {level:g} is above those that this model was trained on, up to {top:.6g}: begin lower"
             )

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from samplers.planning.base import Plan, Request, churn_of, count_of, said, settled, shown_levels
 from samplers.planning.options import ChurnOptions, MethodOptions
-from samplers.solvers.base import Solver
 from samplers.solvers.elementwise import ONE_STEP, coefficient_cost, sample_mac
+from samplers.solvers.entry import Solver
 from samplers.solvers.table import SOLVERS
 from samplers.start import refuse_guess
 

@@ -24,12 +24,11 @@ from torch import Tensor
 from samplers.field import Field
 from samplers.path import VE
 from samplers.schedules.explicit import validate_t_steps
-from samplers.solvers.entry import Solver
 from samplers.solvers.scalar import Scalar
 from torch_utils.misc import expand_to
 
 __all__ = [
-    "Levels", "Scalar", "Solver", "Step", "analytical_first", "combine", "evaluate", "minus", "network_levels",
+    "Levels", "Scalar", "Step", "analytical_first", "combine", "evaluate", "minus", "network_levels",
     "read_levels", "recorded", "require_ve", "steps_from_data", "towards", "traced_estimate",
 ]  # fmt: skip
 
